@@ -123,6 +123,12 @@ def test_vanishing_ridge_limits():
     assert c == pytest.approx(lambertw(1 / lam).real, rel=1e-6)
     assert theory.ridge_chain(0.0, 0.1) == pytest.approx(np.log(9))
     assert theory.ridge_chain(0.0) == np.inf
+    tiny = np.array([1e-20, 1e-100, 1e-300])
+    np.testing.assert_allclose(theory.ridge_first(0.25, tiny), u0[1], rtol=1e-12)
+    for reg_bias in (True, False):
+        b, theta = theory.ridge_gate(0.25, tiny, reg_bias)
+        np.testing.assert_allclose(expit(b + theta), 0.4, rtol=1e-12)
+        assert np.all(expit(b - theta) < 1e-16)
 
 
 def test_finite_sample_sd_matches_simulated_frequencies():

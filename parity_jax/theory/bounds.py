@@ -11,9 +11,9 @@ from parity_jax.theory._checks import Float, in_range, integer
 
 
 def bound_first(p: Float, lam: Float, T: Float, d: Float, delta: Float) -> Float:
-    """First token, |P(y_1 = x_1) - (1+p)/2| at most
+    """Error of the first token's P(y_1 = x_1), whose true value is (1+p)/2.
 
-    d/(2 lam) sqrt((1 + ln T)/(delta T)) + lam ln((1+p)/(1-p))/(1-p^2).
+    At most d/(2 lam) sqrt((1 + ln T)/(delta T)) + lam ln((1+p)/(1-p))/(1-p^2).
     ValueError unless 0 < p < 1, lam > 0, T >= 1, 0 < delta < 1, integer d >= 3.
     """
     p, lam = in_range("p", p, 0, 1), in_range("lam", lam, 0)
@@ -24,10 +24,11 @@ def bound_first(p: Float, lam: Float, T: Float, d: Float, delta: Float) -> Float
 def bound_gate(
     p: Float, lam: Float, T: Float, d: Float, delta: Float
 ) -> tuple[Float, Float]:
-    """Gate, errors of P(continue) after a right and after a wrong first token.
+    """Errors of the gate's P(continue), after a right and after a wrong first token.
 
-    At most 2(d+1)/lam sqrt((1 + ln T)/(delta T)) plus, if y_1 = x_1 (true value
-    2p/(1+p)), lam (1+p) |ln(2p/(1-p))|/(8p(1-p)), else (true value 0) sqrt(lam/(1-p)).
+    The true values are 2p/(1+p) and 0. Both errors are at most 2(d+1)/lam
+    sqrt((1 + ln T)/(delta T)) plus a bias: lam (1+p) |ln(2p/(1-p))|/(8p(1-p)) if
+    y_1 = x_1, sqrt(lam/(1-p)) if not.
     ValueError as in `bound_first`.
     """
     p, lam = in_range("p", p, 0, 1), in_range("lam", lam, 0)
@@ -38,9 +39,9 @@ def bound_gate(
 
 
 def bound_chain(lam: Float, T: Float, d: Float, step: Float, delta: Float) -> Float:
-    """Chain step l = `step`, P(y_l != y_{l-1} x_l) after T *long* examples, at most
+    """Error rate P(y_l != y_{l-1} x_l) of chain step l = `step` after T long examples.
 
-    (2d+l-1)/(2 lam) sqrt((1 + ln T)/(delta T)) + sqrt(lam).
+    At most (2d+l-1)/(2 lam) sqrt((1 + ln T)/(delta T)) + sqrt(lam).
     ValueError as in `bound_first`, and unless `step` is an integer in 2..d.
     """
     lam, d = in_range("lam", lam, 0), integer("d", d, 3)

@@ -1,4 +1,4 @@
-"""The pre-trained policy under temperature, in closed form (the paper, Section 4).
+"""The pre-trained policy under temperature, in closed form (the paper, Theorem 1).
 
 The policy is ideal: it is calibrated on the mixture D(p), its chains never err, and it
 stops after a wrong first token. With m = y_1 x_1 it is then fixed by the odds

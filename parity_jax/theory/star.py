@@ -1,7 +1,8 @@
 """STaR on the ideal policy: sample at tau, keep the right answers, refit to optimum.
 
 The state is the odds (a, c) of y_1 = x_1 and of going on after it; C_minus = 0 and the
-chains never err, so both rewards keep the same answers (the paper, Section 5).
+chains never err, so both rewards keep the same answers. At tau = 1 this is the paper's
+Theorem 2.
 """
 
 import numpy as np
