@@ -1,0 +1,115 @@
+"""Run any experiment: all of its stages, then its figure and claims.
+
+python -m experiments.main --config=experiments/headline.py --workdir=runs/headline \
+    [--config.runs.grpo.num_steps=40 ...]
+
+Running the same command again continues an interrupted run. Exit code 0: done, 2: a bad
+config or flag (one line says what is allowed; nothing is written), 1: a failed run.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from parity_jax.config import ConfigError, Experiment, from_dict, unknown_name
+from parity_jax.runs import run_experiment
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+PREFIX = "--config."
+
+
+def load_experiment(path: str) -> ModuleType:
+    """The module of an experiment file."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).exists():
+        raise ConfigError("config", path, "must be an experiment file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with one line and exit code 2 for whatever it cannot take."""
+    try:
+        check_overrides(argv)
+        return flags.FLAGS(argv)
+    except ConfigError as error:
+        sys.exit(fail(error))
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        sys.exit(fail(str(error).splitlines()[0]))
+
+
+def check_overrides(argv: list[str]) -> None:
+    """ConfigError for an override of a field that does not exist or of a wrong type."""
+    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    if not files:
+        return
+    config = load_experiment(files[0]).get_config()
+    for argument in argv:
+        if argument.startswith(PREFIX):
+            path, _, value = argument.removeprefix(PREFIX).partition("=")
+            check_override(config, path.split("."), value)
+
+
+def check_override(config: ConfigDict, path: list[str], value: str) -> None:
+    node = config
+    for depth, name in enumerate(path):
+        if not isinstance(node, ConfigDict) or name not in node:
+            parent = ".".join(path[:depth])
+            valid = node.keys() if isinstance(node, ConfigDict) else []
+            error = unknown_name(name, value, valid)
+            raise error.under(parent) if parent else error
+        node = node[name]
+    kinds = {int: "a whole number", float: "a number"}
+    if type(node) in kinds:
+        try:
+            type(node)(value)
+        except ValueError:
+            allowed = f"must be {kinds[type(node)]}"
+            raise ConfigError(".".join(path), value, allowed) from None
+
+
+def fail(error: object) -> int:
+    """Say what is wrong in one line; the exit code of a bad config."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def use_all_cores() -> None:
+    """On a CPU, one device per core: members run side by side."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return fail(f"unexpected argument {argv[1]!r}: options start with --")
+    for name, flag in (("config", CONFIG), ("workdir", WORKDIR)):
+        if flag.value is None:
+            return fail(f"--{name} is required")
+    try:
+        experiment = from_dict(Experiment, CONFIG.value.to_dict())
+        use_all_cores()
+        workdir = Path(WORKDIR.value)
+        run_experiment(experiment, workdir, quiet=logging.get_verbosity() < 0)
+    except ConfigError as error:
+        return fail(error)
+    load_experiment(flags.FLAGS["config"].config_filename).analyse(workdir)
+    return 0
+
+
+def run() -> None:
+    flags.FLAGS.set_default("verbosity", 0)
+    # Orbax tells every file it writes at the level of our progress lines.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

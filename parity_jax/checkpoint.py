@@ -1,0 +1,130 @@
+"""Checkpoints of whole populations; the only module that knows Orbax.
+
+A checkpoint holds every leaf of every member's `StageState` as a NumPy array under its
+path ("params.blocks_0.mlp.up.kernel"), so that it can be read without the code that
+wrote it and restored on any hardware, and a SHA-256 digest that is verified on reading.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from parity_jax.types import StageState
+
+Arrays = dict[str, np.ndarray]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, or of another program."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, at explicit steps; saving is asynchronous and atomic."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory.absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, states: StageState) -> None:
+        """Copy the states to the host and write them in the background."""
+        arrays = to_arrays(states)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            digest=ocp.args.JsonSave({"sha256": digest(arrays)}),
+        )
+        self._manager.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Return when everything is on disk; raises what a background save raised."""
+        self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def read(self, step: int) -> Arrays:
+        """All arrays of a step; CheckpointError if it is missing or damaged."""
+        where = f"{self.directory}/{step}"
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{where}: no such checkpoint (there are: {known})")
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
+        )
+        try:
+            saved = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax raises many kinds for damaged files
+            first_line = str(error).splitlines()[0] if str(error) else repr(error)
+            raise CheckpointError(f"{where}: cannot be read: {first_line}") from error
+        arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
+        if digest(arrays) != saved["digest"]["sha256"]:
+            raise CheckpointError(f"{where}: content does not match its digest")
+        return arrays
+
+    def read_latest(self, warn: Callable[[str], None]) -> tuple[int, Arrays] | None:
+        """The newest whole checkpoint; damaged newer ones are reported and deleted."""
+        for step in reversed(self.steps()):
+            try:
+                return step, self.read(step)
+            except CheckpointError as error:
+                warn(f"{error}; falling back to an earlier checkpoint")
+                self._manager.delete(step)
+        return None
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def to_arrays(tree: Any) -> Arrays:
+    """Every leaf as a host copy under its path; typed keys as their key data."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): np.array(_raw(leaf)) for path, leaf in leaves}
+
+
+def from_arrays(arrays: Arrays, template: Any) -> Any:
+    """The tree of the template's structure; CheckpointError names what does not fit."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    expected = {_name(path): jax.eval_shape(_raw, leaf) for path, leaf in leaves}
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is unknown" for name in arrays if name not in expected]
+    for name, shape in expected.items():
+        if name in arrays and arrays[name].shape != shape.shape:
+            problems.append(f"{name} is {arrays[name].shape}, expected {shape.shape}")
+    if problems:
+        raise CheckpointError("checkpoint of another program: " + "; ".join(problems))
+
+    def restore(path: Any, leaf: Any) -> Any:
+        array = jax.numpy.asarray(arrays[_name(path)])
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(array) if is_key else array
+
+    return treedef.unflatten([restore(path, leaf) for path, leaf in leaves])
+
+
+def subtree(arrays: Arrays, name: str) -> Arrays:
+    """The arrays below a name, e.g. "params", without it."""
+    prefix = name + "."
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _raw(leaf: Any) -> Any:
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf

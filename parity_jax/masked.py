@@ -1,0 +1,49 @@
+"""Masks and masked reductions; metrics stay (total, count) until they are printed."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from parity_jax.types import EOS
+
+
+def has_ended(response_BxGxT: Array) -> Array:
+    """Whether a response contains EOS, BxG."""
+    return (response_BxGxT == EOS).any(-1)
+
+
+def num_tokens(response_BxGxT: Array) -> Array:
+    """Number of tokens before EOS, BxG int: the length of a response (T if none)."""
+    return (jnp.cumsum(response_BxGxT == EOS, -1) == 0).sum(-1)
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    """Mean of x where mask is true; 0 where nothing is."""
+    return Mean.over(x, mask).value(empty=0.0)
+
+
+class Mean(NamedTuple):
+    """A weighted mean kept as float32 total and count, so that parts add up exactly."""
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def over(cls, x: Array, mask: Array | None = None) -> "Mean":
+        """Mean over all elements of x, or over those where mask is true."""
+        mask = jnp.ones_like(x, bool) if mask is None else mask
+        mask = jnp.broadcast_to(mask, x.shape)
+        total = jnp.where(mask, x, 0).sum(dtype=jnp.float32)
+        return cls(total, mask.sum(dtype=jnp.float32))
+
+    def merge(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self, empty: float = jnp.nan) -> Array:
+        """total / count, or `empty` where nothing was counted."""
+        present = self.count > 0
+        return jnp.where(present, self.total / jnp.where(present, self.count, 1), empty)
+
+
+Metrics = dict[str, Mean]

@@ -1,0 +1,14 @@
+"""Models: pure functions behind the `Model` contract."""
+
+from parity_jax.config import TransformerConfig
+from parity_jax.models.model import Model, response_logits
+from parity_jax.models.transformer import make_transformer
+from parity_jax.types import Task
+
+__all__ = ["Model", "make_model", "response_logits"]
+
+
+def make_model(cfg: TransformerConfig, task: Task) -> Model:
+    return make_transformer(
+        cfg, task.vocab_size, task.prompt_len, task.prompt_len + task.response_len
+    )

@@ -1,0 +1,166 @@
+"""Losses and estimators: pure functions of arrays, each named after what it computes.
+
+Names and formulas follow TRL where it has them. Shapes: rewards and advantages BxG,
+everything per token BxGxT.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from parity_jax.config import PolicyGradientConfig
+from parity_jax.masked import Mean, Metrics, masked_mean
+from parity_jax.types import Hypers
+
+
+def token_log_probs(logits: Array, token: Array) -> Array:
+    """log softmax(logits) at each token; logits has a vocabulary axis behind token's."""
+    log_probs = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(log_probs, token[..., None], -1)[..., 0]
+
+
+def token_entropy(logits: Array) -> Array:
+    """Entropy of softmax(logits) in nats, without the vocabulary axis."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+def next_token_loss(log_prob: Array, mask: Array, num_sequences: Array | int) -> Array:
+    """Mean over sequences of sum_j -log pi(y_j | x, y_<j) (paper section 3)."""
+    return -jnp.where(mask, log_prob, 0).sum() / num_sequences
+
+
+def priced_reward(
+    correct_BxG: Array, num_tokens_BxG: Array, max_tokens: int, price: Array, mode: str
+) -> Array:
+    """Reward less the price of length; num_tokens does not count EOS.
+
+    additive: r - price * |y| / max_tokens; multiplicative: r * (1 - price * |y| / max).
+    """
+    cost_BxG = price * num_tokens_BxG / max_tokens
+    if mode == "additive":
+        return correct_BxG - cost_BxG
+    return correct_BxG * (1 - cost_BxG)
+
+
+def advantages(reward_BxG: Array, cfg: PolicyGradientConfig) -> Array:
+    """(reward - baseline) / (std + std_eps), both as the config names them."""
+    scale = _reward_std(reward_BxG, cfg)
+    centred_BxG = reward_BxG - _baseline(reward_BxG, cfg.baseline)
+    return centred_BxG if scale is None else centred_BxG / (scale + cfg.std_eps)
+
+
+def _baseline(reward_BxG: Array, kind: str) -> Array:
+    if kind == "none":
+        return jnp.zeros_like(reward_BxG)
+    if kind == "batch":
+        return jnp.broadcast_to(reward_BxG.mean(), reward_BxG.shape)
+    mean_Bx1 = reward_BxG.mean(-1, keepdims=True)
+    if kind == "group":
+        return jnp.broadcast_to(mean_Bx1, reward_BxG.shape)
+    num_generations = reward_BxG.shape[-1]
+    return (mean_Bx1 * num_generations - reward_BxG) / (num_generations - 1)
+
+
+def _reward_std(reward_BxG: Array, cfg: PolicyGradientConfig) -> Array | None:
+    if cfg.scale_rewards == "none":
+        return None
+    if cfg.scale_rewards == "batch":
+        return reward_BxG.std(ddof=cfg.std_ddof, keepdims=True)
+    return reward_BxG.std(-1, ddof=cfg.std_ddof, keepdims=True)
+
+
+def is_zero_std(reward_BxG: Array) -> Array:
+    """Whether all rewards of a group are equal, B."""
+    return reward_BxG.max(-1) == reward_BxG.min(-1)
+
+
+def kl_estimate(log_prob: Array, reference_log_prob: Array, estimator: str) -> Array:
+    """Per-token estimate of KL(policy || reference) from samples of the policy.
+
+    With x = log_prob - reference: k1 = x; k2 = x^2 / 2; k3 = exp(-x) + x - 1.
+    """
+    x = log_prob - reference_log_prob
+    if estimator == "k1":
+        return x
+    return x**2 / 2 if estimator == "k2" else jnp.exp(-x) + x - 1
+
+
+def aggregate(
+    loss_BxGxT: Array, mask_BxGxT: Array, loss_type: str, rollout_tokens: Array | float
+) -> Array:
+    """One number from per-token losses; the denominator is what loss_type names.
+
+    grpo       mean over responses of the mean over their tokens
+    bnpo       sum / number of tokens of this minibatch
+    dapo       sum / mean number of tokens of a minibatch of this rollout
+               (`rollout_tokens`)
+    dr_grpo    sum / (number of responses * longest possible response T)
+    reinforce  sum / number of responses
+    Responses whose mask is empty count in the denominators that count responses.
+    """
+    loss_BxGxT = jnp.where(mask_BxGxT, loss_BxGxT, 0)
+    num_responses = mask_BxGxT.shape[0] * mask_BxGxT.shape[1]
+    if loss_type == "grpo":
+        num_tokens_BxG = jnp.maximum(mask_BxGxT.sum(-1), 1)
+        return (loss_BxGxT.sum(-1) / num_tokens_BxG).sum() / num_responses
+    denominator = {
+        "bnpo": mask_BxGxT.sum(),
+        "dapo": rollout_tokens,
+        "dr_grpo": num_responses * mask_BxGxT.shape[-1],
+        "reinforce": num_responses,
+    }[loss_type]
+    return loss_BxGxT.sum() / jnp.maximum(denominator, 1)
+
+
+def policy_loss(
+    logits_BxGxTxV: Array,
+    token_BxGxT: Array,
+    mask_BxGxT: Array,
+    old_log_prob_BxGxT: Array,
+    reference_log_prob_BxGxT: Array | None,
+    advantage_BxG: Array,
+    rollout_tokens: Array | float,
+    hypers: Hypers,
+    cfg: PolicyGradientConfig,
+) -> tuple[Array, Metrics]:
+    """Clipped surrogate with optional KL and entropy terms, and its diagnostics.
+
+    Per token -min(min(c, delta) A, clip(c, 1 - epsilon, 1 + epsilon_high) A), where c is
+    the probability ratio to the policy that sampled: exp(log_ratio) of the token, or of
+    the mean over the response's tokens (importance_sampling_level="sequence"). The
+    logits must be divided by the sampling temperature already: the policy that is
+    trained is the one that was sampled.
+    """
+    log_prob_BxGxT = token_log_probs(logits_BxGxTxV, token_BxGxT)
+    log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - old_log_prob_BxGxT, 0)
+    if cfg.importance_sampling_level == "sequence":
+        num_tokens_BxGx1 = jnp.maximum(mask_BxGxT.sum(-1, keepdims=True), 1)
+        mean_BxGx1 = log_ratio_BxGxT.sum(-1, keepdims=True) / num_tokens_BxGx1
+        log_ratio_BxGxT = jnp.broadcast_to(mean_BxGx1, log_ratio_BxGxT.shape)
+    ratio_BxGxT = jnp.exp(log_ratio_BxGxT)
+    low, high = 1 - hypers.epsilon, 1 + hypers.epsilon_high
+    advantage_BxGx1 = advantage_BxG[..., None]
+    free_BxGxT = jnp.minimum(ratio_BxGxT, hypers.delta) * advantage_BxGx1
+    clipped_BxGxT = jnp.clip(ratio_BxGxT, low, high) * advantage_BxGx1
+    loss_BxGxT = -jnp.minimum(free_BxGxT, clipped_BxGxT)
+
+    is_low = (ratio_BxGxT < low) & (advantage_BxGx1 < 0)
+    is_high = (ratio_BxGxT > high) & (advantage_BxGx1 > 0)
+    entropy_BxGxT = token_entropy(logits_BxGxTxV)
+    metrics = {
+        "entropy": Mean.over(entropy_BxGxT, mask_BxGxT),
+        "clip_ratio/low_mean": Mean.over(is_low, mask_BxGxT),
+        "clip_ratio/high_mean": Mean.over(is_high, mask_BxGxT),
+        "clip_ratio/region_mean": Mean.over(is_low | is_high, mask_BxGxT),
+    }
+    if reference_log_prob_BxGxT is not None:
+        kl_BxGxT = kl_estimate(
+            log_prob_BxGxT, reference_log_prob_BxGxT, cfg.kl_estimator
+        )
+        metrics["kl"] = Mean.over(kl_BxGxT, mask_BxGxT)
+        if cfg.kl_in == "loss":
+            loss_BxGxT += hypers.beta * kl_BxGxT
+    loss = aggregate(loss_BxGxT, mask_BxGxT, cfg.loss_type, rollout_tokens)
+    loss -= hypers.entropy_coef * masked_mean(entropy_BxGxT, mask_BxGxT)
+    return loss, metrics | {"loss": Mean.over(loss)}

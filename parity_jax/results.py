@@ -1,0 +1,127 @@
+"""What a run leaves on disk besides checkpoints: metrics, claims and small JSON files."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from parity_jax.masked import Metrics
+
+METRICS = "metrics.jsonl"
+COUNTERS = ("rollouts", "updates", "tokens")  # per step; loaded with running totals
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: the file is either the old one or the whole new one."""
+    part = path.with_suffix(".part")
+    with part.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+class MetricsFile:
+    """Append-only metrics of a run, one JSON line per record.
+
+    {"split": "train" | "eval", "step": n, "seconds": s, "values": {name: [P numbers]}}
+    Members are in the order of the axes in config.json; null is "not computed".
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / METRICS
+
+    def rewind(self, step: int) -> None:
+        """Drop records after `step`, and a last line that was cut off."""
+        kept = [r for r in read_records(self.path) if r["step"] <= step]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.replace(self.path)
+
+    def append(self, split: str, step: int, seconds: float, metrics: Metrics) -> None:
+        values = {name: _numbers(mean.value()) for name, mean in metrics.items()}
+        record = {"split": split, "step": step, "seconds": seconds, "values": values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _numbers(values_P: jax.Array) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in np.asarray(values_P)]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a metrics file; a line that was cut off ends it."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def load_metrics(directory: Path, split: str) -> xr.Dataset:
+    """Metrics of a run as labelled arrays with dimensions (*axes, step).
+
+    Training metrics are means over the steps since the previous record. The counters of
+    one step (`tokens`) come with running totals (`num_tokens`).
+    """
+    axes = read_json(directory / "config.json")["axes"]
+    records = read_records(directory / METRICS)
+    records = [r for r in records if r["split"] == split]
+    steps = [r["step"] for r in records]
+    shape = [len(values) for values in axes.values()]
+    names = sorted({name for record in records for name in record["values"]})
+    missing = [None] * int(np.prod(shape))
+    variables = {}
+    for name in names:
+        rows = [r["values"].get(name, missing) for r in records]
+        values_PxS = np.array(rows, dtype=float).T
+        variables[name] = ([*axes, "step"], values_PxS.reshape(*shape, len(steps)))
+    data = xr.Dataset(variables, coords={**axes, "step": steps})
+    per_record = np.diff(steps, prepend=0)
+    for name in COUNTERS:
+        if name in data:
+            total = (data[name].fillna(0) * per_record).cumsum("step")
+            data[f"num_{name}"] = total
+    return data
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper beside what this run measured."""
+
+    id: str
+    claim: str
+    expected: str
+    measured: Any  # number, or numbers by member
+    tolerance: str
+    holds: bool
+
+
+def write_claims(directory: Path, claims: list[Claim]) -> None:
+    write_json(directory / "claims.json", [asdict(claim) for claim in claims])
+
+
+def by_member(values: xr.DataArray) -> dict[str, float]:
+    """The values of all members under readable labels ("seed=0")."""
+    out: dict[str, float] = {}
+    stacked = values.stack(member=values.dims) if values.dims else values.expand_dims("m")
+    for item in stacked.transpose(...):
+        labels: Mapping[str, Any] = {d: item.coords[d].item() for d in values.dims}
+        name = ",".join(f"{k}={v:g}" for k, v in labels.items()) or "all"
+        out[name] = round(float(item), 6)
+    return out

@@ -1,0 +1,22 @@
+"""Training stages: init, step and evaluate of one member."""
+
+from parity_jax.config import PolicyGradientConfig, PretrainConfig, StageConfig
+from parity_jax.evaluate import Evaluate
+from parity_jax.models import Model
+from parity_jax.stages.policy_gradient import make_policy_gradient
+from parity_jax.stages.pretrain import make_pretrain
+from parity_jax.stages.stage import Stage
+from parity_jax.types import Task
+
+__all__ = ["Stage", "make_stage"]
+
+
+def make_stage(
+    cfg: StageConfig, task: Task, model: Model, evaluate: Evaluate, p_long: float
+) -> Stage:
+    """The stage of a config; p_long bounds the share of long demonstrations."""
+    match cfg:
+        case PretrainConfig():
+            return make_pretrain(cfg, task, model, evaluate, p_long)
+        case PolicyGradientConfig():
+            return make_policy_gradient(cfg, task, model, evaluate)

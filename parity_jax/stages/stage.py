@@ -1,0 +1,63 @@
+"""The contract of a training stage: pure functions of one member."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from parity_jax.evaluate import Evaluate
+from parity_jax.masked import Metrics
+from parity_jax.models import Model
+from parity_jax.types import RUNNING, Hypers, Key, Params, StageState
+
+
+class Stage(NamedTuple):
+    """What `population` runs. `sequences_per_step` is what one step trains on."""
+
+    init: Callable[[Key, Hypers, Params | None], StageState]
+    step: Callable[[StageState], tuple[StageState, Metrics]]
+    evaluate: Callable[[StageState], Metrics]
+    sequences_per_step: int
+
+
+class StepKeys(NamedTuple):
+    """Independent keys of one step, folded from the member's key: no hidden stream."""
+
+    data: Key  # prompts and demonstrations
+    sample: Key  # responses
+    evaluate: Key
+    reward: Key  # noise of the rewards
+
+    @classmethod
+    def of(cls, state: StageState) -> "StepKeys":
+        return cls(*jax.random.split(jax.random.fold_in(state.key, state.step), 4))
+
+
+def make_init(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    keeps_reference: bool = False,
+) -> Callable[[Key, Hypers, Params | None], StageState]:
+    """init(key, hypers, params=None): a fresh optimizer on given or new parameters."""
+
+    def init(key: Key, hypers: Hypers, params: Params | None = None) -> StageState:
+        k_init, k_steps = jax.random.split(key)
+        params = model.init(k_init) if params is None else params
+        return StageState(
+            key=k_steps,
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            hypers=hypers,
+            status=jnp.int32(RUNNING),
+            reference=params if keeps_reference else None,
+        )
+
+    return init
+
+
+def evaluator(evaluate: Evaluate) -> Callable[[StageState], Metrics]:
+    """Evaluation of a member on prompts that no step trains on."""
+    return lambda state: evaluate(StepKeys.of(state).evaluate, state.params)

@@ -1,0 +1,9 @@
+"""What is learned. A task is an object with the members of `types.Task`."""
+
+from parity_jax.config import ParityConfig
+from parity_jax.tasks.parity import Parity
+from parity_jax.types import Task
+
+
+def make_task(cfg: ParityConfig) -> Task:
+    return Parity(cfg)
