@@ -1,16 +1,16 @@
-"""The headline: parity of 50 bits, next-token prediction and then GRPO (C1, C2, C4, C5).
+"""The headline: parity of 50 bits, next-token prediction, then GRPO (C1, C2, C4, C5).
 
 Command    make headline
-           python -m experiments.main --config=experiments/headline.py \
-               --workdir=runs/headline
+           (experiments.main with this file and --workdir=runs/headline)
 Device     2 CPU cores: see README for the measured minutes; any GPU
-Expected   before RL: greedy answers are 1 token long and right half of the time, sampled
-           ones are long with probability p_cot; after RL: greedy answers are 50 tokens
+Expected   before RL: greedy answers are 1 token long and right half of the time,
+           sampled ones are long with probability p_cot; after RL: greedy answers are 50 tokens
            long and right; next-token prediction on as many sequences changes nothing.
 Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are ours)
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -28,7 +28,15 @@ from parity_jax.config import (
     gpt2,
     to_config_dict,
 )
-from parity_jax.plots import ACCENT, GREY, INK, draw_members, save_figure
+from parity_jax.plots import (
+    ACCENT,
+    BLUE,
+    GREY,
+    INK,
+    draw_members,
+    label_line,
+    save_figure,
+)
 from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
 from parity_jax.theory import accuracy
 from parity_jax.types import Hypers
@@ -70,3 +78,127 @@ def get_config() -> ConfigDict:
             evaluate=EvaluateConfig(num_prompts=256),
         )
     )
+
+
+def analyse(workdir: Path) -> None:
+    write_claims(workdir, claims(workdir))
+    save_figure(figure(workdir), workdir)
+
+
+def claims(workdir: Path) -> list[Claim]:
+    """C1, C2, C4 and C5 on the last evaluation of each stage, for every seed."""
+    d, p_cot = read_setting(workdir)
+    before = load_metrics(workdir / "pretrain", "eval").isel(step=-1)
+    control = load_metrics(workdir / "control", "eval").isel(step=-1)
+    after = load_metrics(workdir / "grpo", "eval")
+    p_long, sampled = before["t1/p_long"], before["t1/accuracy"]
+    expected_accuracy = float(accuracy(p_cot))
+    at_chance = [abs(run["greedy/accuracy"] - 0.5) <= 0.1 for run in (before, control)]
+    short = [run["greedy/length_median"] == 1 for run in (before, control)]
+    last = after.isel(step=-1)
+    solved = (last["greedy/accuracy"] >= 0.99) & (last["greedy/length_median"] == d)
+    return [
+        Claim(
+            "C1",
+            "after pre-training P(long) at temperature 1 is p_cot",
+            f"{p_cot}",
+            by_member(p_long),
+            "0.1",
+            bool((abs(p_long - p_cot) <= 0.1).all()),
+        ),
+        Claim(
+            "C2",
+            "accuracy at temperature 1 is (1 + p_cot) / 2",
+            f"{expected_accuracy}",
+            by_member(sampled),
+            "0.1",
+            bool((abs(sampled - expected_accuracy) <= 0.1).all()),
+        ),
+        Claim(
+            "C4",
+            "next-token prediction alone stays short and at chance under greedy "
+            "decoding, also on as many further sequences as RL uses",
+            "accuracy 0.5, length 1",
+            {
+                f"{name} {score}": by_member(run[f"greedy/{score}"])
+                for name, run in (("pretrain", before), ("control", control))
+                for score in ("accuracy", "length_median")
+            },
+            "accuracy 0.1, length exact",
+            bool(all(x.all() for x in at_chance + short)),
+        ),
+        Claim(
+            "C5",
+            "GRPO makes greedy decoding perfect and long within 30 updates",
+            f"accuracy >= 0.99, length {d}",
+            {
+                "accuracy": by_member(last["greedy/accuracy"]),
+                "length_median": by_member(last["greedy/length_median"]),
+                "first update with accuracy >= 0.99": by_member(first_solved(after)),
+            },
+            "accuracy >= 0.99, length exact",
+            bool(solved.all()),
+        ),
+    ]
+
+
+def read_setting(workdir: Path) -> tuple[int, float]:
+    """d and p_cot of a run of this experiment."""
+    config = read_json(workdir / "config.json")
+    return config["task"]["num_bits"], config["runs"]["pretrain"]["hypers"]["p_cot"]
+
+
+def first_solved(scores: xr.Dataset) -> xr.DataArray:
+    """First evaluated step with greedy accuracy >= 0.99; NaN if there is none."""
+    solved = scores["greedy/accuracy"] >= 0.99
+    return scores["step"].where(solved).min("step")
+
+
+def figure(workdir: Path) -> plt.Figure:
+    d, p_cot = read_setting(workdir)
+    config = read_json(workdir / "config.json")["runs"]
+    batch_size = config["pretrain"]["stage"]["batch_size"]
+    rollout = config["grpo"]["stage"]["rollout"]
+    runs = {name: load_metrics(workdir / name, "eval") for name in config}
+    switch = config["pretrain"]["num_steps"] * batch_size
+    per_step = {
+        "pretrain": batch_size,
+        "control": batch_size,
+        "grpo": rollout["num_prompts"] * rollout["num_generations"],
+    }
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.2), sharex=True)
+
+    def draw(ax: plt.Axes, name: str, score: str, color: str, **style: Any) -> None:
+        start = 0 if name == "pretrain" else switch
+        sequences = (start + runs[name]["step"] * per_step[name]) / 1000
+        draw_members(ax, sequences, runs[name][score], color, **style)
+
+    end = (switch + per_step["grpo"] * runs["grpo"]["step"].values[-1]) / 1000
+    for ax, greedy, sampled in (
+        (top, "greedy/accuracy", "t1/accuracy"),
+        (bottom, "greedy/length_median", "t1/length_mean"),
+    ):
+        for name in ("pretrain", "grpo"):
+            draw(ax, name, sampled, BLUE)
+            draw(ax, name, greedy, ACCENT)
+        draw(ax, "control", greedy, GREY, ls=":")
+        ax.axvline(switch / 1000, color=INK, lw=0.8)
+        final = {name: float(runs[name][greedy][..., -1].median()) for name in runs}
+        label_line(ax, end, final["grpo"], "greedy", ACCENT)
+        label_line(ax, end, final["control"], "greedy,\nno RL", GREY)
+    top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
+    label_line(top, 0, accuracy(p_cot), "theory (1 + p_cot) / 2", BLUE, va="bottom")
+    label_line(bottom, 0, 1 + (d - 1) * p_cot, "theory, sampled", BLUE, va="bottom")
+    bottom.axhline(1 + (d - 1) * p_cot, color=BLUE, ls="--", lw=1)
+    before_switch = switch / 1000 * 0.97
+    label_line(top, before_switch, 0.95, "next-token prediction", INK, ha="right")
+    label_line(top, switch / 1000, 0.3, "GRPO", INK)
+    label_line(
+        bottom, before_switch, 0.5 * d, "sampled at\ntemperature 1", BLUE, ha="right"
+    )
+    top.set(ylabel="accuracy", ylim=(0.2, 1.03))
+    bottom.set(
+        ylabel="response length (tokens)", xlabel="training sequences (thousands)"
+    )
+    top.set_title(f"Parity of {d} bits, {p_cot:.0%} long demonstrations", loc="left")
+    return figure

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from parity_jax.config import ConfigError, Experiment, from_dict, unknown_name
@@ -46,12 +46,17 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(fail(str(error).splitlines()[0]))
 
 
+def config_file(argv: list[str]) -> str:
+    """The experiment file of --config=FILE; empty without one."""
+    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    return files[-1] if files else ""
+
+
 def check_overrides(argv: list[str]) -> None:
     """ConfigError for an override of a field that does not exist or of a wrong type."""
-    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
-    if not files:
+    if not config_file(argv):
         return
-    config = load_experiment(files[0]).get_config()
+    config = load_experiment(config_file(argv)).get_config()
     for argument in argv:
         if argument.startswith(PREFIX):
             path, _, value = argument.removeprefix(PREFIX).partition("=")
@@ -87,6 +92,12 @@ def use_all_cores() -> None:
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
+def is_quiet() -> bool:
+    """Whether --verbosity asks for silence; absl's own default of -1 does not."""
+    flag = flags.FLAGS["verbosity"]
+    return bool(flag.present) and int(flag.value or 0) < 0
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return fail(f"unexpected argument {argv[1]!r}: options start with --")
@@ -96,18 +107,15 @@ def main(argv: list[str]) -> int:
     try:
         experiment = from_dict(Experiment, CONFIG.value.to_dict())
         use_all_cores()
-        workdir = Path(WORKDIR.value)
-        run_experiment(experiment, workdir, quiet=logging.get_verbosity() < 0)
+        workdir = Path(str(WORKDIR.value))
+        run_experiment(experiment, workdir, is_quiet())
     except ConfigError as error:
         return fail(error)
-    load_experiment(flags.FLAGS["config"].config_filename).analyse(workdir)
+    load_experiment(config_file(sys.argv)).analyse(workdir)
     return 0
 
 
 def run() -> None:
-    flags.FLAGS.set_default("verbosity", 0)
-    # Orbax tells every file it writes at the level of our progress lines.
-    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     app.run(main, flags_parser=parse_flags)
 
 

@@ -1,0 +1,1 @@
+"""How reinforcement learning after next-token prediction makes models learn."""

@@ -24,7 +24,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, at explicit steps; saving is asynchronous and atomic."""
+    """Checkpoints of one run, at explicit steps; saving is asynchronous and atomic."""
 
     def __init__(self, directory: Path):
         self.directory = directory.absolute() / "checkpoints"
@@ -45,6 +45,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def read(self, step: int) -> Arrays:
@@ -77,6 +78,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
+        """Wait for background saves and let go of the directory."""
         self._manager.close()
 
 
@@ -103,13 +105,16 @@ def from_arrays(arrays: Arrays, template: Any) -> Any:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array) if is_key else array
 
-    return treedef.unflatten([restore(path, leaf) for path, leaf in leaves])
+    restored = [restore(path, leaf) for path, leaf in leaves]
+    return jax.tree.unflatten(treedef, restored)
 
 
 def subtree(arrays: Arrays, name: str) -> Arrays:
     """The arrays below a name, e.g. "params", without it."""
     prefix = name + "."
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    return {
+        k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)
+    }
 
 
 def digest(arrays: Arrays) -> str:

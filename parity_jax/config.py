@@ -30,11 +30,13 @@ class ConfigError(ValueError):
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """ConfigError unless the condition holds."""
     if not condition:
         raise ConfigError(name, value, allowed)
 
 
 def require_positive(config: Any, *names: str) -> None:
+    """ConfigError unless all these fields are at least 1."""
     for name in names:
         value = getattr(config, name)
         require(value >= 1, name, value, "must be at least 1")
@@ -78,6 +80,7 @@ HYPER_BOUNDS: dict[str, tuple[float, float | None]] = {
 
 
 def check_hyper(name: str, value: float) -> None:
+    """ConfigError unless the value is within HYPER_BOUNDS."""
     low, high = HYPER_BOUNDS[name]
     allowed = f"must be in [{low}, {high}]" if high is not None else f"must be >= {low}"
     inside = low <= value and (high is None or value <= high)
@@ -85,6 +88,7 @@ def check_hyper(name: str, value: float) -> None:
 
 
 def check_hypers(hypers: Hypers) -> None:
+    """ConfigError unless all numbers are within bounds, alone and together."""
     for f in dataclasses.fields(hypers):
         check_hyper(f.name, getattr(hypers, f.name))
     share = hypers.p_cot + hypers.p_leap
@@ -120,7 +124,7 @@ class TransformerConfig:
     mlp: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
     tie_embedding: bool = True
-    init_std: float = 0.02  # of weights; residual ones are divided by sqrt(2 depth)
+    init_std: float = 0.088  # of weights; residual ones are divided by sqrt(2 depth)
     sliding_window: int = 0  # 0: every earlier position is visible
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; params are float32
 
@@ -138,13 +142,16 @@ class TransformerConfig:
         allowed = f"head size {self.width / heads:g} must be even for rotary positions"
         require(even, "num_heads", heads, allowed)
         allowed = "must be 0 (off) or positive"
-        require(self.sliding_window >= 0, "sliding_window", self.sliding_window, allowed)
+        require(
+            self.sliding_window >= 0, "sliding_window", self.sliding_window, allowed
+        )
 
 
 def gpt2(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfig:
     """GPT-2 family: learned positions, LayerNorm, GELU, biases, tied embedding.
 
-    The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours.
+    The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours, and so is
+    init_std = 1 / sqrt(width) (GPT-2's 0.02 belongs to width 768 and learns slower here).
     """
     heads = width // 32
     preset: dict[str, Any] = dict(
@@ -153,6 +160,7 @@ def gpt2(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfi
         num_heads=heads,
         num_kv_heads=heads,
         mlp_width=4 * width,
+        init_std=width**-0.5,
     )
     return TransformerConfig(**preset | overrides)
 
@@ -170,6 +178,7 @@ def mistral(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerCo
         num_heads=heads,
         num_kv_heads=heads // 2,
         mlp_width=7 * width // 2,
+        init_std=width**-0.5,
         positions="rotary",
         norm="rms",
         mlp="swiglu",
@@ -286,13 +295,13 @@ def reinforce(**overrides: Any) -> PolicyGradientConfig:
 
 
 def rloo(**overrides: Any) -> PolicyGradientConfig:
-    """RLOO: the baseline of a response is the mean reward of the others of its group."""
+    """RLOO: the baseline of a response is the mean reward of its group's others."""
     return reinforce(baseline="leave_one_out", **overrides)
 
 
 def dr_grpo(**overrides: Any) -> PolicyGradientConfig:
     """Dr. GRPO: group mean without std, constant length normalisation."""
-    preset: dict[str, Any] = dict(scale_rewards="none", loss_type="dr_grpo")
+    preset: dict[str, Any] = {"scale_rewards": "none", "loss_type": "dr_grpo"}
     return PolicyGradientConfig(**preset | overrides)
 
 
@@ -312,7 +321,31 @@ def gspo(**overrides: Any) -> PolicyGradientConfig:
     return PolicyGradientConfig(importance_sampling_level="sequence", **overrides)
 
 
-StageConfig = PretrainConfig | PolicyGradientConfig
+@dataclass(frozen=True)
+class StarConfig:
+    """STaR (paper section 4); one step is one round."""
+
+    kind: ClassVar[str] = "star"
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(num_prompts=2048, num_generations=1)
+    )
+    batch_size: int = 64
+    num_epochs: int = 3  # passes over the kept samples of a round
+    restart: bool = False  # every round starts from the parameters of the parent run
+
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size", "num_epochs")
+        samples = self.rollout.num_prompts * self.rollout.num_generations
+        divides = samples % self.batch_size == 0
+        allowed = f"must divide the {samples} samples of a round"
+        require(divides, "batch_size", self.batch_size, allowed)
+        allowed = "must be >= 0"
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, allowed)
+
+
+StageConfig = PretrainConfig | PolicyGradientConfig | StarConfig
 
 
 @dataclass(frozen=True)
@@ -365,10 +398,10 @@ class RunConfig:
         except ConfigError as error:
             raise error.under("hypers") from None
         check_axes(self.axes)
-        self._refuse_idle_price()
+        self._check_length_price()
 
-    def _refuse_idle_price(self) -> None:
-        """Two rewards that differ at all are -1 and +1 after division by their std."""
+    def _check_length_price(self) -> None:
+        """Refuse a price of length that would do nothing, or everything."""
         price = max(self.axes.get("length_price", (self.hypers.length_price,)))
         idle = (
             isinstance(self.stage, PolicyGradientConfig)
@@ -380,6 +413,9 @@ class RunConfig:
             "two rewards divides it away; use more generations or scale_rewards='none'"
         )
         require(not (idle and price > 0), "hypers.length_price", price, allowed)
+        allowed = "must be 0 with STaR: it keeps samples whose reward is 1"
+        is_star = isinstance(self.stage, StarConfig)
+        require(not (is_star and price > 0), "hypers.length_price", price, allowed)
 
 
 @dataclass(frozen=True)
@@ -396,7 +432,9 @@ class Experiment:
     def __post_init__(self) -> None:
         check_axes(self.axes)
         allowed = "must name at least one seed"
-        require(bool(self.axes.get("seed")), "axes.seed", self.axes.get("seed"), allowed)
+        require(
+            bool(self.axes.get("seed")), "axes.seed", self.axes.get("seed"), allowed
+        )
         for name, run in self.runs.items():
             overlap = sorted(set(run.axes) & set(self.axes))
             allowed = "is already an axis of the experiment"
@@ -404,6 +442,7 @@ class Experiment:
 
 
 def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:
+    """ConfigError unless every axis exists and has distinct values within bounds."""
     for name, values in axes.items():
         if name != "seed" and name not in HYPER_BOUNDS:
             raise unknown_name(name, values, ["seed", *HYPER_BOUNDS]).under("axes")
@@ -423,7 +462,7 @@ def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:
 def to_config_dict(config: Any) -> ConfigDict:
     """The ml_collections form that absl flags can override field by field.
 
-    A union of configs carries its `kind`; every possible axis is listed, empty if unused.
+    A union of configs carries its `kind`; every possible axis is listed, maybe empty.
     """
     return ConfigDict(to_dict(config, every_axis=True))
 
@@ -502,6 +541,8 @@ def _from_fields(kind: Any, value: Any) -> Any:
 def _from_mapping(item: Any, value: Any) -> FrozenDict:
     require(isinstance(value, dict), "", value, "must be a mapping")
     if typing.get_origin(item) is tuple:  # axes: an empty tuple is an unused one
-        axes = {k: v if isinstance(v, (tuple, list)) else (v,) for k, v in value.items()}
+        axes = {
+            k: v if isinstance(v, (tuple, list)) else (v,) for k, v in value.items()
+        }
         return FrozenDict({k: tuple(v) for k, v in axes.items() if len(v)})
     return FrozenDict({name: _child(name, item, v) for name, v in value.items()})

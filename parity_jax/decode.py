@@ -21,7 +21,7 @@ def tempered(logits: Array, temperature: Array) -> Array:
 
 
 class _Carry(NamedTuple):
-    index: Array  # response position that is drawn next
+    position: Array  # of the response token that is drawn next
     logits_BxGxV: Array
     done_BxG: Array
     cache: Any
@@ -48,7 +48,7 @@ def sample(
     def draw(carry: _Carry) -> tuple[Array, Array]:
         """The token of the next position and its log-probability, BxG each."""
         logits_BxGxV = tempered(carry.logits_BxGxV, temperature_Gx1)
-        k_token = jax.random.fold_in(key, carry.index)
+        k_token = jax.random.fold_in(key, carry.position)
         noise_BxGxV = jax.random.gumbel(k_token, logits_BxGxV.shape)
         noise_BxGxV = jnp.where(temperature_Gx1 > 0, noise_BxGxV, 0.0)
         token_BxG = jnp.argmax(logits_BxGxV + noise_BxGxV, -1)
@@ -62,22 +62,22 @@ def sample(
             alive_BxG,
         )
         return jax.tree.map(
-            lambda old, x: old.at[..., carry.index].set(x.astype(old.dtype)),
+            lambda old, x: old.at[..., carry.position].set(x.astype(old.dtype)),
             carry.response,
             new,
         )
 
     def unfinished(carry: _Carry) -> Array:
-        return (carry.index < response_len) & ~carry.done_BxG.all()
+        return (carry.position < response_len) & ~carry.done_BxG.all()
 
     def body(carry: _Carry) -> _Carry:
         token_BxG, log_prob_BxG = draw(carry)
         response = write(carry, token_BxG, log_prob_BxG)
         logits_BxGxV, cache = model.decode_step(
-            params, token_BxG, carry.index, context, carry.cache
+            params, token_BxG, carry.position, context, carry.cache
         )
         done_BxG = carry.done_BxG | (token_BxG == EOS)
-        return _Carry(carry.index + 1, logits_BxGxV, done_BxG, cache, response)
+        return _Carry(carry.position + 1, logits_BxGxV, done_BxG, cache, response)
 
     start = _Carry(
         jnp.int32(0),

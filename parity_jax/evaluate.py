@@ -43,7 +43,7 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
         is_long_BxG = task.is_long(response.token)
         ended_BxG = has_ended(response.token)
         length_BxG = num_tokens(response.token)
-        metrics = {}
+        metrics: Metrics = {}
         for g, name in enumerate(temperatures):
             correct, is_long = correct_BxG[:, g], is_long_BxG[:, g]
             length = length_BxG[:, g].astype(jnp.float32)

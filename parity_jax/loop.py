@@ -32,16 +32,16 @@ def train(
         metrics = {}
         if target > 0:
             states, metrics = population.run(states, target - max(step, 0))
-            _append(metrics_file, "train", target, started, metrics)
+            metrics_file.append("train", target, time.monotonic() - started, metrics)
         if is_due(target, run.eval_every, run):
             scores = population.evaluate(states)
-            _append(metrics_file, "eval", target, started, scores)
+            metrics_file.append("eval", target, time.monotonic() - started, scores)
             metrics = metrics | scores
         step = target
         stopped = tell_stopped(population, states, stopped, report)
         if stopped.all() or is_due(step, run.checkpoint_every, run):
             checkpoints.save(step, states)
-        report.update(step, metrics, population.sequences_per_step)
+        report.update(step, metrics, population.sequences_per_step * len(stopped))
         if stopped.all():
             break
     checkpoints.wait()
@@ -70,12 +70,7 @@ def tell_stopped(
     for i in np.flatnonzero(stopped_P & ~known_P):
         label = ", ".join(f"{k}={v:g}" for k, v in population.labels[i].items())
         text = STATUS_TEXT[int(status_P[i])]
-        report.warn(f"member {label} {text} after step {step_P[i]}; it stays frozen there")
+        report.warn(
+            f"member {label} {text} after step {step_P[i]}; it stays frozen there"
+        )
     return stopped_P
-
-
-def _append(
-    file: MetricsFile, split: str, step: int, started: float, metrics: dict
-) -> None:
-    values = {name: type(m)(*map(np.asarray, m)) for name, m in metrics.items()}
-    file.append(split, step, round(time.monotonic() - started, 3), values)

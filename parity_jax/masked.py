@@ -1,7 +1,8 @@
 """Masks and masked reductions; metrics stay (total, count) until they are printed."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -23,7 +24,9 @@ def masked_mean(x: Array, mask: Array) -> Array:
     return Mean.over(x, mask).value(empty=0.0)
 
 
-class Mean(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
     """A weighted mean kept as float32 total and count, so that parts add up exactly."""
 
     total: Array
@@ -38,6 +41,7 @@ class Mean(NamedTuple):
         return cls(total, mask.sum(dtype=jnp.float32))
 
     def merge(self, other: "Mean") -> "Mean":
+        """The mean of both together."""
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self, empty: float = jnp.nan) -> Array:

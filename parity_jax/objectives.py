@@ -14,7 +14,7 @@ from parity_jax.types import Hypers
 
 
 def token_log_probs(logits: Array, token: Array) -> Array:
-    """log softmax(logits) at each token; logits has a vocabulary axis behind token's."""
+    """log softmax(logits) at each token; logits have a vocabulary axis behind it."""
     log_probs = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(log_probs, token[..., None], -1)[..., 0]
 
@@ -126,9 +126,9 @@ def policy_loss(
 ) -> tuple[Array, Metrics]:
     """Clipped surrogate with optional KL and entropy terms, and its diagnostics.
 
-    Per token -min(min(c, delta) A, clip(c, 1 - epsilon, 1 + epsilon_high) A), where c is
-    the probability ratio to the policy that sampled: exp(log_ratio) of the token, or of
-    the mean over the response's tokens (importance_sampling_level="sequence"). The
+    Per token -min(min(c, delta) A, clip(c, 1 - epsilon, 1 + epsilon_high) A), where c
+    is the probability ratio to the policy that sampled: exp(log_ratio) of the token, or
+    of the mean over the response's tokens (importance_sampling_level="sequence"). The
     logits must be divided by the sampling temperature already: the policy that is
     trained is the one that was sampled.
     """

@@ -17,9 +17,7 @@ def adamw(weight_decay: float = 0.0) -> optax.GradientTransformation:
 
     With weight_decay = w, `apply` moves params by -learning_rate * (Adam + w * params).
     """
-    return optax.chain(
-        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay)
-    )
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
 def apply(

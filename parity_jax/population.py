@@ -28,7 +28,8 @@ Label = dict[str, float]  # the value of every axis for one member
 def member_labels(axes: Axes) -> list[Label]:
     """One label per member, the last axis fastest."""
     return [
-        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+        dict(zip(axes, values, strict=True))
+        for values in itertools.product(*axes.values())
     ]
 
 
@@ -73,6 +74,7 @@ class Population(NamedTuple):
 def make_population(
     cfg: PopulationConfig, stage: Stage, axes: Axes, hypers: Hypers
 ) -> Population:
+    """Compile a stage for all members of the product of the axes."""
     labels = member_labels(axes)
     num_members = len(labels)
     devices = jax.local_devices()[: cfg.num_devices or None][:num_members]
@@ -97,7 +99,11 @@ def make_population(
             tree = jax.tree.map(partial(_pad, num_padded), tree)
             specs = (by_member, *[PartitionSpec()] * len(shared))
             sharded = jax.shard_map(
-                on_device, mesh=mesh, in_specs=specs, out_specs=by_member, check_vma=False
+                on_device,
+                mesh=mesh,
+                in_specs=specs,
+                out_specs=by_member,
+                check_vma=False,
             )
             return jax.tree.map(lambda x: x[:num_members], sharded(tree, *shared))
 

@@ -1,8 +1,7 @@
-"""What a run leaves on disk besides checkpoints: metrics, claims and small JSON files."""
+"""What a run leaves on disk beside checkpoints: metrics, claims, small JSON files."""
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
     return json.loads(path.read_text())
 
 
@@ -51,7 +51,12 @@ class MetricsFile:
 
     def append(self, split: str, step: int, seconds: float, metrics: Metrics) -> None:
         values = {name: _numbers(mean.value()) for name, mean in metrics.items()}
-        record = {"split": split, "step": step, "seconds": seconds, "values": values}
+        record = {
+            "split": split,
+            "step": step,
+            "seconds": round(seconds, 3),
+            "values": values,
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -113,15 +118,18 @@ class Claim:
 
 
 def write_claims(directory: Path, claims: list[Claim]) -> None:
+    """Write directory/claims.json."""
     write_json(directory / "claims.json", [asdict(claim) for claim in claims])
 
 
 def by_member(values: xr.DataArray) -> dict[str, float]:
     """The values of all members under readable labels ("seed=0")."""
     out: dict[str, float] = {}
-    stacked = values.stack(member=values.dims) if values.dims else values.expand_dims("m")
+    stacked = (
+        values.stack(member=values.dims) if values.dims else values.expand_dims("m")
+    )
     for item in stacked.transpose(...):
-        labels: Mapping[str, Any] = {d: item.coords[d].item() for d in values.dims}
+        labels = {str(d): item.coords[d].item() for d in values.dims}
         name = ",".join(f"{k}={v:g}" for k, v in labels.items()) or "all"
         out[name] = round(float(item), 6)
     return out

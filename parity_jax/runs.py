@@ -40,7 +40,7 @@ from parity_jax.population import (
     parent_index,
 )
 from parity_jax.progress import Report
-from parity_jax.results import METRICS, MetricsFile, read_json, write_json
+from parity_jax.results import MetricsFile, read_json, write_json
 from parity_jax.stages import make_stage
 from parity_jax.tasks import make_task
 from parity_jax.types import Hypers, Params, StageState
@@ -48,9 +48,7 @@ from parity_jax.types import Hypers, Params, StageState
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run_experiment(
-    experiment: Experiment, workdir: Path, quiet: bool = False
-) -> None:
+def run_experiment(experiment: Experiment, workdir: Path, quiet: bool = False) -> None:
     """Execute or continue all runs of an experiment, in order.
 
     Everything is checked before anything is written; a directory that holds another
@@ -136,7 +134,9 @@ def normalised(config: Any) -> Any:
     """As it would come back from JSON: tuples are lists."""
     if isinstance(config, Mapping):
         return {k: normalised(v) for k, v in config.items()}
-    return [normalised(v) for v in config] if isinstance(config, tuple | list) else config
+    return (
+        [normalised(v) for v in config] if isinstance(config, tuple | list) else config
+    )
 
 
 def differing_fields(old: Any, new: Any, below: tuple[str, ...] = ()) -> list[str]:
@@ -196,9 +196,7 @@ def execute(experiment: Experiment, name: str, workdir: Path, quiet: bool) -> No
     metrics_file = MetricsFile(directory)
     metrics_file.rewind(step)
     try:
-        states = train(
-            run, population, states, step, checkpoints, metrics_file, report
-        )
+        states = train(run, population, states, step, checkpoints, metrics_file, report)
     finally:
         report.close()
         checkpoints.close()
@@ -216,7 +214,7 @@ def start(
     population: Population,
     checkpoints: Checkpoints,
 ) -> tuple[StageState, int, str]:
-    """States, step (-1: fresh) and a note: own checkpoint, else parent, else scratch."""
+    """States, step (-1: fresh), note: own checkpoint, else parent, else scratch."""
     run, warn = experiment.runs[name], Report(name, 0, 0, quiet=True).warn
     own = checkpoints.read_latest(warn)
     if own is not None:
@@ -268,7 +266,8 @@ def git_commit() -> str | None:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(where), *args]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        out = subprocess.run(command, check=False, capture_output=True, text=True)
+        return out.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
     return (commit + "+" * bool(git("status", "--porcelain"))) or None

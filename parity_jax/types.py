@@ -6,7 +6,7 @@ Letters in array names (`reward_BxG` is batch x group):
     S key position   F MLP width   N layer
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -92,7 +92,7 @@ class Task(Protocol):
     prompt_len: int  # L
     response_len: int  # T, the longest response with its EOS
     short_len: int  # length of a short response with its EOS
-    rewards: Mapping[str, Reward]  # "e2e": the answer is right; "cot": every token is
+    rewards: dict[str, Reward]  # "e2e": the answer is right; "cot": every token is
 
     def sample_prompts(self, key: Key, num_prompts: int) -> Array:
         """Fresh prompts, prompt_BxL."""

@@ -9,6 +9,7 @@ __all__ = ["Model", "make_model", "response_logits"]
 
 
 def make_model(cfg: TransformerConfig, task: Task) -> Model:
+    """The model of a config for the vocabulary and lengths of a task."""
     return make_transformer(
         cfg, task.vocab_size, task.prompt_len, task.prompt_len + task.response_len
     )

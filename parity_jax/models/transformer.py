@@ -74,7 +74,9 @@ class Attention(nn.Module):
         own_position_S = position_T
         if cache is not None:
             own = jax.tree.map(
-                lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, index, 2),
+                lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+                    old, new, index, 2
+                ),
                 cache,
                 own,
             )
@@ -157,6 +159,8 @@ def _norm(cfg: TransformerConfig) -> nn.Module:
 
 
 class Block(nn.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
     cfg: TransformerConfig
 
     def setup(self) -> None:
@@ -165,7 +169,14 @@ class Block(nn.Module):
         self.mlp_norm = _norm(self.cfg)
         self.mlp = Mlp(self.cfg)
 
-    def __call__(self, x, position_T, prompt, cache, index) -> tuple[Array, KV]:
+    def __call__(
+        self,
+        x: Array,
+        position_T: Array,
+        prompt: KV | None,
+        cache: KV | None,
+        index: Array | int,
+    ) -> tuple[Array, KV]:
         out, own = self.attention(
             self.attention_norm(x), position_T, prompt, cache, index
         )

@@ -1,11 +1,17 @@
 """Training stages: init, step and evaluate of one member."""
 
-from parity_jax.config import PolicyGradientConfig, PretrainConfig, StageConfig
+from parity_jax.config import (
+    PolicyGradientConfig,
+    PretrainConfig,
+    StageConfig,
+    StarConfig,
+)
 from parity_jax.evaluate import Evaluate
 from parity_jax.models import Model
 from parity_jax.stages.policy_gradient import make_policy_gradient
 from parity_jax.stages.pretrain import make_pretrain
 from parity_jax.stages.stage import Stage
+from parity_jax.stages.star import make_star
 from parity_jax.types import Task
 
 __all__ = ["Stage", "make_stage"]
@@ -20,3 +26,5 @@ def make_stage(
             return make_pretrain(cfg, task, model, evaluate, p_long)
         case PolicyGradientConfig():
             return make_policy_gradient(cfg, task, model, evaluate)
+        case StarConfig():
+            return make_star(cfg, task, model, evaluate)

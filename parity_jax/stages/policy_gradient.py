@@ -1,10 +1,10 @@
 """REINFORCE, RLOO and the GRPO family (paper section 4), from one loss.
 
-    for every step:
-        x_1 .. x_B ~ prompts;  y_bg ~ pi^(1/temperature)(. | x_b),  g = 1 .. G
-        A_bg = (reward_bg - baseline) / (std + eps)
-        repeat num_iterations times, over num_minibatches parts of the prompts:
-            params <- Adam(params, grad of the clipped surrogate of A and pi / pi_old)
+for every step:
+    x_1 .. x_B ~ prompts;  y_bg ~ pi^(1/temperature)(. | x_b),  g = 1 .. G
+    A_bg = (reward_bg - baseline) / (std + eps)
+    repeat num_iterations times, over num_minibatches parts of the prompts:
+        params <- Adam(params, grad of the clipped surrogate of A and pi / pi_old)
 """
 
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class Minibatch(NamedTuple):
 def make_policy_gradient(
     cfg: PolicyGradientConfig, task: Task, model: Model, evaluate: Evaluate
 ) -> Stage:
+    """The stage of a config; ConfigError for rewards that do not exist."""
     optimizer = optim.adamw()
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
 
@@ -63,9 +64,7 @@ def make_policy_gradient(
             temperature = state.hypers.temperature
             reference = log_probs(state.reference, rollout, temperature)
             if cfg.kl_in == "reward":
-                kl = kl_estimate(
-                    rollout.response.log_prob, reference, cfg.kl_estimator
-                )
+                kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
                 reward_BxG -= state.hypers.beta * jnp.where(mask, kl, 0).sum(-1)
         if cfg.mask_truncated_completions:
             mask &= has_ended(rollout.response.token)[..., None]
@@ -109,9 +108,7 @@ def make_policy_gradient(
         def one_pass(state: StageState, _: None) -> tuple[StageState, Metrics]:
             return jax.lax.scan(lambda s, p: update(s, p, rollout_tokens), state, parts)
 
-        state, metrics = jax.lax.scan(
-            one_pass, state, length=cfg.num_iterations
-        )
+        state, metrics = jax.lax.scan(one_pass, state, length=cfg.num_iterations)
         metrics = jax.tree.map(jnp.sum, metrics)  # (total, count) of all updates
         metrics |= rollout_metrics(rollout, task) | {
             "effective_rollout_ratio": Mean.over(effective_ratio),
@@ -147,7 +144,9 @@ def draw_rollout(
 
     def replace(carry: tuple[Rollout, Array]) -> tuple[Rollout, Array]:
         old, num_draws = carry
-        new = sampler(state, StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys)))
+        new = sampler(
+            state, StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys))
+        )
         return fill_groups(old, new), num_draws + 1
 
     rollout, num_draws = jax.lax.while_loop(wanting, replace, (rollout, jnp.int32(1)))
@@ -157,7 +156,9 @@ def draw_rollout(
 def fill_groups(old: Rollout, new: Rollout) -> Rollout:
     """`old` with its zero-std groups replaced by groups of `new` that are not."""
     is_empty_B, is_useful_B = is_zero_std(old.reward), ~is_zero_std(new.reward)
-    rank_B = jnp.cumsum(is_empty_B) - 1  # the empty place b takes useful group rank_B[b]
+    rank_B = (
+        jnp.cumsum(is_empty_B) - 1
+    )  # the empty place b takes useful group rank_B[b]
     source_B = jnp.argsort(~is_useful_B, stable=True)[rank_B]
     is_filled_B = is_empty_B & (rank_B < is_useful_B.sum())
 

@@ -60,8 +60,8 @@ def make_pretrain(
 def max_long_rows(batch_size: int, p_long: float, overflow: float = 1e-9) -> int:
     """Rows that can hold more than a short response, up to probability `overflow`.
 
-    The number of long demonstrations of a batch is Binomial(batch_size, p_long). A batch
-    that has more loses the tokens behind the short length in the rows too many.
+    The number of long demonstrations of a batch is Binomial(batch_size, p_long). A
+    batch that has more loses the tokens behind the short length in the rows too many.
     """
     return int(binom.isf(overflow, batch_size, p_long)) if p_long < 1 else batch_size
 
@@ -72,8 +72,8 @@ def demonstration_log_probs(
     """Teacher-forced log-probabilities of the demonstrations, BxT.
 
     The prompt pass serves all rows. Of the responses only the first num_long rows are
-    run to their full length, the others (the batch is sorted) to short_len tokens: about
-    (1 + p_cot) L positions per sequence instead of 2 L. What is not run is 0.
+    run to their full length, the others (the batch is sorted) to short_len tokens:
+    about (1 + p_cot) L positions per sequence instead of 2 L. What is not run is 0.
     """
     first_BxV, context = model.prompt_pass(params, batch.prompt)
     log_prob_Bx1 = token_log_probs(first_BxV, batch.response[:, 0])[:, None]

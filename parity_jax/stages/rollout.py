@@ -1,4 +1,4 @@
-"""Prompts, sampled responses and their rewards: what every post-training stage needs."""
+"""Prompts, sampled responses and their rewards, for every post-training stage."""
 
 import importlib
 from typing import NamedTuple
@@ -138,5 +138,3 @@ def rollout_metrics(rollout: Rollout, task: Task) -> Metrics:
         "rollouts": Mean.over(jnp.float32(num_prompts * num_generations)),
         "tokens": Mean.over(rollout.response.mask.sum().astype(jnp.float32)),
     }
-
-

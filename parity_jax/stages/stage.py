@@ -29,10 +29,11 @@ class StepKeys(NamedTuple):
     sample: Key  # responses
     evaluate: Key
     reward: Key  # noise of the rewards
+    update: Key  # order of the minibatches
 
     @classmethod
     def of(cls, state: StageState) -> "StepKeys":
-        return cls(*jax.random.split(jax.random.fold_in(state.key, state.step), 4))
+        return cls(*jax.random.split(jax.random.fold_in(state.key, state.step), 5))
 
 
 def make_init(

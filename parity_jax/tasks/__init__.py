@@ -6,4 +6,5 @@ from parity_jax.types import Task
 
 
 def make_task(cfg: ParityConfig) -> Task:
+    """The task of a config."""
     return Parity(cfg)

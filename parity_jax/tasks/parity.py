@@ -14,7 +14,7 @@ from jax import Array
 
 from parity_jax.config import ParityConfig
 from parity_jax.masked import has_ended, num_tokens
-from parity_jax.types import EOS, PAD, Batch, Hypers, Key
+from parity_jax.types import EOS, PAD, Batch, Hypers, Key, Reward
 
 SEP, PLUS, MINUS = 2, 3, 4
 SYMBOLS = np.array(["_", ".", "=", "+", "-"])  # text of PAD, EOS, SEP, PLUS, MINUS
@@ -41,7 +41,10 @@ class Parity:
         self.num_bits = d
         self.prompt_len = d + 1
         self.response_len = d + 1
-        self.rewards = {"e2e": self.reward_e2e, "cot": self.reward_cot}
+        self.rewards: dict[str, Reward] = {
+            "e2e": self.reward_e2e,
+            "cot": self.reward_cot,
+        }
         # Positions (from 0) of the running parities that a leap chain shows.
         self.leap_positions = np.append(np.arange(k - 1, d - 1, k), d - 1)
 
@@ -56,8 +59,8 @@ class Parity:
         The kinds are drawn independently and then sorted, which changes nothing in
         distribution because prompts are independent and identically distributed.
         Noise flips intermediate tokens of long and leap chains: `emit_noise` flips the
-        token that is shown, `step_noise` the running parity from there on; `short_noise`
-        flips the short answer.
+        token that is shown, `step_noise` the running parity from there on;
+        `short_noise` flips the short answer.
         """
         k_kind, k_chain, k_leap, k_short = jax.random.split(key, 4)
         batch_size = prompt_BxL.shape[0]

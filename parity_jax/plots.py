@@ -1,0 +1,57 @@
+"""Figures: seeds thin, their median thick, predictions dashed, labels on the lines."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+# Okabe-Ito colours: distinct under the common kinds of colour blindness.
+INK, GREY, ACCENT = "#222222", "#8a8a8a", "#d55e00"
+BLUE, GREEN, SKY, PINK = "#0072b2", "#009e73", "#56b4e9", "#cc79a7"
+CYCLE = (BLUE, ACCENT, GREEN, PINK, SKY, INK)
+
+plt.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": plt.cycler(color=CYCLE),
+        "figure.dpi": 120,
+        "font.size": 9,
+        "savefig.bbox": "tight",
+    }
+)
+
+
+def draw_members(
+    ax: Axes,
+    x: np.ndarray | xr.DataArray,
+    values: xr.DataArray,
+    color: str,
+    label: str = "",
+    **style: Any,
+) -> None:
+    """Every member as a thin line over `step`, the median over members thick."""
+    lines = values.stack(member=[d for d in values.dims if d != "step"])
+    lines = lines.transpose("step", "member")
+    ax.plot(x, lines, color=color, lw=0.7, alpha=0.5, **style)
+    ax.plot(x, lines.median("member"), color=color, lw=2.2, label=label, **style)
+
+
+def label_line(ax: Axes, x: float, y: float, text: str, color: str, **kw: Any) -> None:
+    """A label beside a line, in its colour."""
+    place: dict[str, Any] = {"xytext": (4, 0), "va": "center"} | kw
+    place["textcoords"] = "offset points"
+    ax.annotate(text, (x, y), color=color, fontsize=8, **place)
+
+
+def save_figure(figure: Figure, directory: Path) -> None:
+    """Write directory/figure.png and close the figure."""
+    figure.savefig(directory / "figure.png")
+    plt.close(figure)

@@ -1,0 +1,127 @@
+"""STaR: sample, keep what is right, train on it by next-token prediction (section 4).
+
+    for every round:
+        x_1 .. x_N ~ prompts;  y_i ~ pi^(1/temperature)(. | x_i)
+        kept = {(x_i, y_i) : reward_i = 1}
+        params <- reference, if restart
+        num_epochs times over kept, in shuffled minibatches:
+            params <- AdamW(params, grad of the next-token loss)
+
+One step of this stage is one round. The kept set has no fixed size: it is moved to the
+front, and only as many minibatches run as it fills.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from parity_jax import optim
+from parity_jax.config import StarConfig
+from parity_jax.evaluate import Evaluate
+from parity_jax.masked import Mean, Metrics
+from parity_jax.models import Model, response_logits
+from parity_jax.objectives import next_token_loss, token_log_probs
+from parity_jax.stages.rollout import (
+    Rollout,
+    Sampler,
+    resolve_rewards,
+    rollout_metrics,
+)
+from parity_jax.stages.stage import Stage, StepKeys, evaluator, make_init
+from parity_jax.types import NOTHING_KEPT, Key, Params, StageState, Task
+
+
+def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+    """The stage of a config; ConfigError for rewards that do not exist."""
+    optimizer = optim.adamw(cfg.weight_decay)
+    sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
+    num_samples = cfg.rollout.num_prompts * cfg.rollout.num_generations
+
+    def loss_fn(
+        params: Params, kept: Rollout, weight_B: Array
+    ) -> tuple[Array, Metrics]:
+        token_BxGxT = kept.response.token
+        logits = response_logits(model, params, kept.prompt, token_BxGxT)
+        log_prob = token_log_probs(logits, token_BxGxT)
+        mask = kept.response.mask & weight_B[:, None, None]
+        loss = next_token_loss(log_prob, mask, weight_B.sum())
+        return loss, {"loss": Mean.over(loss), "token_loss": Mean.over(-log_prob, mask)}
+
+    def epoch(
+        key: Key, state: StageState, metrics: Metrics, samples: Rollout
+    ) -> tuple[StageState, Metrics]:
+        """All kept samples once, shuffled; the last minibatch may be part full."""
+        kept_N = is_kept(samples)
+        shuffled = jax.random.uniform(key, kept_N.shape)
+        order_N = jnp.argsort(jnp.where(kept_N, shuffled, 2.0))
+        num_kept = kept_N.sum()
+
+        def minibatch(i: Array, carry: tuple[StageState, Metrics]) -> tuple:
+            state, metrics = carry
+            start = i * cfg.batch_size
+            rows_B = jax.lax.dynamic_slice_in_dim(order_N, start, cfg.batch_size)
+            weight_B = start + jnp.arange(cfg.batch_size) < num_kept
+            part = jax.tree.map(lambda x: x[rows_B], samples)
+            grad = jax.grad(loss_fn, has_aux=True)
+            grads, new = grad(state.params, part, weight_B)
+            state, grad_norm = optim.apply(optimizer, state, grads)
+            new["grad_norm"] = Mean.over(grad_norm)
+            return state, jax.tree.map(jnp.add, metrics, new)
+
+        num_minibatches = -(-num_kept // cfg.batch_size)
+        return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
+
+    def step(state: StageState) -> tuple[StageState, Metrics]:
+        keys = StepKeys.of(state)
+        rollout = sampler(state, keys)
+        samples = flatten_groups(rollout)
+        num_kept = is_kept(samples).sum()
+        if cfg.restart:
+            state = state._replace(
+                params=state.reference, opt_state=optimizer.init(state.reference)
+            )
+        names = ("loss", "token_loss", "grad_norm")
+        metrics = {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
+        state, metrics = jax.lax.fori_loop(
+            0,
+            cfg.num_epochs,
+            lambda i, c: epoch(jax.random.fold_in(keys.update, i), c[0], c[1], samples),
+            (state, metrics),
+        )
+        num_updates = cfg.num_epochs * -(-num_kept // cfg.batch_size)
+        metrics |= rollout_metrics(rollout, task) | {
+            "kept_ratio": Mean(num_kept.astype(jnp.float32), jnp.float32(num_samples)),
+            "kept_p_long": Mean.over(
+                task.is_long(samples.response.token), is_kept(samples)[:, None]
+            ),
+            "updates": Mean.over(num_updates.astype(jnp.float32)),
+        }
+        status = jnp.where(num_kept == 0, NOTHING_KEPT, state.status)
+        return state._replace(step=state.step + 1, status=status), metrics
+
+    return Stage(
+        init=make_init(model, optimizer, cfg.restart),
+        step=step,
+        evaluate=evaluator(evaluate),
+        sequences_per_step=num_samples,
+    )
+
+
+def flatten_groups(rollout: Rollout) -> Rollout:
+    """G responses to each of B prompts as N = B * G prompts with one response each."""
+    num_generations = rollout.reward.shape[1]
+
+    def one_each(x_BxG: Array) -> Array:
+        return x_BxG.reshape(-1, 1, *x_BxG.shape[2:])
+
+    return Rollout(
+        prompt=jnp.repeat(rollout.prompt, num_generations, 0),
+        response=jax.tree.map(one_each, rollout.response),
+        reward=one_each(rollout.reward),
+        correct=one_each(rollout.correct),
+    )
+
+
+def is_kept(samples: Rollout) -> Array:
+    """Whether the reward of a sample is 1 (or more, as rewards are weighted sums), N."""
+    return samples.reward[:, 0] >= 1
