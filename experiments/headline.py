@@ -4,8 +4,9 @@ Command    make headline
            (experiments.main with this file and --workdir=runs/headline)
 Device     2 CPU cores: see README for the measured minutes; any GPU
 Expected   before RL: greedy answers are 1 token long and right half of the time,
-           sampled ones are long with probability p_cot; after RL: greedy answers are 50 tokens
-           long and right; next-token prediction on as many sequences changes nothing.
+           sampled ones are long with probability p_cot; after RL: greedy answers are
+           50 tokens long and right; next-token prediction on as many sequences changes
+           nothing.
 Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are ours)
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from parity_jax.config import ConfigError, Experiment, from_dict, unknown_name
@@ -93,9 +93,14 @@ def use_all_cores() -> None:
 
 
 def is_quiet() -> bool:
-    """Whether --verbosity asks for silence; absl's own default of -1 does not."""
-    flag = flags.FLAGS["verbosity"]
-    return bool(flag.present) and int(flag.value or 0) < 0
+    """Whether --verbosity asks for silence.
+
+    Without the flag our progress is shown, and of the libraries only warnings.
+    """
+    if flags.FLAGS["verbosity"].present:
+        return logging.get_verbosity() < 0
+    logging.set_verbosity(logging.WARNING)
+    return False
 
 
 def main(argv: list[str]) -> int:
@@ -105,10 +110,11 @@ def main(argv: list[str]) -> int:
         if flag.value is None:
             return fail(f"--{name} is required")
     try:
+        quiet = is_quiet()
         experiment = from_dict(Experiment, CONFIG.value.to_dict())
         use_all_cores()
         workdir = Path(str(WORKDIR.value))
-        run_experiment(experiment, workdir, is_quiet())
+        run_experiment(experiment, workdir, quiet)
     except ConfigError as error:
         return fail(error)
     load_experiment(config_file(sys.argv)).analyse(workdir)

@@ -150,8 +150,8 @@ class TransformerConfig:
 def gpt2(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfig:
     """GPT-2 family: learned positions, LayerNorm, GELU, biases, tied embedding.
 
-    The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours, and so is
-    init_std = 1 / sqrt(width) (GPT-2's 0.02 belongs to width 768 and learns slower here).
+    The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours, and so
+    is init_std = 1 / sqrt(width): GPT-2's 0.02, for width 768, learns slower here.
     """
     heads = width // 32
     preset: dict[str, Any] = dict(

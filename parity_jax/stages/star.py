@@ -123,5 +123,5 @@ def flatten_groups(rollout: Rollout) -> Rollout:
 
 
 def is_kept(samples: Rollout) -> Array:
-    """Whether the reward of a sample is 1 (or more, as rewards are weighted sums), N."""
+    """Whether the reward of a sample is 1 (or more: rewards are weighted sums), N."""
     return samples.reward[:, 0] >= 1
