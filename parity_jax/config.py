@@ -74,6 +74,7 @@ HYPER_BOUNDS: dict[str, tuple[float, float | None]] = {
     "beta": (0, None),
     "entropy_coef": (0, None),
     "length_price": (0, None),
+    "ridge": (1e-8, None),
     "false_positive": (0, 1),
     "false_negative": (0, 1),
 }
@@ -189,6 +190,13 @@ def mistral(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerCo
 
 
 @dataclass(frozen=True)
+class LinearConfig:
+    """The chain of linear predictors of the paper's theory; it has no sizes."""
+
+    kind: ClassVar[str] = "linear"
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Next-token prediction on fresh demonstrations (SCIENCE: paper section 3)."""
 
@@ -240,6 +248,7 @@ class PolicyGradientConfig:
     std_ddof: int = 0  # 0: population, 1: sample standard deviation
     std_eps: float = 1e-4  # added to the standard deviation
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "reinforce"] = "grpo"
+    optimizer: Literal["adam", "sgd"] = "adam"
     importance_sampling_level: Literal["token", "sequence"] = "token"
     num_iterations: int = 1  # mu: passes over each batch of rollouts
     num_minibatches: int = 1  # optimizer steps of a pass; groups stay whole
@@ -345,7 +354,53 @@ class StarConfig:
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, allowed)
 
 
-StageConfig = PretrainConfig | PolicyGradientConfig | StarConfig
+@dataclass(frozen=True)
+class SgdConfig:
+    """Updates of the linear model's SGD; the defaults are the paper's algorithm."""
+
+    batch_size: int = 1  # examples whose gradients one update averages
+    max_step_size: float = 0.0  # s in eta_t = 1 / (ridge t + 1/s); 0: 1 / (ridge t)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size")
+        largest = self.max_step_size
+        require(largest >= 0, "max_step_size", largest, "must be 0 (none) or positive")
+
+
+@dataclass(frozen=True)
+class LinearPretrainConfig:
+    """Next-token prediction of the linear model (paper section 6)."""
+
+    kind: ClassVar[str] = "linear_pretrain"
+    sgd: SgdConfig = field(default_factory=SgdConfig)
+    num_updates: int = 1000  # of one step
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_updates")
+
+
+@dataclass(frozen=True)
+class LinearStarConfig:
+    """STaR on the linear model (paper section 6); one step is one round."""
+
+    kind: ClassVar[str] = "linear_star"
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(num_prompts=16384, num_generations=1)
+    )
+    sgd: SgdConfig = field(default_factory=SgdConfig)
+    num_updates: int = 10_000  # of one round, on draws from the kept samples
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_updates")
+
+
+StageConfig = (
+    PretrainConfig
+    | PolicyGradientConfig
+    | StarConfig
+    | LinearPretrainConfig
+    | LinearStarConfig
+)
 
 
 @dataclass(frozen=True)
@@ -387,6 +442,7 @@ class RunConfig:
     parent: str = ""  # run of this experiment, or run directory; empty: from scratch
     parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict()  # beside the experiment's
+    task: ParityConfig | None = None  # None: the experiment's
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "log_every", "eval_every")
@@ -414,7 +470,7 @@ class RunConfig:
         )
         require(not (idle and price > 0), "hypers.length_price", price, allowed)
         allowed = "must be 0 with STaR: it keeps samples whose reward is 1"
-        is_star = isinstance(self.stage, StarConfig)
+        is_star = isinstance(self.stage, StarConfig | LinearStarConfig)
         require(not (is_star and price > 0), "hypers.length_price", price, allowed)
 
 
@@ -423,7 +479,7 @@ class Experiment:
     """A task, a model, a population and the stages that are chained on them."""
 
     task: ParityConfig = field(default_factory=ParityConfig)
-    model: TransformerConfig = field(default_factory=TransformerConfig)
+    model: TransformerConfig | LinearConfig = field(default_factory=TransformerConfig)
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict({"seed": (0,)})
     runs: FrozenDict[str, RunConfig] = FrozenDict()
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -439,6 +495,18 @@ class Experiment:
             overlap = sorted(set(run.axes) & set(self.axes))
             allowed = "is already an axis of the experiment"
             require(not overlap, f"runs.{name}.axes", overlap, allowed)
+            self._check_linear(name, run)
+
+    def _check_linear(self, name: str, run: RunConfig) -> None:
+        """Stages of the linear model need it; its responses stop at bit 1 or d."""
+        is_linear = isinstance(self.model, LinearConfig)
+        needs_linear = isinstance(run.stage, LinearPretrainConfig | LinearStarConfig)
+        allowed = "needs model.kind='linear'"
+        kind = run.stage.kind
+        require(is_linear or not needs_linear, f"runs.{name}.stage.kind", kind, allowed)
+        leap = (run.task or self.task).leap
+        allowed = "must be 1 with the linear model: it stops after bit 1 or bit d"
+        require(leap == 1 or not is_linear, "task.leap", leap, allowed)
 
 
 def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:
@@ -489,7 +557,9 @@ def from_dict(kind: Any, value: Any) -> Any:
     """Build a config of type `kind` from plain dicts; anything unknown is an error."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return _from_union(args, value)
+        if value is None and types.NoneType in args:
+            return None
+        return _from_union(tuple(a for a in args if a is not types.NoneType), value)
     if dataclasses.is_dataclass(kind):
         return _from_fields(kind, value)
     if origin is FrozenDict:

@@ -49,6 +49,7 @@ class Hypers:
     beta: Any = 0.0  # weight of the KL divergence to the reference
     entropy_coef: Any = 0.0  # weight of the entropy bonus
     length_price: Any = 0.0  # alpha, price of the longest response
+    ridge: Any = 1e-3  # lambda of the linear model, (lambda / 2) |w|^2
     false_positive: Any = 0.0  # probability that a reward of 0 is seen as 1
     false_negative: Any = 0.0  # probability that a reward of 1 is seen as 0
 

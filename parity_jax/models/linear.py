@@ -1,0 +1,211 @@
+"""The paper's autoregressive linear model: one linear predictor per response position.
+
+With bits x in {-1,+1}^d and response y (section 6 of the paper; l counts from 1):
+    first   P(y_1 = +1)       = sg(<w_1, x>)
+    gate    P(go on | y_1)    = sg(<w_2a, [1, x, y_1, y_1 x]>)
+    chain   P(y_l = +1 | ..)  = sg(<w_l, [x, y_1 .. y_{l-1}, y_{l-1} x]>), l = 2 .. d
+and EOS after d tokens. A positive gate logit means "go on" (the paper's label is EOS).
+Weights of chain heads for y_l and later have no effect and stay 0.
+
+Gate and second bit share one response position, so the vocabulary logits there are the
+log-probabilities log(1-C), log C + log sg(+-z). Sampling at temperature 1 is the paper's
+exactly. At another temperature softmax(logits / tau) tempers the three outcomes jointly,
+as for any language model: compared with tempering gate and bit one after the other the
+odds of going on gain the factor (1-eps_2)^(1/tau) + eps_2^(1/tau), eps_2 the error rate
+of the second bit, and greedy decoding goes on iff C max(P(y_2)) > 1 - C. For a learned
+chain both differences are of the order of eps_2; `greedy_signs` decides by signs, as the
+paper does.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from parity_jax.models.model import Model
+from parity_jax.tasks.parity import MINUS, PLUS, token_signs
+from parity_jax.types import EOS, Key, Task
+
+NEVER = -1e9  # logit of a token that cannot come; finite, so that 0 * NEVER is 0
+
+
+class LinearParams(NamedTuple):
+    """Weights of all heads, in the order of the features above."""
+
+    first: Array  # d
+    gate: Array  # 2d + 2
+    chain: Array  # (d - 1) x (3d - 1): rows l = 2 .. d, columns x, y_1 .. y_{d-1}, y x
+
+
+class HeadTerms(NamedTuple):
+    """What the heads l >= 2 make of the prompt: logit_l = base_l + y_{l-1} flip_l + ..."""
+
+    gate_base: Array  # B
+    gate_flip: Array  # B
+    chain_base: Array  # B x (d - 1)
+    chain_flip: Array  # B x (d - 1)
+
+
+def zero_params(num_bits: int) -> LinearParams:
+    d = num_bits
+    return LinearParams(
+        jnp.zeros(d), jnp.zeros(2 * d + 2), jnp.zeros((d - 1, 3 * d - 1))
+    )
+
+
+def prompt_signs(prompt_BxL: Array) -> Array:
+    """The bits of a prompt (without its separator) as floats in {-1, +1}, B x d."""
+    return token_signs(prompt_BxL[:, :-1]).astype(jnp.float32)
+
+
+def first_logit(params: LinearParams, x_BxL: Array) -> Array:
+    """Logit of y_1 = +1, B."""
+    return x_BxL @ params.first
+
+
+def head_terms(params: LinearParams, x_BxL: Array) -> HeadTerms:
+    d = x_BxL.shape[-1]
+    bias, by_x, by_y, by_yx = jnp.split(params.gate, [1, d + 1, d + 2])
+    chain_x, _, chain_yx = jnp.split(params.chain, [d, 2 * d - 1], axis=1)
+    return HeadTerms(
+        gate_base=bias + x_BxL @ by_x,
+        gate_flip=by_y + x_BxL @ by_yx,
+        chain_base=x_BxL @ chain_x.T,
+        chain_flip=x_BxL @ chain_yx.T,
+    )
+
+
+def gate_logit(terms: HeadTerms, y_BxG: Array) -> Array:
+    """Logit of going on after the first bit y_1, BxG."""
+    return terms.gate_base[:, None] + y_BxG * terms.gate_flip[:, None]
+
+
+def earlier_weights(params: LinearParams) -> Array:
+    """Weights of y_1 .. y_{l-1} in head l (row l - 2); those of later bits are 0."""
+    d = params.first.shape[-1]
+    return jnp.tril(params.chain[:, d : 2 * d - 1])
+
+
+def chain_logits(params: LinearParams, terms: HeadTerms, y_BxGxT: Array) -> Array:
+    """Logits of y_2 = +1 .. y_{T+1} = +1 given y_1 .. y_T with T <= d - 1, BxGxT."""
+    num = y_BxGxT.shape[-1]
+    weights_TxT = earlier_weights(params)[:num, :num]
+    base, flip = terms.chain_base[:, None, :num], terms.chain_flip[:, None, :num]
+    return base + y_BxGxT * flip + y_BxGxT @ weights_TxT.T
+
+
+def stop_logit(index: Array, stop_after_first: Array, num_bits: int) -> Array:
+    """Logit of EOS after the bit at `index` (from 0): certain after the last one."""
+    later = jnp.where(index < num_bits - 1, NEVER, -NEVER)
+    return jnp.where(index == 0, stop_after_first, later)
+
+
+def vocabulary_logits(stop: Array, bit: Array) -> Array:
+    """Log-probabilities with V behind: EOS by logit `stop`, else PLUS by logit `bit`."""
+    go = jax.nn.log_sigmoid(-stop)
+    never = jnp.full_like(bit, NEVER)
+    by_token = {
+        EOS: jax.nn.log_sigmoid(stop),
+        PLUS: go + jax.nn.log_sigmoid(bit),
+        MINUS: go + jax.nn.log_sigmoid(-bit),
+    }
+    vocab_size = MINUS + 1
+    return jnp.stack([by_token.get(v, never) for v in range(vocab_size)], -1)
+
+
+def make_linear(task: Task) -> Model:
+    """The linear model of the parity task; initial weights are 0."""
+    d = task.prompt_len - 1
+
+    def init(key: Key) -> LinearParams:
+        del key
+        return zero_params(d)
+
+    def prompt_pass(params: LinearParams, prompt_BxL: Array) -> tuple[Array, HeadTerms]:
+        x_BxL = prompt_signs(prompt_BxL)
+        bit_B = first_logit(params, x_BxL)
+        logits_BxV = vocabulary_logits(jnp.full_like(bit_B, NEVER), bit_B)
+        return logits_BxV, head_terms(params, x_BxL)
+
+    def response_pass(
+        params: LinearParams, token_BxGxT: Array, terms: HeadTerms
+    ) -> Array:
+        y_BxGxT = token_signs(token_BxGxT).astype(jnp.float32)
+        bit_BxGxT = chain_logits(params, terms, y_BxGxT[..., : d - 1])
+        pad = y_BxGxT.shape[-1] - bit_BxGxT.shape[-1]  # nothing follows bit d
+        bit_BxGxT = jnp.pad(bit_BxGxT, ((0, 0), (0, 0), (0, pad)))
+        position_1x1xT = jnp.arange(y_BxGxT.shape[-1])[None, None]
+        stop_BxGx1 = -gate_logit(terms, y_BxGxT[..., 0])[..., None]
+        stop_BxGxT = stop_logit(position_1x1xT, stop_BxGx1, d)
+        return vocabulary_logits(stop_BxGxT, bit_BxGxT)
+
+    def empty_cache(terms: HeadTerms, num_generations: int, response_len: int) -> Array:
+        """The signs of the earlier tokens, BxGxT; 0 where there is none yet."""
+        return jnp.zeros((terms.gate_base.shape[0], num_generations, response_len))
+
+    def decode_step(
+        params: LinearParams,
+        token_BxG: Array,
+        index: Array,
+        terms: HeadTerms,
+        cache_BxGxT: Array,
+    ) -> tuple[Array, Array]:
+        y_BxG = token_signs(token_BxG).astype(jnp.float32)
+        cache_BxGxT = cache_BxGxT.at[..., index].set(y_BxG)
+        head = jnp.minimum(index, d - 2)
+        base, flip = terms.chain_base[:, head, None], terms.chain_flip[:, head, None]
+        earlier_BxG = cache_BxGxT[..., : d - 1] @ earlier_weights(params)[head]
+        bit_BxG = base + y_BxG * flip + earlier_BxG
+        stop_BxG = stop_logit(index, -gate_logit(terms, y_BxG), d)
+        return vocabulary_logits(stop_BxG, bit_BxG), cache_BxGxT
+
+    return Model(init, prompt_pass, response_pass, empty_cache, decode_step)
+
+
+class ExactPolicy(NamedTuple):
+    """Probabilities of the heads along the right answers of each prompt."""
+
+    first: Array  # B, P(y_1 = x_1)
+    gate_right: Array  # B, P(go on | y_1 = x_1)
+    gate_wrong: Array  # B, P(go on | y_1 = -x_1)
+    chain_error: Array  # B x (d - 1), P(y_l != y_{l-1} x_l) on the right chain, l >= 2
+    long: Array  # B, P(full right chain)
+    short: Array  # B, P(parity, then EOS)
+    gate_margin: Array  # B, the gate's logit at y_1 = x_1
+
+
+def exact_policy(params: LinearParams, x_BxL: Array) -> ExactPolicy:
+    """Nothing is sampled: the paper's Theorem 1 and Propositions 1-3 speak of these."""
+    terms = head_terms(params, x_BxL)
+    parity_BxT = jnp.cumprod(x_BxL, -1)
+    logit_B = first_logit(params, x_BxL)
+    first_B = jax.nn.sigmoid(x_BxL[:, 0] * logit_B)
+    right_Bx1 = x_BxL[:, :1]
+    gate_Bx2 = gate_logit(terms, jnp.concatenate([right_Bx1, -right_Bx1], 1))
+    bit_BxT = chain_logits(params, terms, parity_BxT[:, None, :-1])[:, 0]
+    margin_BxT = bit_BxT * parity_BxT[:, 1:]
+    log_chain_B = jax.nn.log_sigmoid(margin_BxT).sum(-1)
+    answer_B = parity_BxT[:, -1]
+    stop_B = -gate_logit(terms, answer_B[:, None])[:, 0]
+    return ExactPolicy(
+        first=first_B,
+        gate_right=jax.nn.sigmoid(gate_Bx2[:, 0]),
+        gate_wrong=jax.nn.sigmoid(gate_Bx2[:, 1]),
+        chain_error=jax.nn.sigmoid(-margin_BxT),
+        long=first_B * jax.nn.sigmoid(gate_Bx2[:, 0]) * jnp.exp(log_chain_B),
+        short=jax.nn.sigmoid(answer_B * logit_B) * jax.nn.sigmoid(stop_B),
+        gate_margin=gate_Bx2[:, 0],
+    )
+
+
+def greedy_signs(params: LinearParams, x_BxL: Array) -> tuple[Array, Array]:
+    """Greedy decoding by signs: whether it goes on, and whether it is the right chain."""
+    terms = head_terms(params, x_BxL)
+    parity_BxT = jnp.cumprod(x_BxL, -1)
+    y_Bx1 = jnp.sign(first_logit(params, x_BxL))[:, None]
+    is_long_B = gate_logit(terms, y_Bx1)[:, 0] > 0
+    # A greedy chain is right iff every step is right after a right prefix.
+    bit_BxT = chain_logits(params, terms, parity_BxT[:, None, :-1])[:, 0]
+    steps_right_B = (bit_BxT * parity_BxT[:, 1:] > 0).all(-1)
+    return is_long_B, is_long_B & (y_Bx1[:, 0] == x_BxL[:, 0]) & steps_right_B
