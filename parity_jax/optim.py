@@ -1,4 +1,4 @@
-"""AdamW whose learning rate is a traced number of the member.
+"""AdamW and plain SGD whose learning rate is a traced number of the member.
 
 The gradient transformation has unit learning rate; the step is scaled last, so that
 members with different learning rates share one program.
@@ -18,6 +18,11 @@ def adamw(weight_decay: float = 0.0) -> optax.GradientTransformation:
     With weight_decay = w, `apply` moves params by -learning_rate * (Adam + w * params).
     """
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+
+
+def sgd() -> optax.GradientTransformation:
+    """The gradient itself: `apply` moves params by -learning_rate * gradient."""
+    return optax.identity()
 
 
 def apply(

@@ -87,7 +87,7 @@ def describe(experiment: Experiment, name: str) -> dict[str, Any]:
     run = experiment.runs[name]
     whole = to_dict(experiment)
     return {
-        "task": whole["task"],
+        "task": to_dict(run.task or experiment.task),
         "model": whole["model"],
         "axes": all_axes(experiment, run),
         "evaluate": whole["evaluate"],
@@ -171,7 +171,7 @@ def claim_directory(directory: Path, config: dict[str, Any]) -> None:
 def build(experiment: Experiment, name: str) -> Population:
     """The compiled functions of a run."""
     run, axes = experiment.runs[name], all_axes(experiment, experiment.runs[name])
-    task = make_task(experiment.task)
+    task = make_task(run.task or experiment.task)
     model = make_model(experiment.model, task)
     evaluate = make_evaluate(experiment.evaluate, task, model)
     stage = make_stage(run.stage, task, model, evaluate, max_p_long(run.hypers, axes))

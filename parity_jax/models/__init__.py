@@ -10,6 +10,7 @@ __all__ = ["Model", "make_model", "response_logits"]
 
 
 def make_model(cfg: TransformerConfig | LinearConfig, task: Task) -> Model:
+    """The model of a config for a task."""
     if isinstance(cfg, LinearConfig):
         return make_linear(task)
     """The model of a config for the vocabulary and lengths of a task."""

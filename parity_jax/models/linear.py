@@ -7,14 +7,13 @@ With bits x in {-1,+1}^d and response y (section 6 of the paper; l counts from 1
 and EOS after d tokens. A positive gate logit means "go on" (the paper's label is EOS).
 Weights of chain heads for y_l and later have no effect and stay 0.
 
-Gate and second bit share one response position, so the vocabulary logits there are the
-log-probabilities log(1-C), log C + log sg(+-z). Sampling at temperature 1 is the paper's
-exactly. At another temperature softmax(logits / tau) tempers the three outcomes jointly,
-as for any language model: compared with tempering gate and bit one after the other the
-odds of going on gain the factor (1-eps_2)^(1/tau) + eps_2^(1/tau), eps_2 the error rate
-of the second bit, and greedy decoding goes on iff C max(P(y_2)) > 1 - C. For a learned
-chain both differences are of the order of eps_2; `greedy_signs` decides by signs, as the
-paper does.
+Gate and second bit share one response position, so the vocabulary logits there are
+the log-probabilities log(1-C), log C + log sg(+-z): at temperature 1 sampling is the
+paper's exactly. At another temperature softmax(logits / tau) tempers the three outcomes
+jointly, as for any language model. Compared with tempering gate and bit one after the
+other, the odds of going on gain the factor (1-eps_2)^(1/tau) + eps_2^(1/tau), eps_2 the
+error rate of the second bit, and greedy decoding goes on iff C max P(y_2) > 1 - C. Both
+differences vanish with eps_2; `greedy_signs` decides stage by stage, as the paper does.
 """
 
 from typing import NamedTuple
@@ -39,7 +38,7 @@ class LinearParams(NamedTuple):
 
 
 class HeadTerms(NamedTuple):
-    """What the heads l >= 2 make of the prompt: logit_l = base_l + y_{l-1} flip_l + ..."""
+    """What later heads make of the prompt: logit_l = base_l + y_{l-1} flip_l + ..."""
 
     gate_base: Array  # B
     gate_flip: Array  # B
@@ -48,6 +47,7 @@ class HeadTerms(NamedTuple):
 
 
 def zero_params(num_bits: int) -> LinearParams:
+    """All weights 0, where training starts."""
     d = num_bits
     return LinearParams(
         jnp.zeros(d), jnp.zeros(2 * d + 2), jnp.zeros((d - 1, 3 * d - 1))
@@ -65,6 +65,7 @@ def first_logit(params: LinearParams, x_BxL: Array) -> Array:
 
 
 def head_terms(params: LinearParams, x_BxL: Array) -> HeadTerms:
+    """Everything that does not depend on the response; computed once per prompt."""
     d = x_BxL.shape[-1]
     bias, by_x, by_y, by_yx = jnp.split(params.gate, [1, d + 1, d + 2])
     chain_x, _, chain_yx = jnp.split(params.chain, [d, 2 * d - 1], axis=1)
@@ -102,7 +103,7 @@ def stop_logit(index: Array, stop_after_first: Array, num_bits: int) -> Array:
 
 
 def vocabulary_logits(stop: Array, bit: Array) -> Array:
-    """Log-probabilities with V behind: EOS by logit `stop`, else PLUS by logit `bit`."""
+    """Log-probabilities, V behind: EOS by logit `stop`, else PLUS by logit `bit`."""
     go = jax.nn.log_sigmoid(-stop)
     never = jnp.full_like(bit, NEVER)
     by_token = {
@@ -200,7 +201,7 @@ def exact_policy(params: LinearParams, x_BxL: Array) -> ExactPolicy:
 
 
 def greedy_signs(params: LinearParams, x_BxL: Array) -> tuple[Array, Array]:
-    """Greedy decoding by signs: whether it goes on, and whether it is the right chain."""
+    """Greedy decoding by signs: whether it goes on, and whether as the right chain."""
     terms = head_terms(params, x_BxL)
     parity_BxT = jnp.cumprod(x_BxL, -1)
     y_Bx1 = jnp.sign(first_logit(params, x_BxL))[:, None]

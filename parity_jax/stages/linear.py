@@ -1,15 +1,16 @@
 """SGD of the linear model: next-token prediction, and STaR (paper section 6).
 
-for t = 1 .. T:                                    (w = 0 at first; every head alone)
+for t = 1 .. T:                               (every head alone, from w^(1) = 0)
     (x, y) ~ data
-    first, gate:  w <- w - eta_t (grad ln(1 + exp(-y f_w)) + lambda w),  eta_t = 1/(lambda t)
-    chain, if y is long: the same for all heads l >= 2, with t_long in the place of t
+    first, gate:  w <- w - eta_t (grad ln(1 + exp(-y f_w)) + lambda w)
+                  with eta_t = 1 / (lambda t)
+    chain:        if y is long, the same for heads l >= 2, with t_long in place of t
 return the average of the iterates w^(1) .. w^(T)
 
-lambda is hypers.ridge. One update may average the gradient over a batch of examples, and
-`max_step_size` = s may cap the first steps: eta_t = 1/(lambda t + 1/s). The data are
-fresh demonstrations (pre-training) or the kept samples of a STaR round, which starts
-again from w = 0 as in the paper's Theorem 2. `params` of the state is the average.
+lambda is hypers.ridge. One update may average the gradient over a batch of examples,
+and `max_step_size` = s may tame the first steps: eta_t = 1 / (lambda t + 1/s). The data
+are fresh demonstrations (pre-training) or the kept samples of a STaR round, which
+starts again from w = 0 as in the paper's Theorem 2. `params` is the average.
 """
 
 from collections.abc import Callable
@@ -65,12 +66,13 @@ class Sgd(NamedTuple):
 
 
 def as_examples(prompt_BxL: Array, response_BxT: Array) -> Examples:
+    """Tokens as signs, separator and last token (never a bit) left out."""
     y_BxT = token_signs(response_BxT[:, :-1]).astype(jnp.float32)
     return Examples(prompt_signs(prompt_BxL), y_BxT)
 
 
 def head_losses(params: LinearParams, examples: Examples) -> LinearParams:
-    """Mean logistic loss of each head; chain heads (one sum) over long examples only."""
+    """Mean logistic loss of each head; chain heads (their sum) over long examples."""
     x_BxL, y_BxT = examples
     terms = head_terms(params, x_BxL)
     is_long_B = y_BxT[:, 1] != 0
@@ -86,6 +88,7 @@ def head_losses(params: LinearParams, examples: Examples) -> LinearParams:
 
 
 def zero_sgd(num_bits: int) -> Sgd:
+    """Before the first update."""
     weights = zero_params(num_bits)
     return Sgd(weights, weights, jax.tree.map(lambda w: jnp.int32(0), weights))
 
@@ -267,7 +270,7 @@ def exact_scores(params: LinearParams, x_BxL: Array, p_cot: Array) -> Metrics:
     """
     policy = exact_policy(params, x_BxL)
     is_long_B, is_right_B = greedy_signs(params, x_BxL)
-    true = {
+    true: dict[str, tuple[Array, Array | float]] = {
         "first": (policy.first, (1 + p_cot) / 2),
         "gate_right": (policy.gate_right, 2 * p_cot / (1 + p_cot)),
         "gate_wrong": (policy.gate_wrong, 0.0),

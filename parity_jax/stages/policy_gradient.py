@@ -49,7 +49,7 @@ def make_policy_gradient(
     cfg: PolicyGradientConfig, task: Task, model: Model, evaluate: Evaluate
 ) -> Stage:
     """The stage of a config; ConfigError for rewards that do not exist."""
-    optimizer = optim.adamw()
+    optimizer = optim.adamw() if cfg.optimizer == "adam" else optim.sgd()
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
 
     def log_probs(params: Params, rollout: Rollout, temperature: Array) -> Array:

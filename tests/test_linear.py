@@ -1,0 +1,291 @@
+"""The linear model, its SGD and STaR on it, against exact enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from parity_jax import theory
+from parity_jax.config import (
+    ConfigError,
+    EvaluateConfig,
+    Experiment,
+    LinearConfig,
+    LinearPretrainConfig,
+    LinearStarConfig,
+    ParityConfig,
+    RolloutConfig,
+    RunConfig,
+    SgdConfig,
+    from_dict,
+    to_dict,
+)
+from parity_jax.decode import sample, tempered
+from parity_jax.evaluate import make_evaluate
+from parity_jax.models import make_model, response_logits
+from parity_jax.models.linear import (
+    LinearParams,
+    exact_policy,
+    greedy_signs,
+    prompt_signs,
+)
+from parity_jax.objectives import token_log_probs
+from parity_jax.stages import make_stage
+from parity_jax.stages.linear import Examples, head_losses, sgd_update, zero_sgd
+from parity_jax.tasks import make_task
+from parity_jax.tasks.parity import sign_tokens
+from parity_jax.types import EOS, PAD, Hypers
+
+D = 4
+TASK = make_task(ParityConfig(num_bits=D))
+MODEL = make_model(LinearConfig(), TASK)
+
+
+@pytest.fixture(scope="module")
+def params() -> LinearParams:
+    """Random weights; those of bits that a head cannot see are 0, as in training."""
+    k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
+    chain = jax.random.normal(k3, (D - 1, 3 * D - 1))
+    earlier = jnp.tril(chain[:, D : 2 * D - 1])
+    return LinearParams(
+        jax.random.normal(k1, (D,)),
+        jax.random.normal(k2, (2 * D + 2,)),
+        chain.at[:, D : 2 * D - 1].set(earlier),
+    )
+
+
+def all_inputs() -> np.ndarray:
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=D)))
+
+
+def as_prompt(x: np.ndarray) -> jax.Array:
+    return jnp.pad(sign_tokens(jnp.array(x)), ((0, 0), (0, 1)), constant_values=2)
+
+
+def by_hand(params: LinearParams, x: np.ndarray, y: list[float]) -> float:
+    """log P(y, EOS | x) from the features as the paper writes them."""
+
+    def log_sigmoid(z: float) -> float:
+        return -np.log1p(np.exp(-z))
+
+    p = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    total = log_sigmoid(y[0] * (p.first @ x))
+    gate = p.gate @ np.concatenate([[1], x, [y[0]], y[0] * x])
+    if len(y) == 1:
+        return total + log_sigmoid(-gate)
+    total += log_sigmoid(gate)
+    for step in range(2, D + 1):
+        earlier = np.zeros(D - 1)
+        earlier[: step - 1] = y[: step - 1]
+        features = np.concatenate([x, earlier, y[step - 2] * x])
+        total += log_sigmoid(y[step - 1] * (p.chain[step - 2] @ features))
+    return total
+
+
+def every_response() -> list[list[float]]:
+    return [list(y) for n in (1, D) for y in itertools.product((-1.0, 1.0), repeat=n)]
+
+
+def as_tokens(y: list[float]) -> np.ndarray:
+    tokens = np.full(D + 1, PAD)
+    tokens[: len(y)] = sign_tokens(jnp.array(y))
+    tokens[len(y)] = EOS
+    return tokens
+
+
+def test_teacher_forced_log_probs_equal_the_papers_features(params) -> None:
+    x, ys = all_inputs(), every_response()
+    token_BxGxT = jnp.array([[as_tokens(y) for y in ys]] * len(x))
+    logits = response_logits(MODEL, params, as_prompt(x), token_BxGxT)
+    log_prob = token_log_probs(logits, token_BxGxT)
+    total_BxG = jnp.where(token_BxGxT != PAD, log_prob, 0).sum(-1)
+    expected = np.array([[by_hand(params, row, y) for y in ys] for row in x])
+    np.testing.assert_allclose(total_BxG, expected, atol=2e-5)
+    np.testing.assert_allclose(np.exp(total_BxG).sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_decoding_samples_the_teacher_forced_policy(params, tau) -> None:
+    prompt = as_prompt(all_inputs())
+    response = sample(
+        jax.random.key(1), MODEL, params, prompt, jnp.full(300, tau), D + 1
+    )
+    logits = response_logits(MODEL, params, prompt, response.token)
+    log_prob = token_log_probs(tempered(logits, tau), response.token)
+    error = jnp.where(response.mask, log_prob - response.log_prob, 0)
+    assert jnp.abs(error).max() < 1e-4
+    lengths = (response.token != PAD).sum(-1)
+    assert set(np.unique(lengths)) == {2, D + 1}
+    if tau == 1:
+        policy = exact_policy(params, prompt_signs(prompt))
+        chain = TASK.demonstrate(jax.random.key(0), prompt, Hypers(p_cot=1.0)).response
+        is_chain = (response.token == chain[:, None]).all(-1).mean(-1)
+        sd = np.sqrt(policy.long * (1 - policy.long) / 300)
+        assert (np.abs(is_chain - policy.long) < 4 * sd + 1e-3).all()
+
+
+def test_gradients_are_finite_and_miss_what_comes_later(params) -> None:
+    prompt = as_prompt(all_inputs())
+    token = jnp.array([[as_tokens(y) for y in every_response()]] * len(prompt))
+
+    def loss(params, row=None):
+        log_prob = token_log_probs(response_logits(MODEL, params, prompt, token), token)
+        return -jnp.where(token != PAD, log_prob, 0).mean()
+
+    grads = jax.grad(loss)(params)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+    later = np.triu(grads.chain[:, D : 2 * D - 1], 1)
+    assert (later == 0).all()
+    assert (np.abs(grads.chain) > 0).sum() > D * D
+
+
+def test_optimal_weights_give_theorem_1() -> None:
+    """At the ridge optimum in closed form the scores are those of `ridge_stats`."""
+    p, lam, d = 0.4, 1e-3, 8
+    first, gate, chain = theory.linear_weights(p, d, lam)
+    rows = np.zeros((d - 1, 3 * d - 1))
+    for i, head in enumerate(chain):
+        rows[i, : d + i + 1] = head[: d + i + 1]
+        rows[i, 2 * d - 1 :] = head[d + i + 1 :]
+    params = LinearParams(*map(jnp.float32, (first, gate, rows)))
+    x = jnp.array(list(itertools.product((-1.0, 1.0), repeat=d)))
+    policy, stats = exact_policy(params, x), theory.ridge_stats(p, d, lam)
+    np.testing.assert_allclose(policy.first, stats["A"], atol=1e-6)
+    np.testing.assert_allclose(policy.gate_right, stats["C_plus"], atol=1e-6)
+    np.testing.assert_allclose(policy.gate_wrong, stats["C_minus"], atol=1e-6)
+    np.testing.assert_allclose(policy.chain_error, stats["eps"], atol=1e-6)
+    is_long, is_right = greedy_signs(params, x)
+    assert is_long.all() and is_right.all()
+
+
+def numpy_sgd(examples, ridge: float) -> list[np.ndarray]:
+    """The paper's algorithm one head at a time; average of first, gate and chain."""
+    dims = [D, 2 * D + 2] + [2 * D + step - 1 for step in range(2, D + 1)]
+    w = [np.zeros(n) for n in dims]
+    mean = [np.zeros(n) for n in dims]
+    t = [0] * len(dims)
+
+    def update(i: int, features: np.ndarray, label: float) -> None:
+        t[i] += 1
+        mean[i] += (w[i] - mean[i]) / t[i]
+        slope = -label / (1 + np.exp(label * (w[i] @ features)))
+        w[i] = w[i] - (slope * features + ridge * w[i]) / (ridge * t[i])
+
+    for x, y in examples:
+        is_long = y[1] != 0
+        update(0, x, y[0])
+        gate = np.concatenate([[1], x, [y[0]], y[0] * x])
+        update(1, gate, 1.0 if is_long else -1.0)
+        for step in range(2, D + 1) if is_long else []:
+            features = np.concatenate([x, y[: step - 1], y[step - 2] * x])
+            update(step, features, y[step - 1])
+    return mean
+
+
+def draw_examples(num: int, p: float, seed: int = 0) -> list[tuple]:
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(num):
+        x = rng.choice([-1.0, 1.0], D)
+        chain = np.cumprod(x)
+        short = np.array([chain[-1]] + [0.0] * (D - 1))
+        out.append((x, chain if rng.random() < p else short))
+    return out
+
+
+def test_batch_size_1_is_the_papers_algorithm_head_by_head() -> None:
+    examples, ridge = draw_examples(200, 0.4), 0.05
+    sgd = zero_sgd(D)
+    step = jax.jit(lambda s, e: sgd_update(SgdConfig(), jnp.float32(ridge), s, e)[0])
+    for x, y in examples:
+        sgd = step(sgd, Examples(jnp.float32(x)[None], jnp.float32(y)[None]))
+    mean = numpy_sgd(examples, ridge)
+    np.testing.assert_allclose(sgd.average.first, mean[0], atol=2e-3)
+    np.testing.assert_allclose(sgd.average.gate, mean[1], atol=2e-3)
+    for i in range(D - 1):
+        row = np.asarray(sgd.average.chain[i])
+        own = np.concatenate([row[: D + i + 1], row[2 * D - 1 :]])
+        np.testing.assert_allclose(own, mean[2 + i], atol=2e-3)
+        assert (row[D + i + 1 : 2 * D - 1] == 0).all()
+    num_long = sum(y[1] != 0 for _, y in examples)
+    assert (int(sgd.t.first), int(sgd.t.chain)) == (200, num_long)
+
+
+def test_a_batch_without_long_examples_leaves_the_chain_alone() -> None:
+    cfg = SgdConfig(batch_size=8)
+    examples = draw_examples(16, 1.0), draw_examples(8, 0.0)
+    sgd = zero_sgd(D)
+    before = None
+    for part in (examples[0][:8], examples[0][8:], examples[1]):
+        before = sgd
+        x, y = (jnp.float32(np.array(column)) for column in zip(*part, strict=True))
+        sgd, loss = sgd_update(cfg, jnp.float32(0.1), sgd, Examples(x, y))
+        assert jnp.isfinite(loss)
+    assert (before.weights.chain == sgd.weights.chain).all()
+    assert (before.average.chain == sgd.average.chain).all()
+    assert int(sgd.t.chain) == 2 and int(sgd.t.gate) == 3
+    assert (before.weights.gate != sgd.weights.gate).any()
+
+
+def test_head_losses_by_hand() -> None:
+    x, y = jnp.ones((2, D)), jnp.array([[1.0] * D, [1.0] + [0.0] * (D - 1)])
+    losses = head_losses(zero_sgd(D).weights, Examples(x, y))
+    np.testing.assert_allclose(losses.first, np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(losses.chain, (D - 1) * np.log(2), rtol=1e-6)
+
+
+def stage_of(cfg, num_bits: int):
+    task = make_task(ParityConfig(num_bits=num_bits))
+    model = make_model(LinearConfig(), task)
+    evaluate = make_evaluate(EvaluateConfig(num_prompts=8), task, model)
+    return make_stage(cfg, task, model, evaluate, 1.0)
+
+
+def test_pretraining_reaches_the_ridge_optimum() -> None:
+    p, lam, d = 0.4, 1e-3, 5
+    cfg = LinearPretrainConfig(SgdConfig(batch_size=64, max_step_size=2.0), 3000)
+    stage = stage_of(cfg, d)
+    hypers = jax.tree.map(jnp.float32, Hypers(p_cot=p, ridge=lam))
+    state, metrics = jax.jit(stage.step)(stage.init(jax.random.key(0), hypers, None))
+    scores = {k: float(v.value()) for k, v in jax.jit(stage.evaluate)(state).items()}
+    stats = theory.ridge_stats(p, d, lam)
+    assert abs(scores["exact/first"] - stats["A"]) < 0.005
+    assert abs(scores["exact/gate_right"] - stats["C_plus"]) < 0.015
+    assert abs(scores["exact/gate_wrong"] - stats["C_minus"]) < 0.005
+    assert abs(scores["exact/chain_error"] - stats["eps"]) < 0.003
+    assert scores["exact/greedy_right"] == 1
+    assert float(metrics["loss"].value()) < 1.5
+
+
+def test_a_star_round_follows_the_recursion() -> None:
+    p, d = 0.3, 5
+    sgd = SgdConfig(batch_size=64, max_step_size=2.0)
+    hypers = jax.tree.map(jnp.float32, Hypers(p_cot=p, ridge=1e-3))
+    pretrain = stage_of(LinearPretrainConfig(sgd, 3000), d)
+    state, _ = jax.jit(pretrain.step)(pretrain.init(jax.random.key(1), hypers, None))
+    rollout = RolloutConfig(num_prompts=16384, num_generations=1, rewards=("cot",))
+    star = stage_of(LinearStarConfig(rollout, sgd, 3000), d)
+    state, metrics = jax.jit(star.step)(
+        star.init(jax.random.key(2), hypers, state.params)
+    )
+    logits = theory.fit_logits(theory.pretrain_state(p, d), 1e-3)
+    kept, keep_rate = theory.star_state_step(logits, 1.0, "cot")
+    scores = {k: float(v.value()) for k, v in jax.jit(star.evaluate)(state).items()}
+    assert abs(float(metrics["kept_ratio"].value()) - keep_rate) < 0.02
+    assert abs(scores["exact/first"] - kept.A) < 0.02
+    assert abs(scores["exact/gate_right"] - kept.C_plus) < 0.04
+
+
+def test_config_round_trip_and_what_the_linear_model_refuses() -> None:
+    run = RunConfig(stage=LinearPretrainConfig(), task=ParityConfig(num_bits=6))
+    runs = {"a": run, "b": RunConfig()}
+    experiment = Experiment(model=LinearConfig(), runs=FrozenDict(runs))
+    assert from_dict(Experiment, to_dict(experiment)) == experiment
+    with pytest.raises(ConfigError, match=r"needs model.kind='linear'"):
+        Experiment(runs={"a": run})
+    with pytest.raises(ConfigError, match="stops after bit"):
+        Experiment(
+            task=ParityConfig(8, 2), model=LinearConfig(), runs={"a": RunConfig()}
+        )
