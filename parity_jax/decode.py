@@ -43,14 +43,14 @@ def sample(
     batch_size, num_generations = prompt_BxL.shape[0], temperature_G.shape[0]
     shape = (batch_size, num_generations, response_len)
     logits_BxV, context = model.prompt_pass(params, prompt_BxL)
-    temperature_Gx1 = temperature_G[:, None]
+    temperature_1xGx1 = temperature_G[None, :, None]
 
     def draw(carry: _Carry) -> tuple[Array, Array]:
         """The token of the next position and its log-probability, BxG each."""
-        logits_BxGxV = tempered(carry.logits_BxGxV, temperature_Gx1)
+        logits_BxGxV = tempered(carry.logits_BxGxV, temperature_1xGx1)
         k_token = jax.random.fold_in(key, carry.position)
         noise_BxGxV = jax.random.gumbel(k_token, logits_BxGxV.shape)
-        noise_BxGxV = jnp.where(temperature_Gx1 > 0, noise_BxGxV, 0.0)
+        noise_BxGxV = jnp.where(temperature_1xGx1 > 0, noise_BxGxV, 0.0)
         token_BxG = jnp.argmax(logits_BxGxV + noise_BxGxV, -1)
         return token_BxG, token_log_probs(logits_BxGxV, token_BxG)
 

@@ -31,7 +31,7 @@ def rotary(x_BxGxTxHxK: Array, position_T: Array, base: float = 10_000.0) -> Arr
     """Rotate pairs (k, k + K/2) of each head by position * base^(-2k/K)."""
     half = x_BxGxTxHxK.shape[-1] // 2
     frequency_K = base ** (-jnp.arange(half) / half)
-    angle_TxK = position_T[:, None].astype(jnp.float32) * frequency_K
+    angle_TxK = position_T[:, None].astype(jnp.float32) * frequency_K[None]
     cos_TxHxK = jnp.cos(angle_TxK)[:, None, :].astype(x_BxGxTxHxK.dtype)
     sin_TxHxK = jnp.sin(angle_TxK)[:, None, :].astype(x_BxGxTxHxK.dtype)
     left, right = jnp.split(x_BxGxTxHxK, 2, axis=-1)

@@ -1,0 +1,10 @@
+"""Settings that make JAX strict, before any test starts its backend."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)  # members are sharded in test_population
+jax.config.update("jax_numpy_rank_promotion", "raise")
