@@ -44,30 +44,30 @@ def priced_reward(
 
 
 def advantages(reward_BxG: Array, cfg: PolicyGradientConfig) -> Array:
-    """(reward - baseline) / (std + std_eps), both as the config names them."""
-    scale = _reward_std(reward_BxG, cfg)
+    """(reward - baseline) / (std + std_eps), both as the config names them.
+
+    Where the std is 0 nothing is divided. Mean and std are taken of what lies above the
+    least reward: equal rewards then give exactly 0, which rounding would not.
+    """
     centred_BxG = reward_BxG - _baseline(reward_BxG, cfg.baseline)
-    return centred_BxG if scale is None else centred_BxG / (scale + cfg.std_eps)
+    if cfg.scale_rewards == "none":
+        return centred_BxG
+    axis = None if cfg.scale_rewards == "batch" else -1
+    above_BxG = reward_BxG - reward_BxG.min(axis, keepdims=True)
+    std = above_BxG.std(axis, ddof=cfg.std_ddof, keepdims=True)
+    return centred_BxG / jnp.where(std > 0, std + cfg.std_eps, 1)
 
 
 def _baseline(reward_BxG: Array, kind: str) -> Array:
     if kind == "none":
         return jnp.zeros_like(reward_BxG)
-    if kind == "batch":
-        return jnp.broadcast_to(reward_BxG.mean(), reward_BxG.shape)
-    mean_Bx1 = reward_BxG.mean(-1, keepdims=True)
-    if kind == "group":
-        return jnp.broadcast_to(mean_Bx1, reward_BxG.shape)
-    num_generations = reward_BxG.shape[-1]
-    return (mean_Bx1 * num_generations - reward_BxG) / (num_generations - 1)
-
-
-def _reward_std(reward_BxG: Array, cfg: PolicyGradientConfig) -> Array | None:
-    if cfg.scale_rewards == "none":
-        return None
-    if cfg.scale_rewards == "batch":
-        return reward_BxG.std(ddof=cfg.std_ddof, keepdims=True)
-    return reward_BxG.std(-1, ddof=cfg.std_ddof, keepdims=True)
+    axis = None if kind == "batch" else -1
+    least = reward_BxG.min(axis, keepdims=True)
+    above_BxG = reward_BxG - least
+    if kind != "leave_one_out":
+        return least + above_BxG.mean(axis, keepdims=True)
+    others_BxG = above_BxG.sum(-1, keepdims=True) - above_BxG
+    return least + others_BxG / (reward_BxG.shape[-1] - 1)
 
 
 def is_zero_std(reward_BxG: Array) -> Array:

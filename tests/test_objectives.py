@@ -1,0 +1,430 @@
+"""Advantages, ratios, divergences and denominators against arithmetic done by hand."""
+
+from dataclasses import replace
+from math import exp, log, sqrt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parity_jax.config import PolicyGradientConfig, RolloutConfig, dr_grpo, reinforce
+from parity_jax.objectives import (
+    advantages,
+    aggregate,
+    is_zero_std,
+    kl_estimate,
+    next_token_loss,
+    policy_loss,
+    priced_reward,
+    token_entropy,
+    token_log_probs,
+)
+from parity_jax.types import Hypers
+
+DEFAULT = Hypers()
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "reinforce")
+
+# Two groups of four: 2 and 3 successes, 5 of 8 in all.
+REWARD = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+BASELINE = {
+    "none": np.zeros((2, 4)),
+    "batch": np.full((2, 4), 5 / 8),
+    "group": np.array([[2 / 4] * 4, [3 / 4] * 4]),
+    # Successes of the three others, over three.
+    "leave_one_out": np.array(
+        [[1 / 3, 2 / 3, 2 / 3, 1 / 3], [2 / 3, 2 / 3, 2 / 3, 3 / 3]]
+    ),
+}
+# Variance of K successes among n: (K/n)(1 - K/n), times n/(n - 1) for ddof=1.
+STD = {
+    ("batch", 0): np.full((2, 1), sqrt(5 / 8 * 3 / 8)),
+    ("batch", 1): np.full((2, 1), sqrt(5 / 8 * 3 / 8 * 8 / 7)),
+    ("group", 0): np.array([[1 / 2], [sqrt(3) / 4]]),
+    ("group", 1): np.array([[sqrt(1 / 3)], [1 / 2]]),
+}
+
+
+def config(**options) -> PolicyGradientConfig:
+    return PolicyGradientConfig(rollout=RolloutConfig(2, 4), **options)
+
+
+@pytest.mark.parametrize("baseline", BASELINE)
+def test_baselines_by_hand(baseline):
+    cfg = config(baseline=baseline, scale_rewards="none")
+    expected = REWARD - BASELINE[baseline]
+    np.testing.assert_allclose(advantages(REWARD, cfg), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("std_eps", [0.0, 1e-4, 0.5])
+@pytest.mark.parametrize(("scale", "ddof"), STD)
+@pytest.mark.parametrize("baseline", ["none", "batch", "group"])
+def test_scaled_advantages_by_hand(baseline, scale, ddof, std_eps):
+    cfg = config(baseline=baseline, scale_rewards=scale, std_ddof=ddof, std_eps=std_eps)
+    expected = (REWARD - BASELINE[baseline]) / (STD[scale, ddof] + std_eps)
+    np.testing.assert_allclose(advantages(REWARD, cfg), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_grpo_advantage_of_one_success_in_four():
+    # mean 1/4, std sqrt(3)/4: 3/4 / (sqrt(3)/4) = sqrt(3), -1/4 / (..) = -1/sqrt(3).
+    reward = jnp.array([[1.0, 0, 0, 0]])
+    advantage = advantages(reward, config(std_eps=0.0))
+    expected = [[sqrt(3), -1 / sqrt(3), -1 / sqrt(3), -1 / sqrt(3)]]
+    np.testing.assert_allclose(advantage, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("std_eps", [0.0, 1e-4])
+@pytest.mark.parametrize(
+    ("baseline", "scale", "ddof"),
+    [
+        ("group", "none", 0),
+        ("group", "group", 0),
+        ("group", "group", 1),
+        ("group", "batch", 0),
+        ("leave_one_out", "none", 0),
+    ],
+)
+@pytest.mark.parametrize("num_generations", [2, 3, 7])
+def test_constant_groups_have_no_advantage_whatever_rounding_does(
+    num_generations, baseline, scale, ddof, std_eps
+):
+    # 0.1 and 0.7 have no exact float, and their mean over 3 need not be themselves.
+    level = np.array([0.1, 0.7, 1 / 3, 1.0, 0.0, 0.43], np.float32)
+    reward = np.repeat(level[:, None], num_generations, 1)
+    cfg = PolicyGradientConfig(
+        rollout=RolloutConfig(6, num_generations),
+        baseline=baseline,
+        scale_rewards=scale,
+        std_ddof=ddof,
+        std_eps=std_eps,
+    )
+    np.testing.assert_array_equal(advantages(reward, cfg), 0)
+    np.testing.assert_array_equal(advantages(reward[:1], cfg), 0)
+    # Beside a group that has signal the constant ones still have none.
+    reward[-1] = np.arange(num_generations) / 7
+    advantage = np.asarray(advantages(reward, cfg))
+    np.testing.assert_array_equal(advantage[:-1], 0)
+    assert np.abs(advantage[-1]).max() > 0.05
+    assert np.isfinite(advantage).all()
+
+
+def test_is_zero_std():
+    reward = jnp.array([[0.1, 0.1, 0.1], [0, 0, 0], [0, 0, 1], [1, 0, 1]])
+    assert is_zero_std(reward).tolist() == [True, True, False, False]
+
+
+# Three tokens of mask, seven of all: lengths 1, 4, 2 and an empty mask.
+LOSS = np.array(
+    [[[1.0, 9, 9, 9], [1, 2, 3, 4]], [[2, 6, 9, 9], [9, 9, 9, 9]]], np.float32
+)
+MASK = np.array(
+    [[[1, 0, 0, 0], [1, 1, 1, 1]], [[1, 1, 0, 0], [0, 0, 0, 0]]],
+    bool,
+)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "expected"),
+    [
+        ("grpo", (1 / 1 + 10 / 4 + 8 / 2 + 0) / 4),
+        ("bnpo", (1 + 10 + 8) / 7),
+        ("dapo", (1 + 10 + 8) / 10),  # ten tokens per minibatch in the whole rollout
+        ("dr_grpo", (1 + 10 + 8) / (4 * 4)),
+        ("reinforce", (1 + 10 + 8) / 4),
+    ],
+)
+def test_denominators_by_hand(loss_type, expected):
+    loss = aggregate(LOSS, MASK, loss_type, 10.0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nothing_to_train_on_is_zero(loss_type):
+    mask = np.zeros_like(MASK)
+    value, grad = jax.value_and_grad(aggregate)(LOSS, mask, loss_type, mask.sum())
+    assert value == 0
+    np.testing.assert_array_equal(grad, 0)
+
+
+def test_bnpo_and_dapo_differ_over_minibatches():
+    # Prompt 0 has loss 11 in 5 tokens, prompt 1 has 8 in 2: 3.5 tokens on average.
+    parts = [(LOSS[:1], MASK[:1]), (LOSS[1:], MASK[1:])]
+    bnpo = [float(aggregate(*part, "bnpo", 3.5)) for part in parts]
+    dapo = [float(aggregate(*part, "dapo", 3.5)) for part in parts]
+    np.testing.assert_allclose(bnpo, [11 / 5, 8 / 2], rtol=1e-6)
+    np.testing.assert_allclose(dapo, [11 / 3.5, 8 / 3.5], rtol=1e-6)
+    whole = aggregate(LOSS, MASK, "bnpo", 7.0)
+    np.testing.assert_allclose(np.mean(dapo), whole, rtol=1e-6)
+    assert abs(np.mean(bnpo) - whole) > 0.1
+
+
+def logits_of(log_prob):
+    """Logits over two tokens, the first of which has this log-probability."""
+    return jnp.stack([log_prob, jnp.log1p(-jnp.exp(log_prob))], -1)
+
+
+def surrogate(
+    log_ratio, advantage, hypers=DEFAULT, mask=None, reference=None, cfg=None, at=-0.9
+):
+    """Loss, its gradient to each token's log-probability, and the metrics.
+
+    Always one prompt, two responses, three tokens; what is not given is masked. The
+    tokens have log-probability `at` and had `at - log_ratio` when sampled.
+    """
+    mask_BxGxT, log_ratio_BxGxT = np.zeros((1, 2, 3), bool), np.zeros((1, 2, 3))
+    for g, row in enumerate(log_ratio):
+        log_ratio_BxGxT[0, g, : len(row)] = row
+        mask_BxGxT[0, g, : len(row)] = True if mask is None else mask[g]
+    advantage_BxG = np.resize(np.array([advantage], np.float32), (1, 2))
+    cfg = reinforce() if cfg is None else cfg
+    token_BxGxT = np.zeros((1, 2, 3), np.int32)
+    old_BxGxT = (at - log_ratio_BxGxT).astype(np.float32)
+    constants = (token_BxGxT, mask_BxGxT, old_BxGxT, reference, advantage_BxG)
+
+    def loss(log_prob):
+        logits = logits_of(log_prob)
+        return policy_loss(logits, *constants, mask_BxGxT.sum(), hypers, cfg)
+
+    log_prob = jnp.full((1, 2, 3), at)
+    (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(log_prob)
+    return value, grad[0], {k: float(m.value()) for k, m in metrics.items()}
+
+
+CLIP = Hypers(epsilon=0.2, epsilon_high=0.3, delta=1.5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "delta", "loss", "grad"),
+    [
+        (1.0, 2.0, 1.5, -2.0, -2.0),
+        (1.2, 1.0, 1.5, -1.2, -1.2),  # within 1 + 0.3
+        (1.4, 1.0, 1.5, -1.3, 0.0),  # clipped high
+        (0.5, 1.0, 1.5, -0.5, -0.5),  # too low to gain: free to rise
+        (0.9, -1.0, 1.5, 0.9, 0.9),  # within 1 - 0.2
+        (0.5, -1.0, 1.5, 0.8, 0.0),  # clipped low
+        (1.4, -1.0, 1.5, 1.4, 1.4),  # beyond 1 + 0.3 but free to fall
+        (2.0, -1.0, 1.5, 1.5, 0.0),  # capped by delta
+        (2.0, -1.0, 1e6, 2.0, 2.0),  # no cap
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, delta, loss, grad):
+    hypers = replace(CLIP, delta=delta)
+    value, slope, _ = surrogate([[log(ratio)]], [advantage], hypers)
+    # A sum over two responses, the second of which is empty.
+    np.testing.assert_allclose(value, loss / 2, rtol=1e-5)
+    np.testing.assert_allclose(slope[0, 0], grad / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_clip_metrics_count_tokens_of_the_mask():
+    # Of the five tokens under the mask: row 0 (advantage > 0) has one too high and one
+    # too low, row 1 (advantage < 0) one too high and two too low.
+    log_ratio = [np.log([2.0, 0.1, 2.0]), np.log([2.0, 0.1, 0.1])]
+    mask = [[True, True, False], [True, True, True]]
+    *_, metrics = surrogate(log_ratio, [1.0, -1.0], CLIP, mask)
+    assert metrics["clip_ratio/high_mean"] == pytest.approx(1 / 5)
+    assert metrics["clip_ratio/low_mean"] == pytest.approx(2 / 5)
+    assert metrics["clip_ratio/region_mean"] == pytest.approx(3 / 5)
+
+
+def test_sequence_level_ratio_is_the_mean_log_ratio_of_the_mask():
+    cfg = reinforce(importance_sampling_level="sequence")
+    log_ratio, mask = [[0.2, 0.4, 50.0]], [[True, True, False]]
+    hypers = Hypers(epsilon_high=0.5)
+    value, grad, _ = surrogate(log_ratio, [2.0], hypers, mask, cfg=cfg)
+    # Two tokens with ratio e^0.3 over two responses; each slope is half of both tokens.
+    np.testing.assert_allclose(value, -2 * 2 * exp(0.3) / 2, rtol=1e-5)
+    expected = [-2 * exp(0.3) / 2, -2 * exp(0.3) / 2, 0]
+    np.testing.assert_allclose(grad[0], expected, rtol=1e-5, atol=0)
+    # The second token alone would be clipped at 1.35, the sequence is not.
+    hypers = Hypers(epsilon_high=0.35 + 1e-3)
+    _, by_sequence, _ = surrogate(log_ratio, [2.0], hypers, mask, cfg=cfg)
+    _, by_token, _ = surrogate(log_ratio, [2.0], hypers, mask)
+    assert (by_sequence[0, :2] != 0).all()
+    assert by_token[0, 0] != 0
+    assert by_token[0, 1] == 0
+
+
+P = np.array([0.5, 0.3, 0.2])  # the policy
+Q = np.array([0.2, 0.5, 0.3])  # the reference
+KL = float((P * np.log(P / Q)).sum())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("k1", [log(2), -log(2)]),
+        ("k2", [log(2) ** 2 / 2, log(2) ** 2 / 2]),
+        ("k3", [1 / 2 + log(2) - 1, 2 - log(2) - 1]),
+    ],
+)
+def test_kl_estimates_by_hand(estimator, expected):
+    log_prob = jnp.log(jnp.array([0.5, 0.25]))
+    reference = jnp.log(jnp.array([0.25, 0.5]))
+    values = kl_estimate(log_prob, reference, estimator)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_kl_estimates_in_expectation():
+    mean = {
+        k: float((P * kl_estimate(jnp.log(P), jnp.log(Q), k)).sum())
+        for k in ("k1", "k2", "k3")
+    }
+    assert mean["k1"] == pytest.approx(KL, rel=1e-5)
+    assert mean["k3"] == pytest.approx(KL, rel=1e-5)
+    assert abs(mean["k2"] - KL) > 0.01  # biased
+
+
+def test_k1_in_the_loss_has_no_expected_gradient_and_k2_that_of_the_kl():
+    def expected_gradient(estimator):
+        def sampled(logits):  # samples come from P, their weights are no function of it
+            log_prob = jax.nn.log_softmax(logits)
+            return (P * kl_estimate(log_prob, jnp.log(Q), estimator)).sum()
+
+        return jax.grad(sampled)(jnp.log(P))
+
+    def kl(logits):
+        log_prob = jax.nn.log_softmax(logits)
+        return (jnp.exp(log_prob) * (log_prob - jnp.log(Q))).sum()
+
+    of_kl = jax.grad(kl)(jnp.log(P))
+    assert np.abs(of_kl).max() > 0.1
+    np.testing.assert_allclose(expected_gradient("k1"), 0, atol=1e-6)
+    np.testing.assert_allclose(expected_gradient("k2"), of_kl, atol=1e-6)
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_kl_enters_the_loss_only_if_told_to(kl_in):
+    cfg = reinforce(kl_estimator="k3", kl_in=kl_in)
+    x = log(2)  # log-probability less that of the reference
+    reference = np.full((1, 2, 3), -0.9 - x, np.float32)
+    value, _, metrics = surrogate(
+        [[0.0]], [1.0], Hypers(beta=0.1), None, reference, cfg
+    )
+    k3 = exp(-x) + x - 1
+    expected = (-1 + (0.1 * k3 if kl_in == "loss" else 0)) / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert metrics["kl"] == pytest.approx(k3, rel=1e-5)
+
+
+def test_entropy_by_hand():
+    logits = jnp.log(jnp.array([[0.25] * 4, [0.5, 0.25, 0.125, 0.125]]))
+    np.testing.assert_allclose(
+        token_entropy(logits), [log(4), 1.75 * log(2)], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_entropy_bonus_is_a_mean_over_tokens_for_every_loss_type(loss_type):
+    cfg = dr_grpo(loss_type=loss_type, scale_rewards="none")
+    hypers = Hypers(entropy_coef=0.3)
+    value, _, metrics = surrogate(
+        [[0.0, 0.0], [0.0]], [0.0], hypers, cfg=cfg, at=log(0.5)
+    )
+    np.testing.assert_allclose(value, -0.3 * log(2), rtol=1e-5)
+    assert metrics["entropy"] == pytest.approx(log(2), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(value))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_masked_tokens_have_no_influence(loss_type, level):
+    cfg = PolicyGradientConfig(
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        kl_estimator="k3",
+        num_iterations=2,
+    )
+    rng = np.random.default_rng(0)
+    shape = (2, 5, 3)
+    mask = np.arange(3) < np.array([[1, 3, 2, 0, 3], [2, 1, 1, 3, 2]])[..., None]
+    old, reference = rng.normal(-2, 0.1, (2, *shape)).astype(np.float32)
+    logits = rng.normal(size=(*shape, 6)).astype(np.float32)
+    token = rng.integers(0, 6, shape)
+    advantage = rng.normal(size=shape[:2]).astype(np.float32)
+    hypers = Hypers(beta=0.5, entropy_coef=0.1, epsilon=0.99, epsilon_high=99.0)
+
+    def loss(logits, token, old, reference):
+        arguments = (logits, token, mask, old, reference, advantage, 5.0)
+        return policy_loss(*arguments, hypers, cfg=cfg)
+
+    grad_of = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grad = grad_of(logits, token, old, reference)
+    np.testing.assert_array_equal(grad[~mask], 0)
+    assert (np.abs(grad[mask]).max(-1) > 0).all()
+    (other, other_metrics), _ = grad_of(
+        np.where(mask[..., None], logits, 7.0 * logits + 1),
+        np.where(mask, token, 5 - token),
+        np.where(mask, old, -30.0),
+        np.where(mask, reference, -40.0),
+    )
+    assert value == other
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(a == b), metrics, other_metrics))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "scale"),
+    [("group", "group"), ("leave_one_out", "none"), ("batch", "batch")],
+)
+@pytest.mark.parametrize(
+    ("loss_type", "level"), [*((x, "token") for x in LOSS_TYPES), ("grpo", "sequence")]
+)
+def test_the_order_within_a_group_means_nothing(loss_type, level, baseline, scale):
+    cfg = PolicyGradientConfig(baseline=baseline, scale_rewards=scale)
+    loss_cfg = PolicyGradientConfig(
+        loss_type=loss_type, importance_sampling_level=level
+    )
+    rng = np.random.default_rng(1)
+    shape = (2, 5, 3)
+    features = rng.normal(size=(*shape, 4)).astype(np.float32)
+    token = rng.integers(0, 6, shape)
+    mask = np.arange(3) < rng.integers(1, 4, shape[:2])[..., None]
+    old = rng.normal(-2, 0.3, shape).astype(np.float32)
+    reward = rng.normal(size=shape[:2]).astype(np.float32)
+
+    def loss(params, rows):
+        order = [np.array(rows)] * 2
+        feature, tokens, masks, olds, rewards = (
+            np.stack([x[b][order[b]] for b in range(2)])
+            for x in (features, token, mask, old, reward)
+        )
+        advantage = advantages(rewards, cfg)
+        arguments = (feature @ params, tokens, masks, olds, None, advantage, 9.0)
+        return policy_loss(*arguments, DEFAULT, cfg=loss_cfg)[0]
+
+    params = rng.normal(size=(4, 6)).astype(np.float32)
+    value, grad = jax.value_and_grad(loss)(params, [0, 1, 2, 3, 4])
+    other, other_grad = jax.value_and_grad(loss)(params, [3, 0, 4, 2, 1])
+    assert np.abs(grad).max() > 1e-2
+    np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, other_grad, rtol=1e-5, atol=1e-6)
+
+
+def test_prices_of_length_by_hand():
+    correct = jnp.array([[1.0, 1.0, 0.0]])
+    num_tokens = jnp.array([[16, 1, 8]])
+    additive = priced_reward(correct, num_tokens, 16, 0.4, "additive")
+    np.testing.assert_allclose(additive, [[1 - 0.4, 1 - 0.4 / 16, -0.4 / 2]], rtol=1e-6)
+    multiplicative = priced_reward(correct, num_tokens, 16, 0.4, "multiplicative")
+    np.testing.assert_allclose(
+        multiplicative, [[1 - 0.4, 1 - 0.4 / 16, 0.0]], rtol=1e-6
+    )
+
+
+def test_next_token_loss_sums_tokens_and_averages_sequences():
+    log_prob = jnp.log(jnp.array([[0.5, 0.25, 0.1], [0.5, 0.1, 0.1]]))
+    mask = jnp.array([[True, True, False], [True, False, False]])
+    loss = next_token_loss(log_prob, mask, 2)
+    np.testing.assert_allclose(loss, (log(8) + log(2)) / 2, rtol=1e-6)
+
+
+def test_token_log_probs_normalise():
+    logits = jnp.array([[[1.0, 2.0, 3.0]]])
+    total = sum(
+        float(jnp.exp(token_log_probs(logits, jnp.full((1, 1), v)))[0, 0])
+        for v in range(3)
+    )
+    assert total == pytest.approx(1)
+    ratio = token_log_probs(logits, jnp.full((1, 1), 2)) - token_log_probs(
+        logits, jnp.full((1, 1), 0)
+    )
+    np.testing.assert_allclose(ratio, 2.0, rtol=1e-6)
