@@ -66,6 +66,7 @@ def seconds_per_step(members: Population, num_steps: int) -> float:
 
 
 def main() -> None:
+    """Measure all rows, print the table, write the JSON."""
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     table = Table("stage", "members", "layout", "s / step", "ratio to solo runs")
     rows: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from parity_jax.config import (
     PretrainConfig,
     RolloutConfig,
     RunConfig,
-    gpt2,
+    mistral,
     to_config_dict,
 )
 from parity_jax.plots import (
@@ -46,34 +46,34 @@ from parity_jax.types import Hypers
 def get_config() -> ConfigDict:
     p_cot = 0.25  # below 1/3: greedy decoding stays short
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=64),
+        stage=PretrainConfig(batch_size=64, decay_steps=400),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-3),
-        num_steps=800,
+        num_steps=400,
         log_every=10,
-        eval_every=100,
+        eval_every=50,
     )
     grpo = RunConfig(
         stage=PolicyGradientConfig(
             rollout=RolloutConfig(num_prompts=64, num_generations=8)
         ),
         hypers=Hypers(p_cot=p_cot, learning_rate=2e-4),
-        num_steps=30,
+        num_steps=25,
         log_every=1,
         eval_every=5,
         parent="pretrain",
     )
     control = RunConfig(  # next-token prediction on as many sequences as GRPO samples
-        stage=pretrain.stage,
-        hypers=pretrain.hypers,
-        num_steps=30 * 64 * 8 // 64,
+        stage=PretrainConfig(batch_size=64),
+        hypers=Hypers(p_cot=p_cot, learning_rate=5e-5),  # where pre-training ended
+        num_steps=grpo.num_steps * 64 * 8 // 64,
         log_every=10,
-        eval_every=60,
+        eval_every=80,
         parent="pretrain",
     )
     return to_config_dict(
         Experiment(
             task=ParityConfig(num_bits=50),
-            model=gpt2(depth=2, width=128),
+            model=mistral(depth=2, width=128),
             axes=FrozenDict({"seed": (0, 1)}),
             runs=FrozenDict({"pretrain": pretrain, "grpo": grpo, "control": control}),
             evaluate=EvaluateConfig(num_prompts=256),

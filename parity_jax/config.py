@@ -203,9 +203,18 @@ class PretrainConfig:
     kind: ClassVar[str] = "pretrain"
     batch_size: int = 256
     weight_decay: float = 0.0
+    # The learning rate falls along a cosine over decay_steps (0: it is constant) to
+    # final_lr_ratio of itself, and stays there. A constant rate of 1e-3 leaves noise in
+    # the logits that is as large as the margin at p_cot = 0.25.
+    decay_steps: int = 0
+    final_lr_ratio: float = 0.05
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
+        allowed = "must be 0 (constant learning rate) or positive"
+        require(self.decay_steps >= 0, "decay_steps", self.decay_steps, allowed)
+        inside = 0 <= self.final_lr_ratio <= 1
+        require(inside, "final_lr_ratio", self.final_lr_ratio, "must be in [0, 1]")
         allowed = "must be >= 0"
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, allowed)
 

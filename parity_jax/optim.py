@@ -25,15 +25,25 @@ def sgd() -> optax.GradientTransformation:
     return optax.identity()
 
 
+def cosine_decay(decay_steps: int, final_ratio: float) -> optax.Schedule:
+    """Factor of the learning rate at a step: from 1 to final_ratio; 1 if no steps."""
+    if decay_steps == 0:
+        return optax.constant_schedule(1.0)
+    return optax.cosine_decay_schedule(1.0, decay_steps, final_ratio)
+
+
 def apply(
-    optimizer: optax.GradientTransformation, state: StageState, grads: Params
+    optimizer: optax.GradientTransformation,
+    state: StageState,
+    grads: Params,
+    factor: Array | float = 1.0,
 ) -> tuple[StageState, Array]:
-    """One optimizer step, and the global norm of the gradient.
+    """One optimizer step at factor * learning rate, and the norm of the gradient.
 
     The step counter of the stage is not touched.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    learning_rate = jnp.asarray(state.hypers.learning_rate)
+    learning_rate = factor * jnp.asarray(state.hypers.learning_rate)
     updates = jax.tree.map(lambda u: -learning_rate * u, updates)
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state), optax.global_norm(grads)

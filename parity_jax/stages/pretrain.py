@@ -28,6 +28,7 @@ def make_pretrain(
 ) -> Stage:
     """The stage for members whose share of long demonstrations is at most p_long."""
     optimizer = optim.adamw(cfg.weight_decay)
+    schedule = optim.cosine_decay(cfg.decay_steps, cfg.final_lr_ratio)
     num_long = max_long_rows(cfg.batch_size, p_long)
 
     def loss_fn(params: Params, batch: Batch) -> tuple[Array, Metrics]:
@@ -45,7 +46,7 @@ def make_pretrain(
         prompt_BxL = task.sample_prompts(k_prompt, cfg.batch_size)
         batch = task.demonstrate(k_demonstration, prompt_BxL, state.hypers)
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
-        state, grad_norm = optim.apply(optimizer, state, grads)
+        state, grad_norm = optim.apply(optimizer, state, grads, schedule(state.step))
         metrics["grad_norm"] = Mean.over(grad_norm)
         return state._replace(step=state.step + 1), metrics
 
