@@ -30,6 +30,11 @@ def token_signs(token: Array) -> Array:
     return (token == PLUS).astype(jnp.int32) - (token == MINUS).astype(jnp.int32)
 
 
+def running_product(sign_BxM: Array) -> Array:
+    """Products of the first 1 .. M signs (a cumprod in log M steps)."""
+    return jax.lax.associative_scan(jnp.multiply, sign_BxM, axis=1)
+
+
 class Parity:
     """The parity task of a `ParityConfig`; implements `tasks.Task`."""
 
@@ -103,7 +108,7 @@ class Parity:
 
     def running_parity(self, prompt_BxL: Array) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""
-        return jnp.cumprod(token_signs(prompt_BxL[:, : self.num_bits]), 1)
+        return running_product(token_signs(prompt_BxL[:, : self.num_bits]))
 
     def to_text(self, token_T: Array) -> str:
         return "".join(SYMBOLS[np.asarray(token_T)])
@@ -131,5 +136,5 @@ def _flip_chain(key: Key, sign_BxM: Array, hypers: Hypers) -> Array:
         flip = jnp.where(jax.random.bernoulli(key, probability, shape), -1, 1)
         return jnp.pad(flip, ((0, 0), (0, 1)), constant_values=1)
 
-    propagated = jnp.cumprod(flips(k_step, hypers.step_noise), 1)
+    propagated = running_product(flips(k_step, hypers.step_noise))
     return sign_BxM * propagated * flips(k_emit, hypers.emit_noise)
