@@ -34,10 +34,17 @@ from parity_jax.models.linear import (
 )
 from parity_jax.objectives import token_log_probs
 from parity_jax.stages import make_stage
-from parity_jax.stages.linear import Examples, head_losses, sgd_update, zero_sgd
+from parity_jax.stages.linear import (
+    Examples,
+    exact_scores,
+    head_losses,
+    scored_inputs,
+    sgd_update,
+    zero_sgd,
+)
 from parity_jax.tasks import make_task
 from parity_jax.tasks.parity import sign_tokens
-from parity_jax.types import EOS, PAD, Hypers
+from parity_jax.types import EOS, NOTHING_KEPT, PAD, Hypers
 
 D = 4
 TASK = make_task(ParityConfig(num_bits=D))
@@ -99,7 +106,9 @@ def as_tokens(y: list[float]) -> np.ndarray:
 def test_teacher_forced_log_probs_equal_the_papers_features(params) -> None:
     x, ys = all_inputs(), every_response()
     token_BxGxT = jnp.array([[as_tokens(y) for y in ys]] * len(x))
-    logits = response_logits(MODEL, params, as_prompt(x), token_BxGxT)
+    logits = jax.jit(lambda *a: response_logits(MODEL, *a))(
+        params, as_prompt(x), token_BxGxT
+    )
     log_prob = token_log_probs(logits, token_BxGxT)
     total_BxG = jnp.where(token_BxGxT != PAD, log_prob, 0).sum(-1)
     expected = np.array([[by_hand(params, row, y) for y in ys] for row in x])
@@ -131,11 +140,11 @@ def test_gradients_are_finite_and_miss_what_comes_later(params) -> None:
     prompt = as_prompt(all_inputs())
     token = jnp.array([[as_tokens(y) for y in every_response()]] * len(prompt))
 
-    def loss(params, row=None):
+    def loss(params):
         log_prob = token_log_probs(response_logits(MODEL, params, prompt, token), token)
         return -jnp.where(token != PAD, log_prob, 0).mean()
 
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
     later = np.triu(grads.chain[:, D : 2 * D - 1], 1)
     assert (later == 0).all()
@@ -218,10 +227,11 @@ def test_a_batch_without_long_examples_leaves_the_chain_alone() -> None:
     examples = draw_examples(16, 1.0), draw_examples(8, 0.0)
     sgd = zero_sgd(D)
     before = None
+    step = jax.jit(lambda s, e: sgd_update(cfg, jnp.float32(0.1), s, e))
     for part in (examples[0][:8], examples[0][8:], examples[1]):
         before = sgd
         x, y = (jnp.float32(np.array(column)) for column in zip(*part, strict=True))
-        sgd, loss = sgd_update(cfg, jnp.float32(0.1), sgd, Examples(x, y))
+        sgd, loss = step(sgd, Examples(x, y))
         assert jnp.isfinite(loss)
     assert (before.weights.chain == sgd.weights.chain).all()
     assert (before.average.chain == sgd.average.chain).all()
@@ -243,39 +253,63 @@ def stage_of(cfg, num_bits: int):
     return make_stage(cfg, task, model, evaluate, 1.0)
 
 
-def test_pretraining_reaches_the_ridge_optimum() -> None:
-    p, lam, d = 0.4, 1e-3, 5
-    cfg = LinearPretrainConfig(SgdConfig(batch_size=64, max_step_size=2.0), 3000)
-    stage = stage_of(cfg, d)
-    hypers = jax.tree.map(jnp.float32, Hypers(p_cot=p, ridge=lam))
-    state, metrics = jax.jit(stage.step)(stage.init(jax.random.key(0), hypers, None))
-    scores = {k: float(v.value()) for k, v in jax.jit(stage.evaluate)(state).items()}
-    stats = theory.ridge_stats(p, d, lam)
+P, RIDGE, BITS = 0.3, 1e-3, 5
+SGD = SgdConfig(batch_size=64, max_step_size=2.0)
+HYPERS = jax.tree.map(jnp.float32, Hypers(p_cot=P, ridge=RIDGE))
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    stage = stage_of(LinearPretrainConfig(SGD, 2000), BITS)
+    state = stage.init(jax.random.key(1), HYPERS, None)
+    state, metrics = jax.jit(stage.step)(state)
+    return state.params, values(metrics), values(jax.jit(stage.evaluate)(state))
+
+
+def values(metrics) -> dict[str, float]:
+    return {name: float(mean.value()) for name, mean in metrics.items()}
+
+
+def test_pretraining_reaches_the_ridge_optimum(pretrained) -> None:
+    _, metrics, scores = pretrained
+    stats = theory.ridge_stats(P, BITS, RIDGE)
     assert abs(scores["exact/first"] - stats["A"]) < 0.005
     assert abs(scores["exact/gate_right"] - stats["C_plus"]) < 0.015
     assert abs(scores["exact/gate_wrong"] - stats["C_minus"]) < 0.005
     assert abs(scores["exact/chain_error"] - stats["eps"]) < 0.003
-    assert scores["exact/greedy_right"] == 1
-    assert float(metrics["loss"].value()) < 1.5
+    assert scores["exact/greedy_long"] == 0
+    assert abs(scores["exact/p_long"] - P) < 0.02
+    assert 1 < metrics["loss"] < 1.5
 
 
-def test_a_star_round_follows_the_recursion() -> None:
-    p, d = 0.3, 5
-    sgd = SgdConfig(batch_size=64, max_step_size=2.0)
-    hypers = jax.tree.map(jnp.float32, Hypers(p_cot=p, ridge=1e-3))
-    pretrain = stage_of(LinearPretrainConfig(sgd, 3000), d)
-    state, _ = jax.jit(pretrain.step)(pretrain.init(jax.random.key(1), hypers, None))
+def test_a_star_round_follows_the_recursion(pretrained) -> None:
     rollout = RolloutConfig(num_prompts=16384, num_generations=1, rewards=("cot",))
-    star = stage_of(LinearStarConfig(rollout, sgd, 3000), d)
-    state, metrics = jax.jit(star.step)(
-        star.init(jax.random.key(2), hypers, state.params)
-    )
-    logits = theory.fit_logits(theory.pretrain_state(p, d), 1e-3)
+    stage = stage_of(LinearStarConfig(rollout, SGD, 2000), BITS)
+    state = stage.init(jax.random.key(2), HYPERS, pretrained[0])
+    state, metrics = jax.jit(stage.step)(state)
+    logits = theory.fit_logits(theory.pretrain_state(P, BITS), RIDGE)
     kept, keep_rate = theory.star_state_step(logits, 1.0, "cot")
-    scores = {k: float(v.value()) for k, v in jax.jit(star.evaluate)(state).items()}
-    assert abs(float(metrics["kept_ratio"].value()) - keep_rate) < 0.02
+    scores = values(
+        exact_scores(
+            state.params,
+            scored_inputs(state.key, make_task(ParityConfig(num_bits=BITS))),
+            state.hypers.p_cot,
+        )
+    )
+    assert abs(values(metrics)["kept_ratio"] - keep_rate) < 0.02
     assert abs(scores["exact/first"] - kept.A) < 0.02
     assert abs(scores["exact/gate_right"] - kept.C_plus) < 0.04
+    assert scores["exact/greedy_right"] == 1  # n* = 1
+
+
+def test_star_stops_when_nothing_is_kept() -> None:
+    rollout = RolloutConfig(
+        num_prompts=8, num_generations=1, rewards=("e2e",), reward_weights=(0.5,)
+    )
+    stage = stage_of(LinearStarConfig(rollout, SgdConfig(batch_size=4), 2), D)
+    state = stage.init(jax.random.key(0), HYPERS, None)
+    state, metrics = jax.jit(stage.step)(state)
+    assert int(state.status) == NOTHING_KEPT and values(metrics)["kept_ratio"] == 0
 
 
 def test_config_round_trip_and_what_the_linear_model_refuses() -> None:
