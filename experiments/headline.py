@@ -11,7 +11,6 @@ Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are 
 """
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -45,37 +44,33 @@ from parity_jax.types import Hypers
 
 def get_config() -> ConfigDict:
     p_cot = 0.25  # below 1/3: greedy decoding stays short
-    pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=64, decay_steps=400),
-        hypers=Hypers(p_cot=p_cot, learning_rate=1e-3),
-        num_steps=400,
-        log_every=10,
-        eval_every=50,
-    )
+    switch = 300  # steps of next-token prediction before GRPO
     grpo = RunConfig(
         stage=PolicyGradientConfig(
             rollout=RolloutConfig(num_prompts=64, num_generations=8)
         ),
-        hypers=Hypers(p_cot=p_cot, learning_rate=2e-4),
+        hypers=Hypers(p_cot=p_cot, learning_rate=1e-4),
         num_steps=25,
         log_every=1,
         eval_every=5,
         parent="pretrain",
+        parent_step=switch,
     )
-    control = RunConfig(  # next-token prediction on as many sequences as GRPO samples
-        stage=PretrainConfig(batch_size=64),
-        hypers=Hypers(p_cot=p_cot, learning_rate=5e-5),  # where pre-training ended
-        num_steps=grpo.num_steps * 64 * 8 // 64,
+    num_sequences = grpo.num_steps * 64 * 8
+    pretrain = RunConfig(
+        stage=PretrainConfig(batch_size=128, decay_steps=switch),
+        hypers=Hypers(p_cot=p_cot, learning_rate=1e-3),
+        num_steps=switch + num_sequences // 128,  # the control goes on beside GRPO
         log_every=10,
-        eval_every=80,
-        parent="pretrain",
+        eval_every=50,
+        checkpoint_every=50,
     )
     return to_config_dict(
         Experiment(
             task=ParityConfig(num_bits=50),
             model=mistral(depth=2, width=128),
             axes=FrozenDict({"seed": (0, 1)}),
-            runs=FrozenDict({"pretrain": pretrain, "grpo": grpo, "control": control}),
+            runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
             evaluate=EvaluateConfig(num_prompts=256),
         )
     )
@@ -88,9 +83,9 @@ def analyse(workdir: Path) -> None:
 
 def claims(workdir: Path) -> list[Claim]:
     """C1, C2, C4 and C5 on the last evaluation of each stage, for every seed."""
-    d, p_cot = read_setting(workdir)
-    before = load_metrics(workdir / "pretrain", "eval").isel(step=-1)
-    control = load_metrics(workdir / "control", "eval").isel(step=-1)
+    d, p_cot, switch = read_setting(workdir)
+    next_token = load_metrics(workdir / "pretrain", "eval")
+    before, control = next_token.sel(step=switch), next_token.isel(step=-1)
     after = load_metrics(workdir / "grpo", "eval")
     p_long, sampled = before["t1/p_long"], before["t1/accuracy"]
     expected_accuracy = float(accuracy(p_cot))
@@ -122,7 +117,7 @@ def claims(workdir: Path) -> list[Claim]:
             "accuracy 0.5, length 1",
             {
                 f"{name} {score}": by_member(run[f"greedy/{score}"])
-                for name, run in (("pretrain", before), ("control", control))
+                for name, run in (("before RL", before), ("control", control))
                 for score in ("accuracy", "length_median")
             },
             "accuracy 0.1, length exact",
@@ -130,7 +125,7 @@ def claims(workdir: Path) -> list[Claim]:
         ),
         Claim(
             "C5",
-            "GRPO makes greedy decoding perfect and long within 30 updates",
+            "GRPO makes greedy decoding perfect and long within 25 updates",
             f"accuracy >= 0.99, length {d}",
             {
                 "accuracy": by_member(last["greedy/accuracy"]),
@@ -143,10 +138,12 @@ def claims(workdir: Path) -> list[Claim]:
     ]
 
 
-def read_setting(workdir: Path) -> tuple[int, float]:
-    """d and p_cot of a run of this experiment."""
+def read_setting(workdir: Path) -> tuple[int, float, int]:
+    """d, p_cot and the step from which GRPO starts, of a run of this experiment."""
     config = read_json(workdir / "config.json")
-    return config["task"]["num_bits"], config["runs"]["pretrain"]["hypers"]["p_cot"]
+    runs = config["runs"]
+    p_cot = runs["pretrain"]["hypers"]["p_cot"]
+    return config["task"]["num_bits"], p_cot, runs["grpo"]["parent_step"]
 
 
 def first_solved(scores: xr.Dataset) -> xr.DataArray:
@@ -156,44 +153,42 @@ def first_solved(scores: xr.Dataset) -> xr.DataArray:
 
 
 def figure(workdir: Path) -> plt.Figure:
-    d, p_cot = read_setting(workdir)
+    d, p_cot, switch_step = read_setting(workdir)
     config = read_json(workdir / "config.json")["runs"]
     batch_size = config["pretrain"]["stage"]["batch_size"]
     rollout = config["grpo"]["stage"]["rollout"]
-    runs = {name: load_metrics(workdir / name, "eval") for name in config}
-    switch = config["pretrain"]["num_steps"] * batch_size
-    per_step = {
-        "pretrain": batch_size,
-        "control": batch_size,
-        "grpo": rollout["num_prompts"] * rollout["num_generations"],
-    }
+    next_token = load_metrics(workdir / "pretrain", "eval")
+    grpo = load_metrics(workdir / "grpo", "eval")
+    samples = rollout["num_prompts"] * rollout["num_generations"]
+    switch = switch_step * batch_size / 1000  # thousands of sequences
+    pretrain = next_token.sel(step=slice(0, switch_step))
+    control = next_token.sel(step=slice(switch_step, None))
+    stages = (
+        (pretrain, pretrain["step"] * batch_size / 1000),
+        (grpo, switch + grpo["step"] * samples / 1000),
+    )
+    end = float(stages[1][1][-1])
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.2), sharex=True)
-
-    def draw(ax: plt.Axes, name: str, score: str, color: str, **style: Any) -> None:
-        start = 0 if name == "pretrain" else switch
-        sequences = (start + runs[name]["step"] * per_step[name]) / 1000
-        draw_members(ax, sequences, runs[name][score], color, **style)
-
-    end = (switch + per_step["grpo"] * runs["grpo"]["step"].values[-1]) / 1000
     for ax, greedy, sampled in (
         (top, "greedy/accuracy", "t1/accuracy"),
         (bottom, "greedy/length_median", "t1/length_mean"),
     ):
-        for name in ("pretrain", "grpo"):
-            draw(ax, name, sampled, BLUE)
-            draw(ax, name, greedy, ACCENT)
-        draw(ax, "control", greedy, GREY, ls=":")
-        ax.axvline(switch / 1000, color=INK, lw=0.8)
-        final = {name: float(runs[name][greedy][..., -1].median()) for name in runs}
-        label_line(ax, end, final["grpo"], "greedy", ACCENT)
-        label_line(ax, end, final["control"], "greedy,\nno RL", GREY)
+        for data, sequences in stages:
+            draw_members(ax, sequences, data[sampled], BLUE)
+            draw_members(ax, sequences, data[greedy], ACCENT)
+        sequences = control["step"] * batch_size / 1000
+        draw_members(ax, sequences, control[greedy], GREY, ls=":")
+        ax.axvline(switch, color=INK, lw=0.8)
+        label_line(ax, end, float(grpo[greedy][..., -1].median()), "greedy", ACCENT)
+        final = float(control[greedy][..., -1].median())
+        label_line(ax, end, final, "greedy,\nno RL", GREY)
     top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
     label_line(top, 0, accuracy(p_cot), "theory (1 + p_cot) / 2", BLUE, va="bottom")
     label_line(bottom, 0, 1 + (d - 1) * p_cot, "theory, sampled", BLUE, va="bottom")
     bottom.axhline(1 + (d - 1) * p_cot, color=BLUE, ls="--", lw=1)
-    before_switch = switch / 1000 * 0.97
+    before_switch = switch * 0.97
     label_line(top, before_switch, 0.95, "next-token prediction", INK, ha="right")
-    label_line(top, switch / 1000, 0.3, "GRPO", INK)
+    label_line(top, switch, 0.3, "GRPO", INK)
     label_line(
         bottom, before_switch, 0.5 * d, "sampled at\ntemperature 1", BLUE, ha="right"
     )

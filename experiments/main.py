@@ -87,9 +87,12 @@ def fail(error: object) -> int:
     return 2
 
 
-def use_all_cores() -> None:
-    """On a CPU, one device per core: members run side by side."""
+def set_up_jax() -> None:
+    """One CPU device per core (members run side by side); keep compiled programs."""
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "parity_jax"))
 
 
 def is_quiet() -> bool:
@@ -112,7 +115,7 @@ def main(argv: list[str]) -> int:
     try:
         quiet = is_quiet()
         experiment = from_dict(Experiment, CONFIG.value.to_dict())
-        use_all_cores()
+        set_up_jax()
         workdir = Path(str(WORKDIR.value))
         run_experiment(experiment, workdir, quiet)
     except ConfigError as error:
