@@ -43,9 +43,9 @@ NUM_BITS = 16
 
 def get_config() -> ConfigDict:
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=128),
+        stage=PretrainConfig(batch_size=128, decay_steps=500),
         hypers=Hypers(p_cot=0.25, learning_rate=1e-3),
-        num_steps=400,
+        num_steps=500,
         log_every=20,
         eval_every=100,
     )
@@ -75,7 +75,7 @@ def post_training(algorithm: str, reward: str) -> RunConfig:
             num_epochs=2,
         ),
         "reinforce": reinforce(rollout=grouped),
-        "grpo": PolicyGradientConfig(rollout=grouped),
+        "grpo": PolicyGradientConfig(rollout=grouped, loss_type="dapo"),
     }
     is_star = algorithm == "star"
     return RunConfig(

@@ -38,7 +38,7 @@ NUM_ROUNDS = 5
 
 def get_config() -> ConfigDict:
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=128),
+        stage=PretrainConfig(batch_size=128, decay_steps=1200),
         hypers=Hypers(learning_rate=1e-3),
         num_steps=1200,
         log_every=50,

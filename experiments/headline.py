@@ -44,10 +44,11 @@ from parity_jax.types import Hypers
 
 def get_config() -> ConfigDict:
     p_cot = 0.25  # below 1/3: greedy decoding stays short
-    switch = 300  # steps of next-token prediction before GRPO
+    switch = 600  # steps of next-token prediction before GRPO
     grpo = RunConfig(
         stage=PolicyGradientConfig(
-            rollout=RolloutConfig(num_prompts=64, num_generations=8)
+            rollout=RolloutConfig(num_prompts=32, num_generations=8),
+            loss_type="dapo",  # per token: 1 / |y| leaves the long answers no weight
         ),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-4),
         num_steps=25,
@@ -56,14 +57,14 @@ def get_config() -> ConfigDict:
         parent="pretrain",
         parent_step=switch,
     )
-    num_sequences = grpo.num_steps * 64 * 8
+    num_sequences = grpo.num_steps * 32 * 8
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=128, decay_steps=switch),
+        stage=PretrainConfig(batch_size=64, decay_steps=switch),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-3),
-        num_steps=switch + num_sequences // 128,  # the control goes on beside GRPO
+        num_steps=switch + num_sequences // 64,  # the control goes on beside GRPO
         log_every=10,
-        eval_every=50,
-        checkpoint_every=50,
+        eval_every=100,
+        checkpoint_every=100,
     )
     return to_config_dict(
         Experiment(
