@@ -26,6 +26,7 @@ from parity_jax.config import (
     LinearConfig,
     LinearPretrainConfig,
     ParityConfig,
+    PopulationConfig,
     RunConfig,
     SgdConfig,
     to_config_dict,
@@ -64,6 +65,7 @@ def get_config() -> ConfigDict:
             axes=FrozenDict({"p_cot": P_COT, "seed": (0, 1)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=8192, temperatures=(1.0,)),
+            population=PopulationConfig(vmap_width=8),
         )
     )
 

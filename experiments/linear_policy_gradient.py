@@ -28,6 +28,7 @@ from parity_jax.config import (
     LinearPretrainConfig,
     ParityConfig,
     PolicyGradientConfig,
+    PopulationConfig,
     RolloutConfig,
     RunConfig,
     SgdConfig,
@@ -128,6 +129,7 @@ def get_config() -> ConfigDict:
             axes=FrozenDict({"seed": (0, 1, 2)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
+            population=PopulationConfig(vmap_width=4),
         )
     )
 

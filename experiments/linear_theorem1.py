@@ -25,6 +25,7 @@ from parity_jax.config import (
     LinearConfig,
     LinearPretrainConfig,
     ParityConfig,
+    PopulationConfig,
     RunConfig,
     SgdConfig,
     to_config_dict,
@@ -71,6 +72,7 @@ def get_config() -> ConfigDict:
             axes=FrozenDict({"seed": (0, 1, 2)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=512, temperatures=(0.5, 1.0, 2.0)),
+            population=PopulationConfig(vmap_width=8),
         )
     )
 

@@ -25,6 +25,7 @@ from parity_jax.config import (
     LinearPretrainConfig,
     LinearStarConfig,
     ParityConfig,
+    PopulationConfig,
     RolloutConfig,
     RunConfig,
     SgdConfig,
@@ -76,6 +77,7 @@ def get_config() -> ConfigDict:
             axes=FrozenDict({"seed": (0, 1, 2)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
+            population=PopulationConfig(vmap_width=8),
         )
     )
 

@@ -17,6 +17,7 @@ from parity_jax.config import (
     LinearPretrainConfig,
     LinearStarConfig,
     ParityConfig,
+    PolicyGradientConfig,
     RolloutConfig,
     RunConfig,
     SgdConfig,
@@ -151,23 +152,52 @@ def test_gradients_are_finite_and_miss_what_comes_later(params) -> None:
     assert (np.abs(grads.chain) > 0).sum() > D * D
 
 
-def test_optimal_weights_give_theorem_1() -> None:
-    """At the ridge optimum in closed form the scores are those of `ridge_stats`."""
-    p, lam, d = 0.4, 1e-3, 8
-    first, gate, chain = theory.linear_weights(p, d, lam)
+def optimal_params(p: float, d: int, ridge: float) -> LinearParams:
+    """The closed-form optimum in the layout of the model."""
+    first, gate, chain = theory.linear_weights(p, d, ridge)
     rows = np.zeros((d - 1, 3 * d - 1))
     for i, head in enumerate(chain):
         rows[i, : d + i + 1] = head[: d + i + 1]
         rows[i, 2 * d - 1 :] = head[d + i + 1 :]
-    params = LinearParams(*map(jnp.float32, (first, gate, rows)))
+    return LinearParams(*map(jnp.float32, (first, gate, rows)))
+
+
+def test_optimal_weights_give_theorem_1() -> None:
+    """At the ridge optimum in closed form the scores are those of `ridge_stats`."""
+    p, ridge, d = 0.4, 1e-3, 8
+    params = optimal_params(p, d, ridge)
     x = jnp.array(list(itertools.product((-1.0, 1.0), repeat=d)))
-    policy, stats = exact_policy(params, x), theory.ridge_stats(p, d, lam)
+    policy, stats = exact_policy(params, x), theory.ridge_stats(p, d, ridge)
     np.testing.assert_allclose(policy.first, stats["A"], atol=1e-6)
     np.testing.assert_allclose(policy.gate_right, stats["C_plus"], atol=1e-6)
     np.testing.assert_allclose(policy.gate_wrong, stats["C_minus"], atol=1e-6)
     np.testing.assert_allclose(policy.chain_error, stats["eps"], atol=1e-6)
     is_long, is_right = greedy_signs(params, x)
     assert is_long.all() and is_right.all()
+
+
+@pytest.mark.parametrize("loss_type, norm", [("reinforce", "const"), ("grpo", "seq")])
+def test_a_policy_gradient_step_moves_bias_and_weight_alike(loss_type, norm) -> None:
+    """One SGD step of GRPO is the theory's (du, dv); the gate's logit gets 2 dv."""
+    p, num_generations = 0.4, 4
+    cfg = PolicyGradientConfig(
+        rollout=RolloutConfig(num_prompts=16384, num_generations=num_generations),
+        loss_type=loss_type,
+        optimizer="sgd",
+    )
+    params = optimal_params(p, D, 1e-4)
+    stage = stage_of(cfg, D)
+    hypers = jax.tree.map(jnp.float32, Hypers(learning_rate=1.0))
+    state = stage.init(jax.random.key(0), hypers, params)
+    new, _ = jax.jit(stage.step)(state)
+    u, v = theory.odds(p)
+    du, dv = theory.pg_expected_update(
+        np.log(u), np.log(v), D, num_generations, adv="grpo", norm=norm, eps=1e-4
+    )
+    moved = jax.tree.map(jnp.subtract, new.params, params)
+    found = [moved.first[0], moved.gate[0], moved.gate[D + 2]]
+    np.testing.assert_allclose(found, [du, dv, dv], atol=0.006)
+    assert dv > 0.03
 
 
 def numpy_sgd(examples, ridge: float) -> list[np.ndarray]:
