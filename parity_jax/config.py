@@ -54,7 +54,7 @@ def unknown_value(name: str, value: str, valid: typing.Iterable[str]) -> ConfigE
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
+    near = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}valid: {', '.join(valid)}"
 
@@ -463,11 +463,11 @@ class RunConfig:
         except ConfigError as error:
             raise error.under("hypers") from None
         check_axes(self.axes)
-        self._check_length_price()
+        self.check_length_price(self.axes)
 
-    def _check_length_price(self) -> None:
+    def check_length_price(self, axes: typing.Mapping[str, tuple[float, ...]]) -> None:
         """Refuse a price of length that would do nothing, or everything."""
-        price = max(self.axes.get("length_price", (self.hypers.length_price,)))
+        price = max(axes.get("length_price", (self.hypers.length_price,)))
         idle = (
             isinstance(self.stage, PolicyGradientConfig)
             and self.stage.rollout.num_generations == 2
@@ -504,6 +504,10 @@ class Experiment:
             overlap = sorted(set(run.axes) & set(self.axes))
             allowed = "is already an axis of the experiment"
             require(not overlap, f"runs.{name}.axes", overlap, allowed)
+            try:
+                run.check_length_price({**self.axes, **run.axes})
+            except ConfigError as error:
+                raise error.under(f"runs.{name}") from None
             self._check_linear(name, run)
 
     def _check_linear(self, name: str, run: RunConfig) -> None:
@@ -620,8 +624,6 @@ def _from_fields(kind: Any, value: Any) -> Any:
 def _from_mapping(item: Any, value: Any) -> FrozenDict:
     require(isinstance(value, dict), "", value, "must be a mapping")
     if typing.get_origin(item) is tuple:  # axes: an empty tuple is an unused one
-        axes = {
-            k: v if isinstance(v, (tuple, list)) else (v,) for k, v in value.items()
-        }
-        return FrozenDict({k: tuple(v) for k, v in axes.items() if len(v)})
+        axes = {k: _child(k, tuple[Any, ...], v) for k, v in value.items()}
+        return FrozenDict({k: v for k, v in axes.items() if v})
     return FrozenDict({name: _child(name, item, v) for name, v in value.items()})

@@ -16,6 +16,8 @@ from parity_jax.types import EOS, PAD
 
 TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
 
+draw_samples = jax.jit(sample, static_argnames=("model", "response_len"))
+
 
 def table_model(logits_by_position, count=lambda: None):
     """A model whose logits are a table TxV, whatever the tokens are."""
@@ -122,7 +124,9 @@ def test_mask_is_exactly_the_generated_tokens_through_eos(sampled):
 def test_eos_first():
     model, table = table_model([[0, 50, 0, 0, 0]] * 3)
     prompt = jnp.zeros((2, 3), jnp.int32)
-    response = sample(jax.random.key(0), model, table, prompt, jnp.array([0.0, 1.0]), 3)
+    response = draw_samples(
+        jax.random.key(0), model, table, prompt, jnp.array([0.0, 1.0]), 3
+    )
     assert response.token.tolist() == [[[EOS, PAD, PAD]] * 2] * 2
     assert response.mask.tolist() == [[[True, False, False]] * 2] * 2
     assert np.abs(response.log_prob).max() < 1e-6
@@ -131,13 +135,15 @@ def test_eos_first():
 def test_a_response_that_never_ends_fills_its_length():
     model, table = table_model([[0, -50, 0, 0, 0]] * 4)
     prompt = jnp.zeros((2, 3), jnp.int32)
-    response = sample(jax.random.key(0), model, table, prompt, jnp.array([1.0]), 4)
+    response = draw_samples(
+        jax.random.key(0), model, table, prompt, jnp.array([1.0]), 4
+    )
     assert bool(response.mask.all()) and not bool((response.token == EOS).any())
 
 
 def test_samples_of_a_prompt_differ(sampled):
     prompt = jnp.repeat(sampled.prompt_BxL[:1], 2, 0)
-    response = sample(
+    response = draw_samples(
         jax.random.key(5), sampled.model, sampled.params, prompt, jnp.ones(6), 5
     )
     rows = {tuple(row) for row in response.token.reshape(-1, 5).tolist()}
@@ -150,13 +156,9 @@ def test_frequencies_of_the_first_token(sampled, temperature):
     prompt = sampled.prompt_BxL[:1]
     logits_1xV, _ = sampled.model.prompt_pass(sampled.params, prompt)
     expected_V = np.asarray(jax.nn.softmax(logits_1xV[0] / temperature))
-    response = sample(
-        jax.random.key(6),
-        sampled.model,
-        sampled.params,
-        prompt,
-        jnp.full(num_samples, temperature),
-        1,
+    temperature_G = jnp.full(num_samples, temperature)
+    response = draw_samples(
+        jax.random.key(6), sampled.model, sampled.params, prompt, temperature_G, 1
     )
     count_V = np.bincount(np.asarray(response.token).ravel(), minlength=len(expected_V))
     sigma_V = np.sqrt(expected_V * (1 - expected_V) / num_samples)
@@ -168,7 +170,9 @@ def test_positions_are_drawn_independently():
     num_samples, model_and_table = 4000, table_model([[-50, -50, 0, 0, 0]] * 3)
     prompt = jnp.zeros((1, 3), jnp.int32)
     temperature_G = jnp.ones(num_samples)
-    response = sample(jax.random.key(7), *model_and_table, prompt, temperature_G, 3)
+    response = draw_samples(
+        jax.random.key(7), *model_and_table, prompt, temperature_G, 3
+    )
     token = np.asarray(response.token[0])
     sigma = np.sqrt(1 / 3 * 2 / 3 / num_samples)
     for i, j in ((0, 1), (1, 2), (0, 2)):

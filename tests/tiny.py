@@ -47,11 +47,11 @@ STAR = StarConfig(
 )
 
 
-def tiny_stage(cfg: StageConfig, num_bits: int = 4, p_long: float = 1.0) -> Stage:
+def tiny_stage(cfg: StageConfig, num_bits: int = 4, **model_overrides: Any) -> Stage:
     task = make_task(ParityConfig(num_bits))
-    model = make_model(tiny_gpt2(), task)
+    model = make_model(tiny_gpt2(**model_overrides), task)
     evaluate = make_evaluate(EvaluateConfig(8, (1.0,)), task, model)
-    return make_stage(cfg, task, model, evaluate, p_long)
+    return make_stage(cfg, task, model, evaluate, p_long=1.0)
 
 
 def tiny_experiment(**overrides: Any) -> Experiment:
