@@ -30,15 +30,6 @@ def token_signs(token: Array) -> Array:
     return (token == PLUS).astype(jnp.int32) - (token == MINUS).astype(jnp.int32)
 
 
-def running_product(sign_BxM: Array) -> Array:
-    """Products of the first 1 .. M signs, by counting the negative ones."""
-    size = sign_BxM.shape[1]
-    num_negative_BxM = (sign_BxM < 0).astype(jnp.float32) @ jnp.triu(
-        jnp.ones((size, size))
-    )
-    return 1 - 2 * (num_negative_BxM.astype(jnp.int32) % 2)
-
-
 class Parity:
     """The parity task of a `ParityConfig`; implements `tasks.Task`."""
 
@@ -112,7 +103,7 @@ class Parity:
 
     def running_parity(self, prompt_BxL: Array) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""
-        return running_product(token_signs(prompt_BxL[:, : self.num_bits]))
+        return jnp.cumprod(token_signs(prompt_BxL[:, : self.num_bits]), 1)
 
     def to_text(self, token_T: Array) -> str:
         return "".join(SYMBOLS[np.asarray(token_T)])
@@ -140,5 +131,5 @@ def _flip_chain(key: Key, sign_BxM: Array, hypers: Hypers) -> Array:
         flip = jnp.where(jax.random.bernoulli(key, probability, shape), -1, 1)
         return jnp.pad(flip, ((0, 0), (0, 1)), constant_values=1)
 
-    propagated = running_product(flips(k_step, hypers.step_noise))
+    propagated = jnp.cumprod(flips(k_step, hypers.step_noise), 1)
     return sign_BxM * propagated * flips(k_emit, hypers.emit_noise)
