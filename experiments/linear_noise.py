@@ -38,7 +38,7 @@ from parity_jax.types import Hypers
 
 NUM_BITS = 8
 NOISE = (0.0, 0.05, 0.1, 0.2)
-P_COT = (0.25, 0.29, 0.31, 0.325, 0.34, 0.355, 0.37, 0.385, 0.4, 0.42, 0.46)
+P_COT = (0.25, 0.3, 0.32, 0.34, 0.36, 0.38, 0.4, 0.45)
 Kind = Literal["emit", "step"]
 KINDS: dict[Kind, str] = {"emit": "emit_noise", "step": "step_noise"}
 

@@ -39,7 +39,7 @@ from parity_jax.types import Hypers
 # In the middle between two ties (0.02162 .. 0.26120), nearer to one, and above 1/3.
 P_COT = (0.02162, 0.04232, 0.08123, 0.1, 0.15022, 0.2612, 0.4)
 SIZES = (8, 16, 50)
-NUM_ROUNDS = 6
+NUM_ROUNDS = 5
 CLEAR = 4.0  # a margin is clear of its spread over inputs by so many of its std
 
 
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             stage=LinearStarConfig(
                 RolloutConfig(num_prompts=32768, num_generations=1, rewards=("cot",)),
                 sgd,
-                num_updates=8000,
+                num_updates=6000,
             ),
             hypers=Hypers(ridge=1e-4),
             num_steps=NUM_ROUNDS,
@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     return to_config_dict(
         Experiment(
             model=LinearConfig(),
-            axes=FrozenDict({"seed": (0, 1, 2)}),
+            axes=FrozenDict({"seed": (0, 1)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
             population=PopulationConfig(vmap_width=8),
