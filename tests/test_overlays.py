@@ -1,0 +1,43 @@
+"""Overlays draw the closed forms, dashed, and say what they assume."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from parity_jax import overlays, theory
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def test_curves_are_the_closed_forms(ax) -> None:
+    tau = np.linspace(0.5, 2, 5)
+    overlays.overlay_temperature(ax, 0.25, tau, "accuracy")
+    overlays.overlay_mixture(ax, [0.1, 0.4], "p_long", tau=0.5)
+    overlays.overlay_star(ax, 0.1, 3)
+    expected = [
+        theory.accuracy(0.25, tau),
+        theory.p_long(np.array([0.1, 0.4]), 0.5),
+        theory.star_p(0.1, np.arange(4)),
+    ]
+    for line, y in zip(ax.lines, expected, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("noise, where", [(0.0, 1 / 3), (0.1, 1 / 2.8)])
+def test_the_threshold_stands_where_the_theory_puts_it(ax, noise, where) -> None:
+    overlays.overlay_threshold(ax, noise)
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(where)
+
+
+def test_every_prediction_is_dashed_and_names_its_assumption(ax) -> None:
+    overlays.overlay_temperature(ax, 0.25, [1.0, 2.0], "p_long")
+    overlays.overlay_star(ax, 0.1, 3, tau=0.7)
+    overlays.overlay_threshold(ax)
+    assert all(line.get_linestyle() == "--" for line in ax.lines)
+    assert ["calibrated" in x.get_label() for x in ax.lines] == [True, False, True]
+    assert "tau = 0.7" in ax.lines[1].get_label()
