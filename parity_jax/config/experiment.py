@@ -1,0 +1,154 @@
+"""Runs, populations and the experiment that chains them."""
+
+import typing
+from dataclasses import dataclass, field
+
+from flax.core import FrozenDict
+
+from parity_jax.config.checks import (
+    HYPER_BOUNDS,
+    ConfigError,
+    check_hyper,
+    check_hypers,
+    require,
+    require_positive,
+    unknown_name,
+)
+from parity_jax.config.model import LinearConfig, ParityConfig, TransformerConfig
+from parity_jax.config.stage import (
+    LinearPretrainConfig,
+    LinearStarConfig,
+    PolicyGradientConfig,
+    PretrainConfig,
+    StageConfig,
+    StarConfig,
+)
+from parity_jax.types import Hypers
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on fresh prompts: greedy, and sampled at each temperature."""
+
+    num_prompts: int = 512
+    temperatures: tuple[float, ...] = (0.75, 1.0, 1.5)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_prompts")
+        for value in self.temperatures:
+            require(value > 0, "temperatures", value, "must be positive")
+
+
+@dataclass(frozen=True)
+class PopulationConfig:
+    """How the members of one program are laid out; results do not depend on it."""
+
+    num_devices: int = 0  # members are sharded over so many devices; 0: all local ones
+    vmap_width: int = 0  # members per vmap on a device; 0: all on GPU/TPU, 1 on CPU
+
+    def __post_init__(self) -> None:
+        for name in ("num_devices", "vmap_width"):
+            value = getattr(self, name)
+            require(value >= 0, name, value, "must be 0 (automatic) or positive")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One stage of an experiment: an algorithm, its numbers, where it starts."""
+
+    stage: StageConfig = field(default_factory=PretrainConfig)
+    hypers: Hypers = field(default_factory=Hypers)
+    num_steps: int = 1000
+    log_every: int = 10  # steps merged into one record of training metrics
+    eval_every: int = 100
+    checkpoint_every: int = 0  # 0: only at the start and at the end
+    parent: str = ""  # run of this experiment, or run directory; empty: from scratch
+    parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
+    axes: FrozenDict[str, tuple[float, ...]] = FrozenDict()  # beside the experiment's
+    task: ParityConfig | None = None  # None: the experiment's
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_steps", "log_every", "eval_every")
+        every = self.checkpoint_every
+        allowed = "must be 0 (start and end only) or positive"
+        require(every >= 0, "checkpoint_every", every, allowed)
+        try:
+            check_hypers(self.hypers)
+        except ConfigError as error:
+            raise error.under("hypers") from None
+        check_axes(self.axes)
+        self.check_length_price(self.axes)
+
+    def check_length_price(self, axes: typing.Mapping[str, tuple[float, ...]]) -> None:
+        """Refuse a price of length that would do nothing, or everything."""
+        price = max(axes.get("length_price", (self.hypers.length_price,)))
+        idle = (
+            isinstance(self.stage, PolicyGradientConfig)
+            and self.stage.rollout.num_generations == 2
+            and self.stage.scale_rewards == "group"
+        )
+        allowed = (
+            "has no size with num_generations=2 and scale_rewards='group': the std of "
+            "two rewards divides it away; use more generations or scale_rewards='none'"
+        )
+        require(not (idle and price > 0), "hypers.length_price", price, allowed)
+        allowed = "must be 0 with STaR: it keeps samples whose reward is 1"
+        is_star = isinstance(self.stage, StarConfig | LinearStarConfig)
+        require(not (is_star and price > 0), "hypers.length_price", price, allowed)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A task, a model, a population and the stages that are chained on them."""
+
+    task: ParityConfig = field(default_factory=ParityConfig)
+    model: TransformerConfig | LinearConfig = field(default_factory=TransformerConfig)
+    axes: FrozenDict[str, tuple[float, ...]] = FrozenDict({"seed": (0,)})
+    runs: FrozenDict[str, RunConfig] = FrozenDict()
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    population: PopulationConfig = field(default_factory=PopulationConfig)
+
+    def __post_init__(self) -> None:
+        check_axes(self.axes)
+        allowed = "must name at least one seed"
+        require(
+            bool(self.axes.get("seed")), "axes.seed", self.axes.get("seed"), allowed
+        )
+        for name, run in self.runs.items():
+            overlap = sorted(set(run.axes) & set(self.axes))
+            allowed = "is already an axis of the experiment"
+            require(not overlap, f"runs.{name}.axes", overlap, allowed)
+            try:
+                run.check_length_price({**self.axes, **run.axes})
+            except ConfigError as error:
+                raise error.under(f"runs.{name}") from None
+            self._check_linear(name, run)
+
+    def _check_linear(self, name: str, run: RunConfig) -> None:
+        """Stages of the linear model need it; its responses stop at bit 1 or d."""
+        is_linear = isinstance(self.model, LinearConfig)
+        needs_linear = isinstance(run.stage, LinearPretrainConfig | LinearStarConfig)
+        allowed = "needs model.kind='linear'"
+        kind = run.stage.kind
+        require(is_linear or not needs_linear, f"runs.{name}.stage.kind", kind, allowed)
+        leap = (run.task or self.task).leap
+        allowed = "must be 1 with the linear model: it stops after bit 1 or bit d"
+        require(leap == 1 or not is_linear, "task.leap", leap, allowed)
+
+
+def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:
+    """ConfigError unless every axis exists and has distinct values within bounds."""
+    for name, values in axes.items():
+        if name != "seed" and name not in HYPER_BOUNDS:
+            raise unknown_name(name, values, ["seed", *HYPER_BOUNDS]).under("axes")
+        allowed = "values of an axis must be distinct"
+        require(len(set(values)) == len(values), f"axes.{name}", values, allowed)
+        for value in values:
+            if name == "seed":
+                whole = isinstance(value, int) and value >= 0
+                require(whole, "axes.seed", value, "must be a whole number >= 0")
+            else:
+                try:
+                    check_hyper(name, value)
+                except ConfigError as error:
+                    raise error.under("axes") from None
