@@ -24,7 +24,7 @@ bench: $(STAMP)  ## Speed, as ratios within one run
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.lock
-	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 lock:  ## Renew requirements.lock (needs uv)
