@@ -43,6 +43,7 @@ NUM_BITS, GROUP, STD_EPS = 16, 8, 1e-4
 P_COT = (0.1, 0.25)
 PRICES = (0.0, 0.3, 0.45, 0.5, 0.56, 0.6, 0.7)
 MAX_UPDATES = 75
+PRICED = 60  # updates under a price of length
 
 
 class Estimator(NamedTuple):
@@ -104,8 +105,8 @@ ESTIMATORS = {
 
 def get_config() -> ConfigDict:
     pretrain = RunConfig(
-        stage=LinearPretrainConfig(
-            SgdConfig(batch_size=64, max_step_size=1.0), num_updates=500
+        stage=LinearPretrainConfig(  # larger steps bias the gate's average
+            SgdConfig(batch_size=64, max_step_size=0.2), num_updates=500
         ),
         hypers=Hypers(ridge=3e-5),
         num_steps=32,
@@ -121,7 +122,9 @@ def get_config() -> ConfigDict:
     for name, scale in (("dr_grpo", 3.0), ("grpo_const", 3.0)):
         axes = {"p_cot": (0.25,), "length_price": PRICES}
         rate = scale * ESTIMATORS[name].learning_rate
-        runs[f"price_{name}"] = gradient_run(ESTIMATORS[name], 64, 100, 100, axes, rate)
+        runs[f"price_{name}"] = gradient_run(
+            ESTIMATORS[name], 256, PRICED, PRICED, axes, rate
+        )
     return to_config_dict(
         Experiment(
             task=ParityConfig(num_bits=NUM_BITS),
@@ -282,7 +285,7 @@ def draw_updates(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
     for color, p in zip((BLUE, ACCENT), P_COT, strict=True):
         ax.plot([], [], "o", color=color, label=f"p_cot = {p:g}")
     ax.plot([], [], "--", color=INK, label="theory (expected updates, exact chain)")
-    ax.legend(frameon=False, fontsize=7, loc="lower right")
+    ax.legend(frameon=False, fontsize=7, loc="upper right", bbox_to_anchor=(1, -0.13))
     ax.set_yticks(range(len(ESTIMATORS)), [e.label for e in ESTIMATORS.values()])
     ax.invert_yaxis()
     ax.set(xlabel="updates until greedy decoding is long", xlim=(0, MAX_UPDATES))
@@ -296,7 +299,7 @@ def draw_growth(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
         ax.plot(p_long["step"], p_long, color=color, lw=0.7, alpha=0.6)
         label = ESTIMATORS[name].label
         ax.plot(p_long["step"], p_long.median("seed"), color=color, lw=2, label=label)
-    ax.legend(frameon=False, fontsize=7, loc="center right")
+    ax.legend(frameon=False, fontsize=7, loc="upper left")
     ax.set(xlabel="update", ylabel="P(long) at temperature 1", ylim=(0, 1))
     ax.set_title("Growth from p_cot = 0.25", loc="left")
 
@@ -314,6 +317,7 @@ def draw_prices(ax: plt.Axes, prices: dict[str, xr.Dataset]) -> None:
     label_line(ax, 0, -0.03, "shortens", INK)
     ax.legend(frameon=False, fontsize=7)
     ax.set(
-        xlabel="price of a full chain (alpha)", ylabel="change of P(long), 100 updates"
+        xlabel="price of a full chain (alpha)",
+        ylabel=f"change of P(long), {PRICED} updates",
     )
     ax.set_title("Price of length, p_cot = 0.25", loc="left")
