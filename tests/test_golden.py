@@ -1,0 +1,58 @@
+"""Numbers of step 1, after the first update: no change of training goes unnoticed."""
+
+import numpy as np
+import pytest
+from tiny import POLICY_GRADIENT, PRETRAIN, tiny_stage
+
+from parity_jax.config import PopulationConfig
+from parity_jax.population import make_population
+from parity_jax.types import Hypers
+
+GOLDEN = {
+    "pretrain": {
+        "grad_norm": 6.44153,
+        "loss": 4.55187,
+        "token_loss": 1.30053,
+    },
+    "policy_gradient": {
+        "accuracy": 0.4375,
+        "advantage_abs": 0.966306,
+        "clip_ratio/high_mean": 0.0,
+        "clip_ratio/low_mean": 0.0,
+        "clip_ratio/region_mean": 0.0,
+        "completions/clipped_ratio": 0.3125,
+        "completions/max_length": 5.0,
+        "completions/mean_correct_length": 2.57143,
+        "completions/mean_length": 3.3125,
+        "completions/mean_terminated_length": 2.54545,
+        "completions/mean_wrong_length": 3.88889,
+        "completions/min_length": 1.0,
+        "effective_rollout_ratio": 1.0,
+        "entropy": 1.27166,
+        "frac_reward_zero_std": 0.0,
+        "grad_norm": 0.973844,
+        "loss": 5.21541e-08,
+        "p_long": 0.9375,
+        "reward": 0.4375,
+        "reward_std": 0.483253,
+        "rollouts": 16.0,
+        "tokens": 64.0,
+        "updates": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("cfg", [PRETRAIN, POLICY_GRADIENT], ids=lambda cfg: cfg.kind)
+def test_step_1(cfg):
+    layout, hypers = PopulationConfig(1, 1), Hypers(p_cot=0.5, learning_rate=1e-2)
+    population = make_population(layout, tiny_stage(cfg), {"seed": (0,)}, hypers)
+    states, _ = population.run(population.init(None), 1)
+    _, metrics = population.run(states, 1)
+    table = {name: float(mean.value()[0]) for name, mean in metrics.items()}
+    message = f"metrics of step 1 changed; if intended, update the table: {table}"
+    golden = GOLDEN[cfg.kind]
+    assert table.keys() == golden.keys(), message
+    for name, value in golden.items():
+        np.testing.assert_allclose(
+            table[name], value, rtol=1e-3, atol=1e-6, err_msg=f"{name}: {message}"
+        )
