@@ -124,7 +124,8 @@ def replicate(hypers: Hypers, num: int) -> Hypers:
 
 def first_gradient(state: StageState) -> Array:
     """The gradient of the only optimizer step so far: Adam's mean is 0.1 of it."""
-    return jax.tree.map(lambda m: m / 0.1, optax.tree_utils.tree_get(state, "mu"))
+    mean = optax.tree_utils.tree_get(state.opt_state, "mu")
+    return jax.tree.map(lambda m: m / 0.1, mean)
 
 
 def num_updates(state: StageState) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import ConfigError, RolloutConfig, unknown_value
+from parity_jax.config import ConfigError, RolloutConfig, require, unknown_value
 from parity_jax.decode import sample
 from parity_jax.masked import Mean, Metrics, has_ended, num_tokens
 from parity_jax.models import Model
@@ -32,16 +32,23 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
     functions = []
     for name in cfg.rewards:
         if ":" in name:
-            module, _, attribute = name.partition(":")
-            try:
-                functions.append(getattr(importlib.import_module(module), attribute))
-            except (ImportError, AttributeError) as error:
-                raise ConfigError("rewards", name, str(error)) from None
+            functions.append(_own_reward(name))
         elif name in task.rewards:
             functions.append(task.rewards[name])
         else:
             raise unknown_value("rewards", name, task.rewards)
     return functions
+
+
+def _own_reward(name: str) -> Reward:
+    """The function that `package.module:function` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError("rewards", name, str(error)) from None
+    require(callable(function), "rewards", name, "must name a function")
+    return function
 
 
 def training_prompts(

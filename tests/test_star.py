@@ -1,0 +1,331 @@
+"""STaR keeps what is right, trains on it once per epoch, and doubles the odds."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from small_worlds import (
+    SURE,
+    Heads,
+    all_prompts,
+    all_responses,
+    first_gradient,
+    make_heads,
+    make_table,
+    no_evaluation,
+    num_updates,
+)
+
+from parity_jax import theory
+from parity_jax.config import ParityConfig, RolloutConfig, StarConfig
+from parity_jax.decode import tempered
+from parity_jax.models import response_logits
+from parity_jax.objectives import token_log_probs
+from parity_jax.population import guarded_step
+from parity_jax.stages.rollout import Rollout, Sampler, resolve_rewards
+from parity_jax.stages.stage import StepKeys
+from parity_jax.stages.star import flatten_groups, is_kept, make_star
+from parity_jax.tasks.parity import Parity, token_signs
+from parity_jax.types import EOS, NOTHING_KEPT, RUNNING, Hypers, Response
+
+TASK = Parity(ParityConfig(2))  # T = 3
+TABLE = make_table(TASK)
+DEFAULT = Hypers()
+FROZEN = Hypers(learning_rate=0.0, temperature=1.5)
+
+
+@lru_cache
+def compiled(cfg):
+    """The stage, and one round together with what it must have sampled."""
+    stage = make_star(cfg, TASK, TABLE, no_evaluation)
+    sampler = Sampler(cfg.rollout, TASK, TABLE, resolve_rewards(cfg.rollout, TASK))
+    both = jax.jit(lambda s: (stage.step(s), sampler(s, StepKeys.of(s))))
+    return stage, both
+
+
+def one_round(cfg, hypers=DEFAULT, seed=0):
+    """State before and after a round, its metrics, and what it sampled."""
+    stage, both = compiled(cfg)
+    state = stage.init(jax.random.key(seed), hypers, None)
+    (new, metrics), rollout = both(state)
+    metrics = {name: (float(m.total), float(m.count)) for name, m in metrics.items()}
+    return state, new, metrics, rollout
+
+
+def kept_log_probs(params, rollout):
+    """log pi at temperature 1 of the tokens of the kept responses, and their mask."""
+    kept = np.asarray(rollout.reward) == 1
+    token = np.asarray(rollout.response.token)[kept]
+    log_prob = np.log(np.exp(params) / np.exp(params).sum(1, keepdims=True))
+    rows = TASK.prompt_len - 1 + np.arange(3)
+    mask = np.cumsum(token == EOS, 1) - (token == EOS) == 0
+    return log_prob[rows, token], mask, token
+
+
+def config(num_prompts, num_generations, batch_size, num_epochs, **options):
+    rollout = RolloutConfig(num_prompts, num_generations)
+    return StarConfig(rollout, batch_size, num_epochs, **options)
+
+
+def test_one_minibatch_is_the_mean_loss_of_exactly_the_kept_samples():
+    """Fewer are kept than fit: neither the others nor the batch size has a say.
+
+    They are sampled at temperature 1.5 and learned at temperature 1.
+    """
+    cfg = config(16, 4, 64, 1)
+    state, new, metrics, rollout = one_round(cfg, FROZEN)
+    params = np.asarray(state.params, float)
+    log_prob, mask, token = kept_log_probs(params, rollout)
+    num_kept = len(token)
+    assert 4 < num_kept < 60
+    assert metrics["kept_ratio"] == (num_kept, 64)
+    assert metrics["updates"] == (1, 1)
+    np.testing.assert_allclose(
+        metrics["loss"], (-(log_prob * mask).sum() / num_kept, 1), rtol=1e-5
+    )
+    expected = np.zeros_like(params)
+    for t in range(3):
+        row = TASK.prompt_len - 1 + t
+        one_hot = token[:, t, None] == np.arange(5)
+        error = one_hot - np.exp(params[row]) / np.exp(params[row]).sum()
+        expected[row] = -(mask[:, t, None] * error).sum(0) / num_kept
+    np.testing.assert_allclose(first_gradient(new), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "num_epochs"), [(4, 3), (8, 1), (64, 2)])
+def test_every_kept_sample_is_used_once_per_epoch(batch_size, num_epochs):
+    """With learning rate 0 the losses of an epoch add up to those of the kept set."""
+    cfg = config(16, 4, batch_size, num_epochs)
+    state, new, metrics, rollout = one_round(cfg, FROZEN)
+    log_prob, mask, token = kept_log_probs(np.asarray(state.params, float), rollout)
+    total, count = metrics["token_loss"]
+    np.testing.assert_allclose(total, -num_epochs * (log_prob * mask).sum(), rtol=1e-5)
+    assert count == num_epochs * mask.sum()
+    num_minibatches = num_epochs * -(-len(token) // batch_size)
+    assert metrics["updates"] == (num_minibatches, 1)
+    assert metrics["loss"][1] == num_minibatches
+    assert num_updates(new) == num_minibatches
+
+
+def test_a_part_full_minibatch_is_a_mean_over_what_it_holds():
+    cfg = config(8, 8, 4, 1)
+    for seed in range(40):  # a round that keeps one more than a minibatch
+        state, _, metrics, rollout = one_round(cfg, FROZEN, seed)
+        log_prob, mask, token = kept_log_probs(np.asarray(state.params, float), rollout)
+        if len(token) == 5:
+            break
+    assert len(token) == 5
+    loss = -(log_prob * mask).sum(1)
+    by_last = [(loss.sum() - last) / 4 + last for last in loss]
+    errors = np.abs(np.array(by_last) - metrics["loss"][0])
+    assert errors.min() < 1e-5
+    wrong = [(loss.sum() - last) / 4 + last / 4 for last in loss]
+    assert np.abs(np.array(wrong) - metrics["loss"][0]).min() > 1e-3
+
+
+def test_epochs_are_shuffled_differently():
+    """With one sample per minibatch, Adam ends elsewhere if the order differs."""
+    ends = []
+    for num_epochs in (1, 2):
+        cfg = config(16, 4, 1, num_epochs)
+        ends.append(one_round(cfg, FROZEN)[1].opt_state)
+    # b1 = 0.9: the mean after the second epoch is (1 + 0.9^n) times that after the
+    # first if both epochs have the same order of n minibatches.
+    (first, n), (second, _) = (
+        (np.asarray(s[0].mu, float), int(s[0].count)) for s in ends
+    )
+    same_order = first * (1 + 0.9**n)
+    assert np.abs(second - same_order).max() > 1e-3
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_restart_trains_the_parameters_of_the_parent_run(restart):
+    cfg = config(16, 4, 8, 2, restart=restart)
+    stage = make_star(cfg, TASK, TABLE, no_evaluation)
+    step = jax.jit(stage.step)
+    parent = TABLE.init(jax.random.key(5))
+    hypers = Hypers(learning_rate=0.0)
+    start = stage.init(jax.random.key(0), hypers, parent)
+    moved = start._replace(params=parent + jnp.arange(5.0)[None])
+    after, metrics = step(moved)
+    np.testing.assert_array_equal(after.params, parent if restart else moved.params)
+    # What is sampled comes from the current parameters in both cases: EOS is rare.
+    assert metrics["kept_ratio"].total != step(start)[1]["kept_ratio"].total
+    again, second = step(after)
+    of_two = metrics["updates"].total + second["updates"].total
+    assert num_updates(again) == (second["updates"].total if restart else of_two)
+    assert (start.reference is not None) == restart
+
+
+def test_a_round_that_keeps_nothing_freezes_the_member():
+    rollout = RolloutConfig(8, 2, rewards=("small_worlds:never",))
+    cfg = StarConfig(rollout, batch_size=4, num_epochs=2, weight_decay=0.1)
+    stage = make_star(cfg, TASK, TABLE, no_evaluation)
+    state = stage.init(jax.random.key(0), Hypers(), None)
+
+    @jax.jit
+    def two_steps(state):
+        plain, plain_metrics = stage.step(state)
+        frozen, metrics = guarded_step(stage, state)
+        return plain, plain_metrics, frozen, metrics, guarded_step(stage, frozen)[0]
+
+    plain, plain_metrics, frozen, metrics, later = two_steps(state)
+    assert plain.status == NOTHING_KEPT
+    assert plain_metrics["updates"].total == 0
+    assert plain_metrics["kept_ratio"].value() == 0
+    np.testing.assert_array_equal(plain.params, state.params)
+    for after in (frozen, later):
+        assert after.status == NOTHING_KEPT
+        assert after.step == state.step == 0
+        np.testing.assert_array_equal(after.params, state.params)
+    assert all(float(m.count) == 0 for m in metrics.values())
+
+
+def test_a_round_that_keeps_something_runs_on():
+    _, new, metrics, _ = one_round(config(16, 4, 8, 1))
+    assert new.status == RUNNING
+    assert new.step == 1
+    assert 0 < metrics["kept_ratio"][0] < 64
+
+
+def test_groups_are_flattened_in_order():
+    token = jnp.arange(2 * 3 * 4).reshape(2, 3, 4)
+    response = Response(token, 1.0 * token, token > 5)
+    reward = jnp.array([[0.0, 1, 0], [1, 1, 0]])
+    prompt = jnp.array([[7], [8]])
+    samples = flatten_groups(Rollout(prompt, response, reward, 1 - reward))
+    assert samples.prompt[:, 0].tolist() == [7, 7, 7, 8, 8, 8]
+    assert samples.response.token[:, 0, 0].tolist() == [0, 4, 8, 12, 16, 20]
+    assert is_kept(samples).tolist() == [False, True, False, True, True, False]
+    assert samples.correct[:, 0].tolist() == [1, 0, 1, 0, 0, 1]
+
+
+# The kept set of a tabular policy, by enumeration of all prompts and all responses.
+
+SMALL = Parity(ParityConfig(4))
+HEADS = make_heads(SMALL)
+PROMPT = all_prompts(SMALL)
+TOKEN, MASK = all_responses(SMALL)
+
+
+def kept_distribution(params, tau, reward):
+    """A, C+, C-, eps of the kept responses and the share that is kept, exactly."""
+    prompt = jnp.repeat(PROMPT, len(TOKEN), 0)
+    token = np.tile(TOKEN, (len(PROMPT), 1))[:, None]
+    mask = np.tile(MASK, (len(PROMPT), 1))[:, None]
+    logits = tempered(response_logits(HEADS, params, prompt, token), tau)
+    log_prob = jnp.where(mask, token_log_probs(logits, token), 0)
+    prob = np.exp(np.asarray(log_prob, float)[:, 0].sum(-1)) / len(PROMPT)
+    assert prob.sum() == pytest.approx(1, abs=1e-5)
+    function = SMALL.rewards[reward](prompt, token)
+    response = Response(token, log_prob, mask)
+    kept = np.asarray(is_kept(Rollout(prompt, response, function, function)))
+    x, y = np.asarray(token_signs(prompt[:, :-1])), np.asarray(token_signs(token[:, 0]))
+    right, long = (
+        y[:, 0] == x[:, 0],
+        TOKEN[np.arange(len(token)) % len(TOKEN), 1] != EOS,
+    )
+    wrong_steps = y[:, 1:4] != y[:, :3] * x[:, 1:]
+
+    def share(event, given):
+        return prob[kept & event & given].sum() / prob[kept & given].sum()
+
+    state = theory.State(
+        A=share(right, True),
+        C_plus=share(long, right),
+        C_minus=share(long, ~right),
+        eps=np.array([share(wrong, long) for wrong in wrong_steps.T]),
+    )
+    return state, prob[kept].sum()
+
+
+@pytest.mark.parametrize("reward", ["e2e", "cot"])
+@pytest.mark.parametrize(
+    ("tau", "chain"),
+    [
+        (1.0, (2.0, 1.0, 3.0)),
+        (0.7, (SURE, 1.0, 3.0)),  # stop and second bit share one softmax: at tau != 1
+        (1.5, (SURE, 1.0, 3.0)),  # the recursion is exact if that bit is sure
+    ],
+)
+def test_the_kept_set_is_that_of_the_recursion(tau, chain, reward):
+    logits = theory.State(0.6, -0.4, -1.5, np.array(chain))
+    expected, expected_rate = theory.star_state_step(logits, tau, reward)
+    params = Heads(*(jnp.float32(x) for x in logits))
+    state, keep_rate = kept_distribution(params, tau, reward)
+    np.testing.assert_allclose(keep_rate, expected_rate, atol=1e-5)
+    for name in theory.State._fields:
+        np.testing.assert_allclose(
+            getattr(state, name), getattr(expected, name), atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.6])
+@pytest.mark.parametrize("reward", ["e2e", "cot"])
+def test_the_kept_share_of_long_answers_is_2p_over_1_plus_p(p, reward):
+    u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
+    params = Heads(
+        jnp.float32(u), jnp.float32(v), jnp.float32(-SURE), jnp.float32(SURE)
+    )
+    state, keep_rate = kept_distribution(params, 1.0, reward)
+    np.testing.assert_allclose(keep_rate, (1 + p) / 2, atol=1e-5)
+    long = state.A * state.C_plus
+    np.testing.assert_allclose(long, theory.star_p(p, 1), atol=1e-5)
+    np.testing.assert_allclose(long, 2 * p / (1 + p), atol=1e-5)
+
+
+# The whole stage on the two-logit policy, refitted to the optimum.
+
+
+@pytest.mark.parametrize(
+    ("tau", "reward", "restart"),
+    [(1.0, "e2e", False), (1.0, "cot", True), (1.5, "e2e", False)],
+)
+def test_rounds_of_the_stage_follow_the_recursion(tau, reward, restart):
+    p, num_prompts = 0.25, 4096
+    rollout = RolloutConfig(num_prompts, 1, rewards=(reward,))
+    cfg = StarConfig(rollout, batch_size=num_prompts, num_epochs=400, restart=restart)
+    stage = make_star(cfg, SMALL, HEADS, no_evaluation)
+    sampler = Sampler(rollout, SMALL, HEADS, resolve_rewards(rollout, SMALL))
+    u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
+    start = Heads(jnp.float32(u), jnp.float32(v), jnp.float32(-SURE), jnp.float32(SURE))
+    hypers = Hypers(temperature=tau, learning_rate=0.05)
+    state = stage.init(jax.random.key(1), hypers, start)
+
+    @jax.jit
+    def both(state):
+        return stage.step(state), sampler(state, StepKeys.of(state))
+
+    a, c = np.exp([u, v])
+    for _ in range(3):
+        # From where this round started, what it must come to on average.
+        before = np.exp([float(state.params.first), float(state.params.gate_right)])
+        expected = np.array(theory.star_step(*before, tau))
+        a, c = theory.star_step(a, c, tau)
+        (state, metrics), rollout = both(state)
+        assert state.status == RUNNING
+
+        kept = np.asarray(rollout.reward)[:, 0] == 1
+        token = np.asarray(rollout.response.token)[kept, 0]
+        right = token[:, 0] == np.asarray(rollout.prompt)[kept, 0]
+        long = token[:, 1] != EOS
+        frequency = np.array([right.mean(), long[right].mean()])
+        fitted = expit(np.array([state.params.first, state.params.gate_right], float))
+        np.testing.assert_allclose(fitted, frequency, atol=2e-3)  # refit to the optimum
+
+        mean = expected / (1 + expected)
+        error = np.sqrt(mean * (1 - mean) / [kept.sum(), right.sum()])
+        assert (np.abs(frequency - mean) < 4 * error).all()
+        np.testing.assert_allclose(
+            float(metrics["kept_p_long"].value()), long.mean(), rtol=1e-5
+        )
+    # Three rounds away from the start, errors of the rounds have added up.
+    np.testing.assert_allclose(
+        [state.params.first, state.params.gate_right], np.log([a, c]), atol=0.35
+    )
+    if tau == 1:
+        assert abs(expit(np.log(a)) * expit(np.log(c)) - theory.star_p(p, 3)) < 1e-6
+        assert float(state.params.gate_right) > logit(0.5)  # greedy is long by now
