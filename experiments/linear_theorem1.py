@@ -60,9 +60,9 @@ def get_config() -> ConfigDict:
     runs["sgd"] = RunConfig(  # the paper's algorithm: one example at a time
         stage=LinearPretrainConfig(num_updates=1024),
         hypers=Hypers(p_cot=0.25),
-        num_steps=1024,
-        log_every=16,
-        eval_every=16,
+        num_steps=512,  # 524,288 examples
+        log_every=8,
+        eval_every=8,
         task=ParityConfig(num_bits=8),
         axes=FrozenDict({"ridge": (0.003, 0.01, 0.03, 0.1)}),
     )
