@@ -11,6 +11,7 @@ Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are 
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -182,10 +183,13 @@ def figure(workdir: Path) -> plt.Figure:
         ax.axvline(switch, color=INK, lw=0.8)
         label_line(ax, end, float(grpo[greedy][..., -1].median()), "greedy", ACCENT)
         final = float(control[greedy][..., -1].median())
-        label_line(ax, end, final, "greedy,\nno RL", GREY)
+        label_line(ax, end, final, "greedy,\nno RL", GREY, va="bottom")
     top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
-    label_line(top, 0, accuracy(p_cot), "theory (1 + p_cot) / 2", BLUE, va="bottom")
-    label_line(bottom, 0, 1 + (d - 1) * p_cot, "theory, sampled", BLUE, va="bottom")
+    above: dict[str, Any] = {"va": "bottom", "xytext": (4, 2)}
+    theory = "theory (1 + p_cot) / 2"
+    label_line(top, 0, accuracy(p_cot), theory, BLUE, **above)
+    theory = "theory 1 + (d - 1) p_cot"
+    label_line(bottom, 0.2 * switch, 1 + (d - 1) * p_cot, theory, BLUE, **above)
     bottom.axhline(1 + (d - 1) * p_cot, color=BLUE, ls="--", lw=1)
     before_switch = switch * 0.97
     label_line(top, before_switch, 0.95, "next-token prediction", INK, ha="right")
