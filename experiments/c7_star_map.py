@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c7_star_map.py \
                --workdir=runs/c7_star_map
-Device     2 CPU cores, about 8 minutes
+Device     2 CPU cores, about 6 minutes
 Expected   after every round the sampled long share is within 0.05 of 2p / (1 + p), p
            being the measured share before it, from p_cot = 0.05, 0.1 and 0.25
 Figure     the paper's section 6: p_n = 2^n p / (1 + (2^n - 1) p)
@@ -33,20 +33,20 @@ from parity_jax.theory import star_p
 from parity_jax.types import Hypers
 
 TOLERANCE = 0.05
-NUM_ROUNDS = 5
+NUM_ROUNDS = 4
 
 
 def get_config() -> ConfigDict:
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=128, decay_steps=1200),
+        stage=PretrainConfig(batch_size=128, decay_steps=500),
         hypers=Hypers(learning_rate=1e-3),
-        num_steps=1200,
+        num_steps=500,
         log_every=50,
-        eval_every=200,
+        eval_every=250,
     )
     star = RunConfig(
         stage=StarConfig(
-            rollout=RolloutConfig(num_prompts=4096, num_generations=1),
+            rollout=RolloutConfig(num_prompts=3072, num_generations=1),
             batch_size=128,
             num_epochs=2,
         ),
