@@ -147,4 +147,9 @@ def never(prompt_BxL: Array, response_BxGxT: Array) -> Array:
     return jnp.zeros(response_BxGxT.shape[:2])
 
 
+def first_five_prompts(prompt_BxL: Array, response_BxGxT: Array) -> Array:
+    shape = response_BxGxT.shape[:2]
+    return (jax.lax.broadcasted_iota(int, shape, 0) < 5).astype(jnp.float32)
+
+
 not_a_function = 3

@@ -111,12 +111,10 @@ def test_every_kept_sample_is_used_once_per_epoch(batch_size, num_epochs):
 
 
 def test_a_part_full_minibatch_is_a_mean_over_what_it_holds():
-    cfg = config(8, 8, 4, 1)
-    for seed in range(40):  # a round that keeps one more than a minibatch
-        state, _, metrics, rollout = one_round(cfg, FROZEN, seed)
-        log_prob, mask, token = kept_log_probs(np.asarray(state.params, float), rollout)
-        if len(token) == 5:
-            break
+    rollout = RolloutConfig(8, 1, rewards=("small_worlds:first_five_prompts",))
+    cfg = StarConfig(rollout, batch_size=4, num_epochs=1)
+    state, _, metrics, rollout = one_round(cfg, FROZEN)
+    log_prob, mask, token = kept_log_probs(np.asarray(state.params, float), rollout)
     assert len(token) == 5
     loss = -(log_prob * mask).sum(1)
     by_last = [(loss.sum() - last) / 4 + last for last in loss]
