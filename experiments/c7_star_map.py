@@ -48,9 +48,9 @@ def get_config() -> ConfigDict:
         stage=StarConfig(
             rollout=RolloutConfig(num_prompts=3072, num_generations=1),
             batch_size=128,
-            num_epochs=2,
+            num_epochs=3,
         ),
-        hypers=Hypers(learning_rate=1e-4),
+        hypers=Hypers(learning_rate=2e-4),
         num_steps=NUM_ROUNDS,
         log_every=1,
         eval_every=1,
