@@ -49,8 +49,9 @@ def get_config() -> ConfigDict:
             rollout=RolloutConfig(num_prompts=3072, num_generations=1),
             batch_size=128,
             num_epochs=3,
+            decay=True,  # each round ends at its optimum, not somewhere around it
         ),
-        hypers=Hypers(learning_rate=2e-4),
+        hypers=Hypers(learning_rate=3e-4),
         num_steps=NUM_ROUNDS,
         log_every=1,
         eval_every=1,

@@ -160,6 +160,7 @@ class StarConfig:
     batch_size: int = 64
     num_epochs: int = 3  # passes over the kept samples of a round
     restart: bool = False  # every round starts from the parameters of the parent run
+    decay: bool = False  # the learning rate falls linearly to 0 over each round
 
     weight_decay: float = 0.0
 

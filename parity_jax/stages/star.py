@@ -48,13 +48,14 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
         return loss, {"loss": Mean.over(loss), "token_loss": Mean.over(-log_prob, mask)}
 
     def epoch(
-        key: Key, state: StageState, metrics: Metrics, samples: Rollout
+        key: Key, index: Array, state: StageState, metrics: Metrics, samples: Rollout
     ) -> tuple[StageState, Metrics]:
         """All kept samples once, shuffled; the last minibatch may be part full."""
         kept_N = is_kept(samples)
         shuffled = jax.random.uniform(key, kept_N.shape)
         order_N = jnp.argsort(jnp.where(kept_N, shuffled, 2.0))
         num_kept = kept_N.sum()
+        num_minibatches = -(-num_kept // cfg.batch_size)
 
         def minibatch(i: Array, carry: tuple[StageState, Metrics]) -> tuple:
             state, metrics = carry
@@ -64,11 +65,12 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             part = jax.tree.map(lambda x: x[rows_B], samples)
             grad = jax.grad(loss_fn, has_aux=True)
             grads, new = grad(state.params, part, weight_B)
-            state, grad_norm = optim.apply(optimizer, state, grads)
+            done = (index + i / num_minibatches) / cfg.num_epochs
+            factor = 1.0 - done if cfg.decay else 1.0
+            state, grad_norm = optim.apply(optimizer, state, grads, factor)
             new["grad_norm"] = Mean.over(grad_norm)
             return state, jax.tree.map(jnp.add, metrics, new)
 
-        num_minibatches = -(-num_kept // cfg.batch_size)
         return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
 
     def step(state: StageState) -> tuple[StageState, Metrics]:
@@ -82,11 +84,15 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             )
         names = ("loss", "token_loss", "grad_norm")
         metrics = {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
+
+        def next_epoch(
+            index: Array, carry: tuple[StageState, Metrics]
+        ) -> tuple[StageState, Metrics]:
+            key = jax.random.fold_in(keys.update, index)
+            return epoch(key, index, *carry, samples=samples)
+
         state, metrics = jax.lax.fori_loop(
-            0,
-            cfg.num_epochs,
-            lambda i, c: epoch(jax.random.fold_in(keys.update, i), c[0], c[1], samples),
-            (state, metrics),
+            0, cfg.num_epochs, next_epoch, (state, metrics)
         )
         num_updates = cfg.num_epochs * -(-num_kept // cfg.batch_size)
         metrics |= rollout_metrics(rollout, task) | {
