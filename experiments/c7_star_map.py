@@ -46,9 +46,9 @@ def get_config() -> ConfigDict:
     )
     star = RunConfig(
         stage=StarConfig(
-            rollout=RolloutConfig(num_prompts=3072, num_generations=1),
+            rollout=RolloutConfig(num_prompts=6144, num_generations=1),
             batch_size=128,
-            num_epochs=3,
+            num_epochs=2,
             decay=True,  # each round ends at its optimum, not somewhere around it
         ),
         hypers=Hypers(learning_rate=3e-4),
