@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
         stage=StarConfig(
             rollout=RolloutConfig(num_prompts=6144, num_generations=1),
             batch_size=128,
-            num_epochs=2,
+            num_epochs=4,
             decay=True,  # each round ends at its optimum, not somewhere around it
         ),
         hypers=Hypers(learning_rate=3e-4),
