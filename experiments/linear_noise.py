@@ -44,13 +44,14 @@ KINDS: dict[Kind, str] = {"emit": "emit_noise", "step": "step_noise"}
 
 
 def get_config() -> ConfigDict:
-    stage = LinearPretrainConfig(  # larger steps bias the average of noisy chain heads
-        SgdConfig(batch_size=64, max_step_size=0.2), num_updates=500
+    stage = LinearPretrainConfig(  # small steps: chain labels are noisy too
+        SgdConfig(64, max_step_size=0.2, max_chain_step_size=0.2, average_power=3),
+        num_updates=500,
     )
     runs = {
         kind: RunConfig(
             stage=stage,
-            hypers=Hypers(ridge=3e-5),
+            hypers=Hypers(ridge=1e-5),
             num_steps=24,  # 12,000 updates of 64 examples
             log_every=24,
             eval_every=24,

@@ -105,10 +105,11 @@ ESTIMATORS = {
 
 def get_config() -> ConfigDict:
     pretrain = RunConfig(
-        stage=LinearPretrainConfig(  # larger steps bias the gate's average
-            SgdConfig(batch_size=64, max_step_size=0.2), num_updates=500
+        stage=LinearPretrainConfig(
+            SgdConfig(64, max_step_size=0.2, max_chain_step_size=2.0, average_power=3),
+            num_updates=500,
         ),
-        hypers=Hypers(ridge=3e-5),
+        hypers=Hypers(ridge=1e-5),
         num_steps=32,
         log_every=32,
         eval_every=32,

@@ -43,12 +43,13 @@ CLEAR = 4.0  # a margin is clear of its spread over inputs by so many of its std
 
 def get_config() -> ConfigDict:
     fast = LinearPretrainConfig(
-        SgdConfig(batch_size=64, max_step_size=1.0), num_updates=500
+        SgdConfig(64, max_step_size=0.2, max_chain_step_size=2.0, average_power=3),
+        num_updates=500,
     )
     runs = {
         f"d{d}": RunConfig(
             stage=fast,
-            hypers=Hypers(ridge=3e-5),
+            hypers=Hypers(ridge=1e-5),
             num_steps=24,  # 12,000 updates of 64 examples
             log_every=6,
             eval_every=24,

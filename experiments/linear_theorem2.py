@@ -38,19 +38,19 @@ from parity_jax.types import Hypers
 
 # In the middle between two ties (0.02162 .. 0.26120), nearer to one, and above 1/3.
 P_COT = (0.02162, 0.04232, 0.08123, 0.1, 0.15022, 0.2612, 0.4)
-SIZES = (8, 16, 50)
+SIZES = {8: P_COT, 16: P_COT, 50: P_COT[-3:]}  # p_cot of each d
 NUM_ROUNDS = 5
-CLEAR = 4.0  # a margin is clear of its spread over inputs by so many of its std
+CLEAR = 3.0  # a margin is clear at so many std over inputs: 99% are on one side
 
 
 def get_config() -> ConfigDict:
-    sgd = SgdConfig(batch_size=64, max_step_size=1.0)
-    grid: FrozenDict[str, tuple[float, ...]] = FrozenDict({"p_cot": P_COT})
+    sgd = SgdConfig(128, max_step_size=0.2, max_chain_step_size=2.0, average_power=3)
     runs = {}
-    for d in SIZES:
+    for d, p_cot in SIZES.items():
+        grid = FrozenDict({"p_cot": p_cot})
         runs[f"pretrain_d{d}"] = RunConfig(
             stage=LinearPretrainConfig(sgd, num_updates=500),
-            hypers=Hypers(ridge=1e-4),
+            hypers=Hypers(ridge=1e-5),
             num_steps=20,
             log_every=20,
             eval_every=20,
@@ -59,11 +59,11 @@ def get_config() -> ConfigDict:
         )
         runs[f"star_d{d}"] = RunConfig(
             stage=LinearStarConfig(
-                RolloutConfig(num_prompts=32768, num_generations=1, rewards=("cot",)),
+                RolloutConfig(num_prompts=131072, num_generations=1, rewards=("cot",)),
                 sgd,
                 num_updates=6000,
             ),
-            hypers=Hypers(ridge=1e-4),
+            hypers=Hypers(ridge=1e-5),
             num_steps=NUM_ROUNDS,
             log_every=1,
             eval_every=1,
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
             axes=FrozenDict({"seed": (0, 1)}),
             runs=FrozenDict(runs),
             evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
-            population=PopulationConfig(vmap_width=8),
+            population=PopulationConfig(vmap_width=1),
         )
     )
 
@@ -143,8 +143,8 @@ def claims(runs: dict[str, xr.Dataset]) -> list[Claim]:
             "the probability q_n of the right chain after n rounds follows p_n",
             "q_n - p_n = 0",
             largest,
-            "0.06, the largest over rounds, p_cot and seeds",
-            all(value <= 0.06 for value in largest.values()),
+            "0.03, the largest over rounds, p_cot and seeds",
+            all(value <= 0.03 for value in largest.values()),
         ),
         Claim(
             "T2-rounds",
@@ -162,7 +162,7 @@ def claims(runs: dict[str, xr.Dataset]) -> list[Claim]:
 
 def figure(runs: dict[str, xr.Dataset]) -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
-    draw_trajectories(axes[0], runs["d50"])
+    draw_trajectories(axes[0], runs["d16"])
     draw_gap(axes[1], runs)
     draw_rounds(axes[2], runs)
     return figure
@@ -174,11 +174,11 @@ def draw_trajectories(ax: plt.Axes, run: xr.Dataset) -> None:
         values = run["exact/p_long"].sel(p_cot=p).transpose("step", "seed")
         ax.plot(run["step"], values, ".", color=color, ms=5, alpha=0.7)
         overlay_star(ax, float(p), NUM_ROUNDS, color=color)
-        label_line(ax, 0, float(values[0].mean()), f"{p:g}", color, xytext=(-26, 0))
+        label_line(ax, NUM_ROUNDS, float(values[-1].mean()), f"{p:.2g}", color)
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[:1], labels[:1], frameon=False, fontsize=7, loc="lower right")
-    ax.set(xlabel="STaR round", ylabel="P(right chain)", xlim=(-1.0, NUM_ROUNDS + 0.2))
-    ax.set_title("Trajectories, d = 50 (by p_cot)", loc="left")
+    ax.legend(handles[:1], labels[:1], frameon=False, fontsize=7, loc="upper left")
+    ax.set(xlabel="STaR round", ylabel="P(right chain)", ylim=(0, 1.15))
+    ax.set_title("Trajectories, d = 16 (by p_cot)", loc="left")
 
 
 def draw_gap(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:

@@ -284,7 +284,7 @@ def stage_of(cfg, num_bits: int):
 
 
 P, RIDGE, BITS = 0.3, 1e-3, 5
-SGD = SgdConfig(batch_size=64, max_step_size=2.0)
+SGD = SgdConfig(64, max_step_size=0.5, max_chain_step_size=2.0, average_power=3)
 HYPERS = jax.tree.map(jnp.float32, Hypers(p_cot=P, ridge=RIDGE))
 
 

@@ -180,11 +180,14 @@ class SgdConfig:
 
     batch_size: int = 1  # examples whose gradients one update averages
     max_step_size: float = 0.0  # s in eta_t = 1 / (ridge t + 1/s); 0: 1 / (ridge t)
+    max_chain_step_size: float = 0.0  # the same for the chain heads
+    average_power: int = 0  # iterate t weighs like t^power in the average; 0: all alike
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size")
-        largest = self.max_step_size
-        require(largest >= 0, "max_step_size", largest, "must be 0 (none) or positive")
+        for name in ("max_step_size", "max_chain_step_size", "average_power"):
+            value = getattr(self, name)
+            require(value >= 0, name, value, "must be 0 (the paper's) or positive")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ for t = 1 .. T:                               (every head alone, from w^(1) = 0)
     chain:        if y is long, the same for heads l >= 2, with t_long in place of t
 return the average of the iterates w^(1) .. w^(T)
 
-lambda is hypers.ridge. One update may average the gradient over a batch of examples,
-and `max_step_size` = s may tame the first steps: eta_t = 1 / (lambda t + 1/s). The data
-are fresh demonstrations (pre-training) or the kept samples of a STaR round, which
-starts again from w = 0 as in the paper's Theorem 2. `params` is the average.
+lambda is hypers.ridge. `SgdConfig` can depart from this for speed: gradients averaged
+over a batch, first steps tamed by eta_t = 1 / (lambda t + 1/s), later iterates
+weighing more. Large steps suit the chain heads, whose clean labels leave no gradient
+noise; at the first head and the gate, whose labels are random, they bias the average.
+The data are fresh demonstrations (pre-training) or the kept samples of a STaR round,
+which starts again from w = 0 as in the paper's Theorem 2. `params` is the average.
 """
 
 from collections.abc import Callable
@@ -106,16 +108,19 @@ def sgd_update(
     p_long = (examples.y[:, 1] != 0).mean()
     has_data = LinearParams(jnp.bool(True), jnp.bool(True), p_long > 0)
     t = jax.tree.map(jnp.add, sgd.t, has_data)
-    first_step = 1 / cfg.max_step_size if cfg.max_step_size else 0.0
+    caps = (cfg.max_step_size, cfg.max_step_size, cfg.max_chain_step_size)
+    offset = LinearParams(*(1 / cap if cap else 0.0 for cap in caps))
+    power = cfg.average_power
 
-    def moved(has_data: Array, w: Array, grad: Array, t: Array) -> Array:
-        step_size = 1 / (ridge * t + first_step)
+    def moved(has_data: Array, offset: float, w: Array, grad: Array, t: Array) -> Array:
+        step_size = 1 / (ridge * t + offset)
         return jnp.where(has_data, w - step_size * (grad + ridge * w), w)
 
     def averaged(has_data: Array, w: Array, mean: Array, t: Array) -> Array:
-        return jnp.where(has_data, mean + (w - mean) / t, mean)
+        new = mean + (w - mean) * (1 + power) / (t + power)
+        return jnp.where(has_data, new, mean)
 
-    weights = jax.tree.map(moved, has_data, sgd.weights, grads, t)
+    weights = jax.tree.map(moved, has_data, offset, sgd.weights, grads, t)
     average = jax.tree.map(averaged, has_data, sgd.weights, sgd.average, t)
     return Sgd(weights, average, t), losses.first + losses.gate + p_long * losses.chain
 
