@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     sgd = SgdConfig(128, max_step_size=0.2, max_chain_step_size=2.0, average_power=3)
     runs = {}
     for d, p_cot in SIZES.items():
-        grid = FrozenDict({"p_cot": p_cot})
+        grid: FrozenDict[str, tuple[float, ...]] = FrozenDict({"p_cot": p_cot})
         runs[f"pretrain_d{d}"] = RunConfig(
             stage=LinearPretrainConfig(sgd, num_updates=500),
             hypers=Hypers(ridge=1e-5),

@@ -109,10 +109,10 @@ def sgd_update(
     has_data = LinearParams(jnp.bool(True), jnp.bool(True), p_long > 0)
     t = jax.tree.map(jnp.add, sgd.t, has_data)
     caps = (cfg.max_step_size, cfg.max_step_size, cfg.max_chain_step_size)
-    offset = LinearParams(*(1 / cap if cap else 0.0 for cap in caps))
+    offset = LinearParams(*(jnp.float32(1 / cap if cap else 0) for cap in caps))
     power = cfg.average_power
 
-    def moved(has_data: Array, offset: float, w: Array, grad: Array, t: Array) -> Array:
+    def moved(has_data: Array, offset: Array, w: Array, grad: Array, t: Array) -> Array:
         step_size = 1 / (ridge * t + offset)
         return jnp.where(has_data, w - step_size * (grad + ridge * w), w)
 
