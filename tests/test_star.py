@@ -139,6 +139,18 @@ def test_epochs_are_shuffled_differently():
     assert np.abs(second - same_order).max() > 1e-3
 
 
+def test_decay_halves_the_second_of_two_updates():
+    def end(num_epochs, decay):
+        return np.asarray(
+            one_round(config(16, 4, 64, num_epochs, decay=decay))[1].params
+        )
+
+    first, plain, decayed = end(1, False), end(2, False), end(2, True)
+    assert np.abs(plain - first).max() > 5e-4
+    np.testing.assert_allclose(decayed - first, (plain - first) / 2, atol=1e-6)
+    np.testing.assert_allclose(end(1, True), first, atol=1e-7)  # it starts at 1
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_restart_trains_the_parameters_of_the_parent_run(restart):
     cfg = config(16, 4, 8, 2, restart=restart)
