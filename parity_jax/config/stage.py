@@ -8,7 +8,7 @@ from parity_jax.config.checks import require, require_positive
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Next-token prediction on fresh demonstrations (SCIENCE: paper section 3)."""
+    """Next-token prediction on fresh demonstrations (paper section 3)."""
 
     kind: ClassVar[str] = "pretrain"
     batch_size: int = 256
