@@ -33,7 +33,7 @@ from parity_jax.theory import star_p
 from parity_jax.types import Hypers
 
 TOLERANCE = 0.05
-NUM_ROUNDS = 4
+NUM_ROUNDS = 5  # p_cot = 0.05 is past the greedy threshold after 4
 
 
 def get_config() -> ConfigDict:
@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
             model=mistral(depth=2, width=64, num_heads=4, num_kv_heads=2),
             axes=FrozenDict({"p_cot": (0.05, 0.1, 0.25), "seed": (0, 1)}),
             runs=FrozenDict({"pretrain": pretrain, "star": star}),
-            evaluate=EvaluateConfig(num_prompts=2048, temperatures=(1.0,)),
+            # A share of 0.4 measured on 8192 prompts has a standard error of 0.005.
+            evaluate=EvaluateConfig(num_prompts=8192, temperatures=(1.0,)),
         )
     )
 

@@ -46,4 +46,4 @@ def apply(
     learning_rate = factor * jnp.asarray(state.hypers.learning_rate)
     updates = jax.tree.map(lambda u: -learning_rate * u, updates)
     params = optax.apply_updates(state.params, updates)
-    return state._replace(params=params, opt_state=opt_state), optax.global_norm(grads)
+    return state._replace(params=params, opt_state=opt_state), optax.tree.norm(grads)
