@@ -31,8 +31,8 @@ from parity_jax.config import (
     SgdConfig,
     to_config_dict,
 )
-from parity_jax.overlays import overlay, overlay_threshold
-from parity_jax.plots import CYCLE, label_line, save_figure
+from parity_jax.overlays import overlay
+from parity_jax.plots import CYCLE, INK, label_line, legend_below, save_figure
 from parity_jax.results import Claim, load_metrics, read_json, write_claims
 from parity_jax.types import Hypers
 
@@ -113,7 +113,7 @@ def claims(runs: dict[Kind, xr.Dataset], d: int) -> list[Claim]:
         for values in found.values()
         for q, p in expected.items()
     )
-    gaps = {kind: round(accuracy_gap(run, kind, d), 4) for kind, run in runs.items()}
+    gaps = {kind: accuracy_gap(run, kind, d) for kind, run in runs.items()}
     return [
         Claim(
             "noise-threshold",
@@ -127,7 +127,7 @@ def claims(runs: dict[Kind, xr.Dataset], d: int) -> list[Claim]:
             "noise-accuracy",
             "sampled accuracy is (1 + p_cot (1 - 2q)^n) / 2",
             "distance 0",
-            gaps,
+            {kind: round(gap, 4) for kind, gap in gaps.items()},
             "0.025: 4 standard deviations of 8192 samples, and the ridge",
             all(gap <= 0.025 for gap in gaps.values()),
         ),
@@ -147,11 +147,11 @@ def figure(runs: dict[Kind, xr.Dataset], d: int) -> plt.Figure:
             margin = run["exact/margin_mean"].sel(q=q).transpose("p_cot", "seed")
             ax.plot(run["p_cot"], margin, ".-", color=color, lw=0.8, ms=4)
             label_line(ax, P_COT[-1], float(margin[-1].mean()), f"q = {q:g}", color)
-            overlay_threshold(ax, q, color)
+            ax.axvline(float(theory.greedy_threshold(q)), color=color, ls="--", lw=1.3)
         ax.axhline(0, color="k", lw=0.6)
-        label = "theory 1 / (3 - 2q) (calibrated gate, infinite data)"
-        ax.legend(ax.lines[-2:-1], [label], frameon=False, fontsize=7)
-        ax.set(ylim=(None, 0.8))
+        label = "theory (1 / (3 - 2q): calibrated gate, infinite data)"
+        ax.plot([], [], "--", color=INK, label=label)
+        legend_below(ax)
         ax.set(xlabel="p_cot", ylabel="gate logit after y_1 = x_1 (long above 0)")
         ax.set_title(f"{titles[kind]}, d = {d}", loc="left")
     ax, run = axes[2], runs["step"]
@@ -161,8 +161,7 @@ def figure(runs: dict[Kind, xr.Dataset], d: int) -> plt.Figure:
         predicted = theory.noisy_accuracy(run["p_cot"].values, d, q, "step")
         overlay(ax, run["p_cot"], predicted, "infinite data, no ridge", color)
         label_line(ax, P_COT[-1], float(accuracy[-1].mean()), f"q = {q:g}", color)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[:1], labels[:1], frameon=False, fontsize=7)
+    legend_below(ax, 1)
     ax.set(xlabel="p_cot", ylabel="accuracy at temperature 1")
     ax.set_title("Propagating flips, sampled", loc="left")
     return figure

@@ -35,7 +35,15 @@ from parity_jax.config import (
     to_config_dict,
 )
 from parity_jax.overlays import overlay
-from parity_jax.plots import ACCENT, BLUE, CYCLE, INK, label_line, save_figure
+from parity_jax.plots import (
+    ACCENT,
+    BLUE,
+    CYCLE,
+    INK,
+    label_line,
+    legend_below,
+    save_figure,
+)
 from parity_jax.results import Claim, load_metrics, write_claims
 from parity_jax.types import Hypers
 
@@ -286,7 +294,7 @@ def draw_updates(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
     for color, p in zip((BLUE, ACCENT), P_COT, strict=True):
         ax.plot([], [], "o", color=color, label=f"p_cot = {p:g}")
     ax.plot([], [], "--", color=INK, label="theory (expected updates, exact chain)")
-    ax.legend(frameon=False, fontsize=7, loc="upper right", bbox_to_anchor=(1, -0.13))
+    legend_below(ax)
     ax.set_yticks(range(len(ESTIMATORS)), [e.label for e in ESTIMATORS.values()])
     ax.invert_yaxis()
     ax.set(xlabel="updates until greedy decoding is long", xlim=(0, MAX_UPDATES))
@@ -300,7 +308,7 @@ def draw_growth(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
         ax.plot(p_long["step"], p_long, color=color, lw=0.7, alpha=0.6)
         label = ESTIMATORS[name].label
         ax.plot(p_long["step"], p_long.median("seed"), color=color, lw=2, label=label)
-    ax.legend(frameon=False, fontsize=7, loc="upper left")
+    legend_below(ax, ncols=2)
     ax.set(xlabel="update", ylabel="P(long) at temperature 1", ylim=(0, 1))
     ax.set_title("Growth from p_cot = 0.25", loc="left")
 
@@ -316,7 +324,7 @@ def draw_prices(ax: plt.Axes, prices: dict[str, xr.Dataset]) -> None:
     ax.axhline(0, color=INK, lw=0.6)
     label_line(ax, 0, 0.03, "lengthens", INK)
     label_line(ax, 0, -0.03, "shortens", INK)
-    ax.legend(frameon=False, fontsize=7)
+    legend_below(ax)
     ax.set(
         xlabel="price of a full chain (alpha)",
         ylabel=f"change of P(long), {PRICED} updates",

@@ -51,6 +51,14 @@ def label_line(ax: Axes, x: float, y: float, text: str, color: str, **kw: Any) -
     ax.annotate(text, (x, y), color=color, fontsize=8, **place)
 
 
+def legend_below(ax: Axes, num: int | None = None, ncols: int = 1) -> None:
+    """The legend under the axes, clear of the data; of its entries the first `num`."""
+    handles, labels = ax.get_legend_handles_labels()
+    place: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(0, -0.17))
+    style: dict[str, Any] = dict(frameon=False, fontsize=7, ncols=ncols)
+    ax.legend(handles[:num], labels[:num], **place, **style)
+
+
 def save_figure(figure: Figure, directory: Path) -> None:
     """Write directory/figure.png and close the figure."""
     figure.savefig(directory / "figure.png")
