@@ -1,8 +1,10 @@
-# Every target sets up .venv from the lock when it is missing or stale.
+# Every target sets up .venv from the locks when it is missing or stale: runs need
+# requirements.lock only; tests, lint and benchmarks need requirements-dev.lock and torch.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 
 .PHONY: headline test lint bench clean
 
@@ -12,13 +14,13 @@ headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction the
 test: lint  ## Lint, types, import order, tests
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports
 
-bench: $(STAMP)  ## Speed, as ratios within one run
+bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run
 
 $(STAMP): requirements.lock pyproject.toml
@@ -27,9 +29,16 @@ $(STAMP): requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-lock:  ## Renew requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header \
-		--extra dev pyproject.toml --output-file requirements.lock
+$(DEV_STAMP): $(STAMP) requirements-dev.lock
+	$(VENV)/bin/pip install --quiet --requirement requirements-dev.lock
+	$(VENV)/bin/pip install --quiet --editable .[torch]
+	touch $@
+
+COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header
+lock:  ## Renew both locks (needs uv)
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra dev --constraint requirements.lock \
+		--output-file requirements-dev.lock
 
 clean:
 	rm -rf $(VENV)
