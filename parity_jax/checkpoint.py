@@ -24,11 +24,18 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """Checkpoints of one run, at explicit steps; saving is asynchronous and atomic."""
+    """Checkpoints of one run, at explicit steps; saving is asynchronous and atomic.
 
-    def __init__(self, directory: Path):
+    read_only: nothing on disk is touched, not even what an unfinished save left there.
+    """
+
+    def __init__(self, directory: Path, read_only: bool = False):
         self.directory = directory.absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, states: StageState) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax import Array
 
 Key = Array  # a typed PRNG key, scalar
@@ -107,7 +108,7 @@ class Task(Protocol):
         """Whether a response shows its work, BxG."""
         ...
 
-    def to_text(self, token_T: Array) -> str:
+    def to_text(self, token_T: Array | np.ndarray) -> str:
         """Tokens as a readable line (on the host)."""
         ...
 

@@ -105,7 +105,7 @@ class Parity:
         """t_1 .. t_d in {-1, +1}, B x d."""
         return jnp.cumprod(token_signs(prompt_BxL[:, : self.num_bits]), 1)
 
-    def to_text(self, token_T: Array) -> str:
+    def to_text(self, token_T: Array | np.ndarray) -> str:
         return "".join(SYMBOLS[np.asarray(token_T)])
 
     def from_text(self, text: str) -> Array:

@@ -1,0 +1,310 @@
+"""Models as Hugging Face has them: GPT2LMHeadModel and MistralForCausalLM.
+
+Pure functions between a `TransformerConfig` and a config.json, between parameters and a
+state dict of NumPy arrays, and from a task to a tokenizer. What these classes do alike:
+pre-norm blocks, GELU in tanh form, norms with epsilon 1e-5, rotary pairs (k, k + K/2)
+with base 10,000, attention scaled by K^(-1/2). GPT-2 keeps weights as in x out (Conv1D)
+and query, key and value side by side in one; Mistral keeps them as out x in.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity_jax.checkpoint import Arrays
+from parity_jax.config import (
+    ConfigError,
+    TransformerConfig,
+    gpt2,
+    mistral,
+    require,
+    to_dict,
+)
+from parity_jax.tasks import vocabulary
+from parity_jax.types import EOS, PAD, Task
+
+EXTRA = "parity_jax"  # the key of config.json that holds our task
+
+
+class Family(NamedTuple):
+    """How a Hugging Face class says what a `TransformerConfig` says."""
+
+    architecture: str
+    preset: dict[str, Any]  # fields of ours that are fixed
+    names: dict[str, str]  # our field -> key of config.json
+    defaults: dict[str, Any]  # of the class: a saved config.json leaves them out
+    required: dict[str, Any]  # what must hold for our model to be the same
+
+
+FEATURES = ("positions", "norm", "mlp", "bias")
+FAMILIES = {
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        preset={name: getattr(gpt2(), name) for name in FEATURES},
+        names={
+            "depth": "n_layer",
+            "width": "n_embd",
+            "num_heads": "n_head",
+            "mlp_width": "n_inner",
+            "tie_embedding": "tie_word_embeddings",
+            "init_std": "initializer_range",
+        },
+        defaults={
+            "vocab_size": 50257,
+            "n_positions": 1024,
+            "n_layer": 12,
+            "n_embd": 768,
+            "n_head": 12,
+            "n_inner": None,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.02,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+        },
+        required={
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+        },
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        preset={name: getattr(mistral(), name) for name in FEATURES},
+        names={
+            "depth": "num_hidden_layers",
+            "width": "hidden_size",
+            "num_heads": "num_attention_heads",
+            "num_kv_heads": "num_key_value_heads",
+            "mlp_width": "intermediate_size",
+            "tie_embedding": "tie_word_embeddings",
+            "init_std": "initializer_range",
+            "sliding_window": "sliding_window",
+        },
+        defaults={
+            "vocab_size": 32000,
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14336,
+            "tie_word_embeddings": False,
+            "initializer_range": 0.02,
+            "sliding_window": 4096,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10_000.0,
+        },
+        required={"hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10_000.0},
+    ),
+}
+
+
+def family_of(cfg: TransformerConfig) -> str:
+    """ "gpt2" or "mistral"; ConfigError for a mixture of features that is neither."""
+    for name, family in FAMILIES.items():
+        fits = all(getattr(cfg, k) == v for k, v in family.preset.items())
+        plain = cfg.num_kv_heads == cfg.num_heads and not cfg.sliding_window
+        if fits and (plain or name == "mistral"):
+            return name
+    features = {name: getattr(cfg, name) for name in (*FEATURES, "sliding_window")}
+    features["num_kv_heads"] = f"{cfg.num_kv_heads} of {cfg.num_heads}"
+    text = " ".join(f"{name}={value}" for name, value in features.items())
+    allowed = "must be GPT-2 (learned layer gelu bias=True, all heads, no window) or "
+    raise ConfigError("model", text, allowed + "Mistral (rotary rms swiglu bias=False)")
+
+
+def to_hf_config(
+    cfg: TransformerConfig, task: Task, task_config: Any
+) -> dict[str, Any]:
+    """The config.json of a model; dropout is off, weights are float32."""
+    kind = family_of(cfg)
+    family, max_len = FAMILIES[kind], task.prompt_len + task.response_len
+    ours = dataclasses.asdict(cfg) | {"sliding_window": cfg.sliding_window or None}
+    by_kind: dict[str, Any] = {
+        "gpt2": {"n_positions": max_len}
+        | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+        "mistral": {"max_position_embeddings": max_len, "attention_dropout": 0.0},
+    }
+    return {
+        "architectures": [family.architecture],
+        "model_type": kind,
+        "vocab_size": task.vocab_size,
+        **{theirs: ours[name] for name, theirs in family.names.items()},
+        **family.required,
+        **by_kind[kind],
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+        "dtype": "float32",
+        EXTRA: {"task": to_dict(task_config)},
+    }
+
+
+def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
+    """Our config of a config.json; ConfigError if our model would not be the same."""
+    kind = config.get("model_type")
+    require(kind in FAMILIES, "model_type", kind, "must be gpt2 or mistral")
+    family = FAMILIES[str(kind)]
+    rope = config.get("rope_parameters") or {}
+    found = {**family.defaults, **config, **rope}
+    for name, value in {**family.required, "rope_type": "default"}.items():
+        require(
+            found.get(name, value) == value, name, found.get(name), f"must be {value}"
+        )
+    fields = {ours: found[theirs] for ours, theirs in family.names.items()}
+    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]  # GPT-2's default
+    fields.setdefault("num_kv_heads", fields["num_heads"])
+    fields["sliding_window"] = fields.get("sliding_window") or 0
+    head_size = fields["width"] // fields["num_heads"]
+    given = found.get("head_dim") or head_size
+    require(given == head_size, "head_dim", given, f"must be {head_size}")
+    return TransformerConfig(**fields, **family.preset)
+
+
+def layers(cfg: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Their layers and ours; several of ours stand side by side in one of theirs."""
+    if family_of(cfg) == "gpt2":
+        yield "transformer.wte", ("embed",)
+        yield "transformer.wpe", ("position_embed",)
+        for n in range(cfg.depth):
+            theirs, ours = f"transformer.h.{n}", f"blocks_{n}"
+            fused = tuple(f"{ours}.attention.{x}" for x in ("query", "key", "value"))
+            yield f"{theirs}.ln_1", (f"{ours}.attention_norm",)
+            yield f"{theirs}.attn.c_attn", fused
+            yield f"{theirs}.attn.c_proj", (f"{ours}.attention.out",)
+            yield f"{theirs}.ln_2", (f"{ours}.mlp_norm",)
+            yield f"{theirs}.mlp.c_fc", (f"{ours}.mlp.up",)
+            yield f"{theirs}.mlp.c_proj", (f"{ours}.mlp.down",)
+        yield "transformer.ln_f", ("final_norm",)
+    else:
+        yield "model.embed_tokens", ("embed",)
+        for n in range(cfg.depth):
+            theirs, ours = f"model.layers.{n}", f"blocks_{n}"
+            yield f"{theirs}.input_layernorm", (f"{ours}.attention_norm",)
+            for x, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+                yield f"{theirs}.self_attn.{x}_proj", (f"{ours}.attention.{name}",)
+            yield f"{theirs}.post_attention_layernorm", (f"{ours}.mlp_norm",)
+            for name in ("gate", "up", "down"):
+                yield f"{theirs}.mlp.{name}_proj", (f"{ours}.mlp.{name}",)
+        yield "model.norm", ("final_norm",)
+    if not cfg.tie_embedding:
+        yield "lm_head", ("unembed",)
+
+
+# Names of what a layer holds: ours -> theirs.
+LEAVES = {
+    "embedding": "weight",
+    "scale": "weight",
+    "kernel": "weight",
+    "bias": "bias",
+}
+
+
+def pairs(cfg: TransformerConfig, names: Arrays | Mapping[str, Any]) -> Iterator[Any]:
+    """(their tensor, our parameters in it, whether it is transposed)."""
+    keeps_in_x_out = family_of(cfg) == "gpt2"
+    for theirs, ours in layers(cfg):
+        for leaf, their_leaf in LEAVES.items():
+            if f"{ours[0]}.{leaf}" in names:
+                is_linear = leaf == "kernel"
+                transposed = is_linear and (theirs == "lm_head" or not keeps_in_x_out)
+                parameters = [f"{name}.{leaf}" for name in ours]
+                yield f"{theirs}.{their_leaf}", parameters, transposed
+
+
+def to_state_dict(cfg: TransformerConfig, params: Arrays) -> Arrays:
+    """Hugging Face's tensors of a member's parameters, by path ("embed.embedding")."""
+    out = {}
+    for theirs, ours, transposed in pairs(cfg, params):
+        parts = [_as_matrix(name, params[name]) for name in ours]
+        tensor = np.concatenate(parts, -1)
+        out[theirs] = np.ascontiguousarray(tensor.T if transposed else tensor)
+    return out
+
+
+def from_state_dict(
+    cfg: TransformerConfig, tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]
+) -> Arrays:
+    """The inverse, as float32; `shapes` are those of our parameters by path.
+
+    ConfigError for a tensor that is missing, unknown or of another shape. A tied
+    lm_head may be there.
+    """
+    left, out = dict(tensors), {}
+    if cfg.tie_embedding:
+        left.pop("lm_head.weight", None)
+    for theirs, ours, transposed in pairs(cfg, shapes):
+        require(theirs in left, "tensor", theirs, "is missing")
+        tensor = np.asarray(left.pop(theirs), np.float32)
+        matrix = tensor.T if transposed else tensor
+        sizes = [_as_matrix(name, np.empty(shapes[name])).shape for name in ours]
+        expected = (*sizes[0][:-1], sum(size[-1] for size in sizes))
+        allowed = f"must have shape {expected[::-1] if transposed else expected}"
+        require(matrix.shape == expected, f"{theirs}.shape", tensor.shape, allowed)
+        ends = np.cumsum([size[-1] for size in sizes])[:-1]
+        for name, part in zip(ours, np.split(matrix, ends, -1), strict=True):
+            out[name] = np.ascontiguousarray(part).reshape(shapes[name])
+    require(not left, "tensor", next(iter(left), ""), "is unknown")
+    return out
+
+
+def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:
+    """in x out of a kernel (heads and their sizes merged), a vector of a bias."""
+    if name.endswith("attention.out.kernel"):
+        return array.reshape(-1, array.shape[-1])
+    if name.endswith(".kernel"):
+        return array.reshape(len(array), -1)
+    return array if name.endswith("embedding") else array.reshape(-1)
+
+
+def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer.json and tokenizer_config.json of a task's vocabulary.
+
+    One word for each token, as `to_text` writes it; spaces between words are allowed.
+    """
+    words = vocabulary(task)
+    by_length = sorted(words, key=len, reverse=True)
+    pattern = "|".join(re.escape(word) for word in by_length)
+    last = np.array([task.vocab_size - 2, task.vocab_size - 1])
+    joined = task.to_text(last) == words[-2] + words[-1]
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    special = {"single_word": False, "lstrip": False, "rstrip": False}
+    special |= {"normalized": False, "special": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": token, "content": words[token]} | special for token in (PAD, EOS)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "WhitespaceSplit"}, split],
+        },
+        "post_processor": None,
+        "decoder": {"type": "Fuse"} if joined else None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: token for token, word in enumerate(words)},
+            "unk_token": "",  # no word: unknown text is an error
+        },
+    }
+    return tokenizer, {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": words[PAD],
+        "eos_token": words[EOS],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": task.prompt_len + task.response_len,
+    }

@@ -1,0 +1,330 @@
+"""What is in a checkpoint, as plain data (numbers, text, lists, dicts).
+
+`inspect_run` gathers all of it; `experiments.inspect` only prints.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax import Array
+
+from parity_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    digest,
+    from_arrays,
+    subtree,
+)
+from parity_jax.decode import sample, tempered
+from parity_jax.masked import num_tokens
+from parity_jax.models import response_logits
+from parity_jax.results import METRICS, read_records
+from parity_jax.runs import build
+from parity_jax.snapshot import RUN, Snapshot, member_text, read_config, read_file
+from parity_jax.types import RUNNING, STATUS_TEXT, Hypers, Key, Params, Task
+
+DECODINGS = ("greedy", "sampled")
+
+
+def inspect_run(
+    snapshot: Snapshot, evaluate: bool, num_prompts: int, max_members: int
+) -> dict[str, Any]:
+    """Everything about a checkpoint; responses of the first max_members only."""
+    directory, config = snapshot.directory, snapshot.config
+    parent = parent_directory(directory)
+    return {
+        "directory": str(directory),
+        "stage": config["run"]["stage"]["kind"],
+        "step": snapshot.step,
+        "steps": snapshot.steps,
+        "num_steps": config["run"]["num_steps"],
+        "finished": (directory / "finished.json").exists(),
+        "lineage": ancestry(directory),
+        "config": config,
+        "differs_from_parent": config_changes(parent, config) if parent else None,
+        "parameters": parameter_table(snapshot),
+        "members": members(snapshot),
+        "scores": rescored(snapshot) if evaluate else recorded_scores(snapshot),
+        "responses": responses(snapshot, num_prompts, max_members),
+    }
+
+
+def inspect_experiment(directory: Path) -> dict[str, Any]:
+    """Where every stage of an experiment stands."""
+    runs = read_config(directory)["runs"]
+    stages = [stage_summary(directory / name, run) for name, run in runs.items()]
+    return {"directory": str(directory), "stages": stages}
+
+
+def stage_summary(directory: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """A stage in a few numbers; those of an unstarted one are None."""
+    checkpoints = Checkpoints(directory, read_only=True)
+    steps = checkpoints.steps()
+    checkpoints.close()
+    return {
+        "name": directory.name,
+        "stage": run["stage"]["kind"],
+        "parent": run["parent"] or None,
+        "steps": steps,
+        "num_steps": run["num_steps"],
+        "finished": (directory / "finished.json").exists(),
+        "scores": last_record(directory, steps[-1]) if steps else None,
+    }
+
+
+def parent_directory(directory: Path) -> Path | None:
+    """Where the parent of a run is: as recorded, or beside the run if both moved."""
+    parent = read_file(directory / "lineage.json")["parent"]
+    if parent is None:
+        return None
+    recorded = Path(parent["run"])
+    beside = directory.resolve().parent / recorded.name
+    return beside if beside.exists() and not recorded.exists() else recorded
+
+
+def ancestry(directory: Path) -> list[dict[str, Any]]:
+    """The run, its parent, and so on back to scratch.
+
+    `content` says whether the parameters that a run started from are still those of
+    the parent's checkpoint: "unchanged", "CHANGED" or "not found".
+    """
+    line: list[dict[str, Any]] = []
+    run: Path | None = directory
+    step, content = None, None
+    while run is not None:
+        if content == "not found":
+            line.append({"run": str(run), "step": step, "content": content})
+            break
+        lineage = read_file(run / "lineage.json")
+        stage = read_config(run)["run"]["stage"]["kind"]
+        entry = {"run": str(run), "step": step, "content": content, "stage": stage}
+        line.append(entry | {k: v for k, v in lineage.items() if k != "parent"})
+        run, parent = parent_directory(run), lineage["parent"]
+        if run is not None:
+            step = parent["step"]
+            content = compare_content(run, step, parent["params_sha256"])
+    return line
+
+
+def compare_content(parent: Path, step: int, expected: str) -> str:
+    """Whether a checkpoint's parameters have the digest that a child recorded."""
+    if not (parent / "config.json").exists():
+        return "not found"
+    checkpoints = Checkpoints(parent, read_only=True)
+    try:
+        found = digest(subtree(checkpoints.read(step), "params"))
+    except CheckpointError:
+        return "CHANGED" if step in checkpoints.steps() else "not found"
+    finally:
+        checkpoints.close()
+    return "unchanged" if found == expected else "CHANGED"
+
+
+def config_changes(parent: Path, config: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """Fields that differ from the parent's: name -> [there, here].
+
+    Of another kind of stage only the kind is told: its own options are in its config.
+    """
+    if not (parent / "config.json").exists():
+        return None
+    old, new = (flatten_dict(c, sep=".") for c in (read_config(parent), config))
+    kind = "run.stage.kind"
+    hidden = "run.stage." if old[kind] != new[kind] else "-"
+    return {
+        name: [old.get(name), new.get(name)]
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+        and (name == kind or not name.startswith(hidden))
+    }
+
+
+def parameter_table(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Path, shape, type and size of every parameter, and its norm in each member."""
+    table = []
+    for name, array in subtree(snapshot.arrays, "params").items():
+        norm_P = np.linalg.norm(
+            array.reshape(len(array), -1).astype(np.float64), axis=1
+        )
+        table.append(
+            {
+                "path": name,
+                "shape": list(array.shape[1:]),
+                "dtype": str(array.dtype),
+                "size": int(array[0].size),
+                "norm": [_number(x) for x in norm_P],
+            }
+        )
+    return table
+
+
+def members(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Health of the chosen members: what they do and which leaves are not finite."""
+    arrays = snapshot.arrays
+    out = []
+    for i, label in enumerate(snapshot.labels):
+        status = int(arrays["status"][i])
+        floats = {k: x[i] for k, x in arrays.items() if x.dtype.kind == "f"}
+        bad = [name for name, x in floats.items() if not np.isfinite(x).all()]
+        out.append(
+            {
+                "member": member_text(label),
+                "axes": label,
+                "step": int(arrays["step"][i]),
+                "status": STATUS_TEXT[status],
+                "frozen": status != RUNNING,
+                "non_finite": bad,
+            }
+        )
+    return out
+
+
+def recorded_scores(snapshot: Snapshot) -> dict[str, Any] | None:
+    """The run's last evaluation at or before the step."""
+    record = last_record(snapshot.directory, snapshot.step)
+    if record is None:
+        return None
+    values = {
+        name: [all_P[i] for i in snapshot.places]
+        for name, all_P in record["values"].items()
+    }
+    return {"source": "recorded", "step": record["step"], "values": values}
+
+
+def last_record(directory: Path, step: int) -> dict[str, Any] | None:
+    """The last evaluation of a run at or before a step."""
+    records = read_records(directory / METRICS)
+    found = [r for r in records if r["split"] == "eval" and r["step"] <= step]
+    return found[-1] if found else None
+
+
+def rescored(snapshot: Snapshot) -> dict[str, Any]:
+    """The evaluation that the run itself makes at this step, made again."""
+    population = build(snapshot.experiment, RUN)
+    template = jax.eval_shape(population.init, None)
+    metrics = population.evaluate(from_arrays(snapshot.arrays, template))
+    values = {
+        name: [_number(x) for x in np.asarray(mean.value())]
+        for name, mean in metrics.items()
+    }
+    return {"source": "evaluated again", "step": snapshot.step, "values": values}
+
+
+def responses(
+    snapshot: Snapshot, num_prompts: int, max_members: int
+) -> list[dict[str, Any]]:
+    """Greedy and sampled (temperature 1) responses of members to the same prompts."""
+    task = snapshot.task
+    k_prompt, k_sample = jax.random.split(jax.random.key(0))
+    prompt_BxL = task.sample_prompts(k_prompt, num_prompts)
+    answer = make_answer(snapshot)
+    out = []
+    for i, label in enumerate(snapshot.labels[:max_members]):
+        answers = answer(k_sample, snapshot.params(i), prompt_BxL, jnp.float32(1.0))
+        for b, g in np.ndindex(answers.length.shape):
+            head = {
+                "member": member_text(label),
+                "prompt": task.to_text(prompt_BxL[b]),
+                "decoding": DECODINGS[g],
+            }
+            out.append(head | describe_answer(task, answers, b, g))
+    return out
+
+
+class Answers(NamedTuple):
+    """Responses and what is right about them."""
+
+    token: Array  # BxGxT
+    probability: Array  # BxGxTxV, of every token after the ones before it
+    length: Array  # BxG, tokens before EOS
+    right: Array  # BxG, the task's end-to-end reward
+    wrong: Array  # BxG, position of the first wrong token; T if there is none
+
+
+def make_answer(snapshot: Snapshot) -> Callable[[Key, Params, Array, Array], Answers]:
+    """answer(key, params, prompt_BxL, temperature): greedy and sampled, compiled."""
+    task, model, run = snapshot.task, snapshot.model, snapshot.experiment.runs[RUN]
+    has_leaps = run.hypers.p_leap > 0 or max(run.axes.get("p_leap", (0,))) > 0
+
+    @jax.jit
+    def answer(
+        key: Key, params: Params, prompt_BxL: Array, temperature: Array
+    ) -> Answers:
+        temperature_G = jnp.stack([jnp.float32(0.0), temperature])
+        token_BxGxT = sample(
+            key, model, params, prompt_BxL, temperature_G, task.response_len
+        ).token
+        logits = response_logits(model, params, prompt_BxL, token_BxGxT)
+        return Answers(
+            token_BxGxT,
+            jax.nn.softmax(tempered(logits, temperature)),
+            num_tokens(token_BxGxT),
+            task.rewards["e2e"](prompt_BxL, token_BxGxT),
+            first_wrong(task, prompt_BxL, token_BxGxT, has_leaps),
+        )
+
+    return answer
+
+
+def describe_answer(task: Task, answers: Answers, b: int, g: int) -> dict[str, Any]:
+    """Text, length, whether the answer is right, and the first wrong token (from 1).
+
+    In `marked` that token stands in brackets.
+    """
+    wrong, length = int(answers.wrong[b, g]), int(answers.length[b, g])
+    right, is_wrong = bool(answers.right[b, g]), wrong < answers.token.shape[-1]
+    token_T = np.asarray(answers.token[b, g, : length + 1])
+    verdict = f"wrong from token {wrong + 1}" if is_wrong else "right"
+    return {
+        "response": task.to_text(token_T),
+        "marked": marked_text(task, token_T, wrong),
+        "length": length,
+        "right": right,
+        "first_wrong": wrong + 1 if is_wrong else None,
+        "verdict": "right answer, " * (right and is_wrong) + verdict,
+    }
+
+
+def first_wrong(
+    task: Task, prompt_BxL: Array, response_BxGxT: Array, has_leaps: bool
+) -> Array:
+    """Position of the first token that is not the right response's, BxG; T: none.
+
+    A response that shows its work is held against the full chain (or the leap chain,
+    whichever it follows further), another against the short answer: the task's own
+    demonstrations without noise.
+    """
+    num_positions = response_BxGxT.shape[-1]
+
+    def position(**share: float) -> Array:
+        hypers = Hypers(**{"p_cot": 0.0} | share)
+
+        def demonstrated(prompt_L: Array) -> Array:  # alone, so that none is sorted
+            return task.demonstrate(jax.random.key(0), prompt_L[None], hypers).response
+
+        differs_BxGxT = response_BxGxT != jax.vmap(demonstrated)(prompt_BxL)
+        return jnp.where(differs_BxGxT.any(-1), differs_BxGxT.argmax(-1), num_positions)
+
+    long_BxG = position(p_cot=1.0)
+    if has_leaps:
+        long_BxG = jnp.maximum(long_BxG, position(p_leap=1.0))
+    return jnp.where(task.is_long(response_BxGxT), long_BxG, position())
+
+
+def marked_text(task: Task, token_T: np.ndarray, wrong: int) -> str:
+    """The text of a response with token `wrong` in brackets (as it is if none is)."""
+    text = task.to_text(token_T)
+    if wrong >= len(token_T):
+        return text
+    before, until = task.to_text(token_T[:wrong]), task.to_text(token_T[: wrong + 1])
+    token = until.removeprefix(before)
+    space = token[: len(token) - len(token.lstrip())]
+    return f"{before}{space}[{token.strip()}]{text.removeprefix(until)}"
+
+
+def _number(x: Any) -> float | None:
+    return float(x) if np.isfinite(x) else None
