@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from experiments.arguments import run, run_parser
 from parity_jax.checkpoint import to_arrays
-from parity_jax.config import ConfigError, LinearConfig, require
+from parity_jax.config import ConfigError, LinearConfig, TransformerConfig, require
 from parity_jax.huggingface import to_hf_config, to_state_dict, to_tokenizer
 from parity_jax.results import write_json
 from parity_jax.snapshot import only_member, open_run, parse_member
@@ -30,9 +30,7 @@ def main(argv: Sequence[str]) -> None:
     snapshot = open_run(args.directory, args.step, parse_member(args.member))
     only_member(snapshot)
     task, experiment = snapshot.task, snapshot.experiment
-    cfg = experiment.model
-    if isinstance(cfg, LinearConfig):
-        raise ConfigError("model", cfg.kind, "has no counterpart at Hugging Face")
+    cfg = transformer_config(experiment.model)
     config = to_hf_config(cfg, task, experiment.task)
     tokenizer, tokenizer_config = to_tokenizer(task)
     state = to_state_dict(cfg, to_arrays(snapshot.params(0)))
@@ -48,6 +46,13 @@ def main(argv: Sequence[str]) -> None:
         ("tokenizer_config", tokenizer_config),
     ):
         write_json(args.out / f"{name}.json", value)
+
+
+def transformer_config(cfg: TransformerConfig | LinearConfig) -> TransformerConfig:
+    """The model's config if it is a transformer's; ConfigError otherwise."""
+    if isinstance(cfg, LinearConfig):
+        raise ConfigError("model", cfg.kind, "has no counterpart at Hugging Face")
+    return cfg
 
 
 if __name__ == "__main__":

@@ -59,9 +59,10 @@ def main(argv: Sequence[str]) -> None:
     found, expected = config.get("vocab_size"), task.vocab_size
     require(found == expected, "vocab_size", found, f"must be {expected}, the task's")
     params = read_params(args.source / WEIGHTS, cfg, task)
-    runs = FrozenDict({RUN: RunConfig()})
-    experiment = Experiment(task=task_cfg, model=cfg, runs=runs)
-    write_run(args.out, experiment, params)
+    experiment = Experiment(
+        task=task_cfg, model=cfg, runs=FrozenDict({RUN: RunConfig()})
+    )
+    write_run(args.out, experiment, jax.tree.map(lambda x: x[None], params))
     content = hashlib.sha256((args.source / WEIGHTS).read_bytes()).hexdigest()
     lineage = args.out / "lineage.json"
     imported = {"from": str(args.source), "safetensors_sha256": content}
@@ -95,10 +96,10 @@ def read_params(path: Path, cfg: TransformerConfig, task: Task) -> Params:
     return from_arrays(from_state_dict(cfg, tensors, shapes), template)
 
 
-def write_run(directory: Path, experiment: Experiment, params: Params) -> None:
-    """A run directory whose only checkpoint, at step 0, has these parameters."""
+def write_run(directory: Path, experiment: Experiment, params_P: Params | None) -> None:
+    """A run directory with one checkpoint, at step 0, of these (or new) parameters."""
     population = build(experiment, RUN)
-    states = population.init(jax.tree.map(lambda x: x[None], params))
+    states = population.init(params_P)
     claim_directory(directory, describe(experiment, RUN))
     checkpoints = Checkpoints(directory)
     write_lineage(checkpoints, None)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.arguments import run, run_parser
+from parity_jax.config import require
 from parity_jax.inspection import inspect_experiment, inspect_run
 from parity_jax.progress import SHOWN
 from parity_jax.snapshot import open_run, parse_member, read_config
@@ -30,8 +31,11 @@ def main(argv: Sequence[str]) -> None:
     parser = run_parser(__doc__, "axis values; default: all members")
     parser.add_argument("--evaluate", action="store_true", help="score it again")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--prompts", type=int, default=2, help="sample prompts")
+    parser.add_argument(
+        "--prompts", type=int, default=2, help="sample prompts; 0: none"
+    )
     args = parser.parse_args(argv)
+    require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
     if "runs" in read_config(args.directory):
         data, show = inspect_experiment(args.directory), show_experiment
     else:

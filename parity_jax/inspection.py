@@ -218,6 +218,8 @@ def responses(
     snapshot: Snapshot, num_prompts: int, max_members: int
 ) -> list[dict[str, Any]]:
     """Greedy and sampled (temperature 1) responses of members to the same prompts."""
+    if num_prompts == 0:
+        return []
     task = snapshot.task
     k_prompt, k_sample = jax.random.split(jax.random.key(0))
     prompt_BxL = task.sample_prompts(k_prompt, num_prompts)
