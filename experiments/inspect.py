@@ -31,9 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parser = run_parser(__doc__, "axis values; default: all members")
     parser.add_argument("--evaluate", action="store_true", help="score it again")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--prompts", type=int, default=2, help="sample prompts; 0: none"
-    )
+    parser.add_argument("--prompts", type=int, default=2, help="how many")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
     if "runs" in read_config(args.directory):

@@ -20,11 +20,12 @@ from parity_jax.checkpoint import (
     from_arrays,
     subtree,
 )
+from parity_jax.config import ConfigError, Experiment, from_dict
 from parity_jax.decode import sample, tempered
 from parity_jax.masked import num_tokens
 from parity_jax.models import response_logits
 from parity_jax.results import METRICS, read_records
-from parity_jax.runs import build
+from parity_jax.runs import build, order_of_execution
 from parity_jax.snapshot import RUN, Snapshot, member_text, read_config, read_file
 from parity_jax.types import RUNNING, STATUS_TEXT, Hypers, Key, Params, Task
 
@@ -56,8 +57,12 @@ def inspect_run(
 
 def inspect_experiment(directory: Path) -> dict[str, Any]:
     """Where every stage of an experiment stands."""
-    runs = read_config(directory)["runs"]
-    stages = [stage_summary(directory / name, run) for name, run in runs.items()]
+    config = read_config(directory)
+    try:
+        names = order_of_execution(from_dict(Experiment, config))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory}/config.json: {error}") from None
+    stages = [stage_summary(directory / name, config["runs"][name]) for name in names]
     return {"directory": str(directory), "stages": stages}
 
 
