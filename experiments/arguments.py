@@ -4,6 +4,7 @@ Exit code 2: a bad argument. 1: something on disk that is damaged or cannot be w
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def exit_code(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         command(argv)
     except ConfigError as error:
         return fail(error)
+    except BrokenPipeError:  # nobody reads on: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CheckpointError, OSError) as error:
         fail(error)
         return 1

@@ -1,12 +1,12 @@
 """What is in a checkpoint: lineage, config, members, parameters, responses.
 
-python -m experiments.inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] \
-    [--evaluate] [--json]
+python -m experiments.inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--json]
 
 DIR is the directory of a stage (runs/headline/grpo), or of an experiment: then its
-stages are told in a line each. --evaluate scores the checkpoint again. The first wrong
-token of a response stands in brackets. Nothing is written. Exit code 0: done, 2: a bad
-argument, 1: a damaged directory (one line says what).
+stages are told in a line each. --evaluate scores the checkpoint again, on the prompts
+of the run's own evaluation. The first wrong token of a response stands in brackets.
+Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
+line says what).
 """
 
 import json
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parser = run_parser(__doc__, "axis values; default: all members")
     parser.add_argument("--evaluate", action="store_true", help="score it again")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--prompts", type=int, default=2, help="how many")
+    parser.add_argument("--prompts", type=int, default=2, help="sample prompts")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
     if "runs" in read_config(args.directory):
@@ -59,10 +59,10 @@ class Printer:
 
     def pairs(self, rows: Mapping[str, str]) -> None:
         """Names and long texts that wrap beside them."""
-        table = Table(box=None, padding=(0, 1, 0, 2), show_header=False)
+        table = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
         for name, text in rows.items():
             table.add_row(name, text)
-        self.console.print(table)
+        self._print(table)
 
     def head(self, text: str) -> None:
         self.line()
@@ -72,7 +72,14 @@ class Printer:
         table = Table(*head, box=None, padding=(0, 0, 0, 2), header_style="dim")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        """Without the blanks that fill the last column."""
+        with self.console.capture() as captured:
+            self.console.print(table)
+        for line in captured.get().splitlines():
+            print(line.rstrip())
 
 
 def show_experiment(out: Printer, data: dict[str, Any]) -> None:
@@ -131,9 +138,9 @@ def listed(steps: Sequence[int]) -> str:
 def show_lineage(out: Printer, lineage: Sequence[Mapping[str, Any]]) -> None:
     out.head("lineage")
     for entry in lineage:
-        stage = entry.get("stage", "")
-        start = f" step {entry['step']}, parameters {entry['content']}"
-        out.line(f"  {entry['run']}  {stage}{start if entry['content'] else ''}")
+        start = f"at step {entry['step']}, parameters {entry['content']}"
+        parts = [entry.get("stage", ""), start if entry["content"] else ""]
+        out.line("  ".join(["", entry["run"], *filter(None, parts)]))
         if "imported" in entry:
             out.line(f"      imported from {entry['imported']['from']}")
         if "packages" in entry:
@@ -217,11 +224,12 @@ def show_responses(out: Printer, data: dict[str, Any]) -> None:
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for response in data["responses"]:
         by_prompt.setdefault(response["prompt"], []).append(response)
+    width = max((len(r["member"]) for r in data["responses"]), default=0)
     for prompt, answers in by_prompt.items():
         out.line(f"  {prompt}")
         for answer in answers:
-            who = f"{answer['member']} {answer['decoding']}"
-            out.line(f"    {who:24} {answer['marked']}  {answer['verdict']}")
+            who = f"{answer['member']:{width}}  {answer['decoding']:7}"
+            out.line(f"    {who}  {answer['marked']}  {answer['verdict']}")
 
 
 if __name__ == "__main__":

@@ -95,20 +95,21 @@ def parent_directory(directory: Path) -> Path | None:
 def ancestry(directory: Path) -> list[dict[str, Any]]:
     """The run, its parent, and so on back to scratch.
 
-    `content` says whether the parameters that a run started from are still those of
-    the parent's checkpoint: "unchanged", "CHANGED" or "not found".
+    `step` is where the run before started in this one (a list of steps if its members
+    started from several), `content` whether the parameters there are still what that
+    run recorded: "unchanged", "CHANGED" or "not found".
     """
     line: list[dict[str, Any]] = []
     run: Path | None = directory
     step, content = None, None
     while run is not None:
+        entry = {"run": str(run), "step": step, "content": content}
         if content == "not found":
-            line.append({"run": str(run), "step": step, "content": content})
-            break
+            return [*line, entry]
         lineage = read_file(run / "lineage.json")
         stage = read_config(run)["run"]["stage"]["kind"]
-        entry = {"run": str(run), "step": step, "content": content, "stage": stage}
-        line.append(entry | {k: v for k, v in lineage.items() if k != "parent"})
+        others = {k: v for k, v in lineage.items() if k != "parent"}
+        line.append(entry | {"stage": stage} | others)
         run, parent = parent_directory(run), lineage["parent"]
         if run is not None:
             step = parent["step"]
@@ -116,18 +117,21 @@ def ancestry(directory: Path) -> list[dict[str, Any]]:
     return line
 
 
-def compare_content(parent: Path, step: int, expected: str) -> str:
-    """Whether a checkpoint's parameters have the digest that a child recorded."""
+def compare_content(parent: Path, step: Any, expected: Any) -> str:
+    """Whether the parameters at a step (or several) have the digests of the lineage."""
     if not (parent / "config.json").exists():
         return "not found"
+    steps, hashes = (x if isinstance(x, list) else [x] for x in (step, expected))
     checkpoints = Checkpoints(parent, read_only=True)
     try:
-        found = digest(subtree(checkpoints.read(step), "params"))
-    except CheckpointError:
-        return "CHANGED" if step in checkpoints.steps() else "not found"
+        if not {*steps} <= {*checkpoints.steps()}:
+            return "not found"
+        found = [digest(subtree(checkpoints.read(n), "params")) for n in steps]
+    except CheckpointError:  # damaged
+        return "CHANGED"
     finally:
         checkpoints.close()
-    return "unchanged" if found == expected else "CHANGED"
+    return "unchanged" if found == hashes else "CHANGED"
 
 
 def config_changes(parent: Path, config: dict[str, Any]) -> dict[str, list[Any]] | None:
