@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 from experiments.arguments import run, run_parser
 from parity_jax.checkpoint import to_arrays
 from parity_jax.config import ConfigError, LinearConfig, TransformerConfig, require
-from parity_jax.huggingface import to_hf_config, to_state_dict, to_tokenizer
+from parity_jax.huggingface import to_hf_config, to_state_dict
 from parity_jax.results import write_json
 from parity_jax.snapshot import only_member, open_run, parse_member
+from parity_jax.tokenizer import to_tokenizer
 from parity_jax.types import EOS, PAD
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.arguments import run, run_parser
+from parity_jax.answers import DECODINGS, Answers, describe_answer, make_answer
 from parity_jax.config import require
-from parity_jax.inspection import DECODINGS, Answers, describe_answer, make_answer
 from parity_jax.snapshot import member_text, open_run, parse_member
 from parity_jax.tasks import vocabulary
 from parity_jax.types import Task

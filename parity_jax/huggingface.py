@@ -8,8 +8,7 @@ and query, key and value side by side in one; Mistral keeps them as out x in.
 """
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +17,15 @@ from parity_jax.checkpoint import Arrays
 from parity_jax.config import (
     ConfigError,
     TransformerConfig,
+    from_dict,
     gpt2,
     mistral,
     require,
     to_dict,
 )
-from parity_jax.tasks import vocabulary
 from parity_jax.types import EOS, PAD, Task
 
+HEAD = "lm_head.weight"
 EXTRA = "parity_jax"  # the key of config.json that holds our task
 
 
@@ -33,17 +33,19 @@ class Family(NamedTuple):
     """How a Hugging Face class says what a `TransformerConfig` says."""
 
     architecture: str
-    preset: dict[str, Any]  # fields of ours that are fixed
+    features: dict[str, Any]  # fields of ours that are fixed
     names: dict[str, str]  # our field -> key of config.json
-    defaults: dict[str, Any]  # of the class: a saved config.json leaves them out
     required: dict[str, Any]  # what must hold for our model to be the same
+    # What the class assumes of the above where config.json does not say it; what is
+    # required is assumed where nothing stands here.
+    defaults: dict[str, Any]
 
 
 FEATURES = ("positions", "norm", "mlp", "bias")
 FAMILIES = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
-        preset={name: getattr(gpt2(), name) for name in FEATURES},
+        features={name: getattr(gpt2(), name) for name in FEATURES},
         names={
             "depth": "n_layer",
             "width": "n_embd",
@@ -53,18 +55,12 @@ FAMILIES = {
             "init_std": "initializer_range",
         },
         defaults={
-            "vocab_size": 50257,
-            "n_positions": 1024,
             "n_layer": 12,
             "n_embd": 768,
             "n_head": 12,
             "n_inner": None,
             "tie_word_embeddings": True,
             "initializer_range": 0.02,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
         },
         required={
             "activation_function": "gelu_new",
@@ -75,7 +71,7 @@ FAMILIES = {
     ),
     "mistral": Family(
         architecture="MistralForCausalLM",
-        preset={name: getattr(mistral(), name) for name in FEATURES},
+        features={name: getattr(mistral(), name) for name in FEATURES},
         names={
             "depth": "num_hidden_layers",
             "width": "hidden_size",
@@ -87,7 +83,6 @@ FAMILIES = {
             "sliding_window": "sliding_window",
         },
         defaults={
-            "vocab_size": 32000,
             "num_hidden_layers": 32,
             "hidden_size": 4096,
             "num_attention_heads": 32,
@@ -96,9 +91,7 @@ FAMILIES = {
             "tie_word_embeddings": False,
             "initializer_range": 0.02,
             "sliding_window": 4096,
-            "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
-            "rope_theta": 10_000.0,
         },
         required={"hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10_000.0},
     ),
@@ -108,7 +101,7 @@ FAMILIES = {
 def family_of(cfg: TransformerConfig) -> str:
     """ "gpt2" or "mistral"; ConfigError for a mixture of features that is neither."""
     for name, family in FAMILIES.items():
-        fits = all(getattr(cfg, k) == v for k, v in family.preset.items())
+        fits = all(getattr(cfg, k) == v for k, v in family.features.items())
         plain = cfg.num_kv_heads == cfg.num_heads and not cfg.sliding_window
         if fits and (plain or name == "mistral"):
             return name
@@ -154,17 +147,17 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     rope = config.get("rope_parameters") or {}
     found = {**family.defaults, **config, **rope}
     for name, value in {**family.required, "rope_type": "default"}.items():
-        require(
-            found.get(name, value) == value, name, found.get(name), f"must be {value}"
-        )
+        same = found.get(name, value) == value
+        require(same, name, found.get(name), f"must be {value}")
     fields = {ours: found[theirs] for ours, theirs in family.names.items()}
     fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]  # GPT-2's default
-    fields.setdefault("num_kv_heads", fields["num_heads"])
+    fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
     fields["sliding_window"] = fields.get("sliding_window") or 0
-    head_size = fields["width"] // fields["num_heads"]
+    cfg: TransformerConfig = from_dict(TransformerConfig, fields | family.features)
+    head_size = cfg.width // cfg.num_heads
     given = found.get("head_dim") or head_size
     require(given == head_size, "head_dim", given, f"must be {head_size}")
-    return TransformerConfig(**fields, **family.preset)
+    return cfg
 
 
 def layers(cfg: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -206,8 +199,10 @@ LEAVES = {
 }
 
 
-def pairs(cfg: TransformerConfig, names: Arrays | Mapping[str, Any]) -> Iterator[Any]:
-    """(their tensor, our parameters in it, whether it is transposed)."""
+def pairs(
+    cfg: TransformerConfig, names: Container[str]
+) -> Iterator[tuple[str, list[str], bool]]:
+    """Their tensor, our parameters (of all `names`) in it, whether it is transposed."""
     keeps_in_x_out = family_of(cfg) == "gpt2"
     for theirs, ours in layers(cfg):
         for leaf, their_leaf in LEAVES.items():
@@ -233,12 +228,14 @@ def from_state_dict(
 ) -> Arrays:
     """The inverse, as float32; `shapes` are those of our parameters by path.
 
-    ConfigError for a tensor that is missing, unknown or of another shape. A tied
-    lm_head may be there.
+    ConfigError for a tensor that is missing, unknown or of another shape. The lm_head
+    of a tied embedding may be there if it is the embedding.
     """
     left, out = dict(tensors), {}
-    if cfg.tie_embedding:
-        left.pop("lm_head.weight", None)
+    embedding = f"{next(layers(cfg))[0]}.weight"
+    has_both = cfg.tie_embedding and {HEAD, embedding} <= {*left}
+    if has_both and np.array_equal(left[HEAD], left[embedding]):
+        left.pop(HEAD)
     for theirs, ours, transposed in pairs(cfg, shapes):
         require(theirs in left, "tensor", theirs, "is missing")
         tensor = np.asarray(left.pop(theirs), np.float32)
@@ -261,50 +258,3 @@ def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:
     if name.endswith(".kernel"):
         return array.reshape(len(array), -1)
     return array if name.endswith("embedding") else array.reshape(-1)
-
-
-def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer.json and tokenizer_config.json of a task's vocabulary.
-
-    One word for each token, as `to_text` writes it; spaces between words are allowed.
-    """
-    words = vocabulary(task)
-    by_length = sorted(words, key=len, reverse=True)
-    pattern = "|".join(re.escape(word) for word in by_length)
-    last = np.array([task.vocab_size - 2, task.vocab_size - 1])
-    joined = task.to_text(last) == words[-2] + words[-1]
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    special = {"single_word": False, "lstrip": False, "rstrip": False}
-    special |= {"normalized": False, "special": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": token, "content": words[token]} | special for token in (PAD, EOS)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "WhitespaceSplit"}, split],
-        },
-        "post_processor": None,
-        "decoder": {"type": "Fuse"} if joined else None,
-        "model": {
-            "type": "WordLevel",
-            "vocab": {word: token for token, word in enumerate(words)},
-            "unk_token": "",  # no word: unknown text is an error
-        },
-    }
-    return tokenizer, {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": words[PAD],
-        "eos_token": words[EOS],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": task.prompt_len + task.response_len,
-    }

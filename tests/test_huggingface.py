@@ -24,13 +24,13 @@ from parity_jax.huggingface import (
     from_state_dict,
     to_hf_config,
     to_state_dict,
-    to_tokenizer,
 )
 from parity_jax.models import make_model, response_logits
 from parity_jax.results import read_json, write_json
 from parity_jax.runs import check_run
 from parity_jax.snapshot import RUN, open_run
 from parity_jax.tasks import make_task
+from parity_jax.tokenizer import to_tokenizer
 
 TASK_CONFIG = ParityConfig(5)
 TASK = make_task(TASK_CONFIG)
@@ -261,3 +261,14 @@ def test_the_linear_model_is_refused(tmp_path):
     cfg = LinearConfig()
     with pytest.raises(ConfigError, match="no counterpart"):
         export_hf.transformer_config(cfg)
+
+
+def test_a_tied_head_must_be_the_embedding():
+    cfg = MODELS["gpt2"]
+    arrays, shapes = random_params(cfg)
+    tensors = to_state_dict(cfg, arrays)
+    head = tensors["transformer.wte.weight"]
+    found = from_state_dict(cfg, tensors | {"lm_head.weight": head}, shapes)
+    np.testing.assert_array_equal(found["embed.embedding"], head)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight.*is unknown"):
+        from_state_dict(cfg, tensors | {"lm_head.weight": 2 * head}, shapes)

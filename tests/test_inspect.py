@@ -18,15 +18,10 @@ from tiny import tiny_experiment
 
 from experiments import inspect, play
 from experiments.arguments import exit_code
+from parity_jax.answers import first_wrong, make_answer, marked_text
 from parity_jax.checkpoint import Checkpoints, digest
 from parity_jax.config import ConfigError, ParityConfig
-from parity_jax.inspection import (
-    ancestry,
-    first_wrong,
-    make_answer,
-    marked_text,
-    members,
-)
+from parity_jax.inspection import ancestry, members
 from parity_jax.results import read_json, read_records, write_json
 from parity_jax.runs import run_experiment
 from parity_jax.snapshot import narrow, open_run, parse_member
