@@ -29,7 +29,7 @@ from parity_jax.config import (
     check_hypers,
     to_dict,
 )
-from parity_jax.evaluate import make_evaluate
+from parity_jax.evaluate import make_evaluate, read_prompts
 from parity_jax.loop import train
 from parity_jax.models import make_model
 from parity_jax.population import (
@@ -91,6 +91,7 @@ def describe(experiment: Experiment, name: str) -> dict[str, Any]:
         "model": whole["model"],
         "axes": all_axes(experiment, run),
         "evaluate": whole["evaluate"],
+        "eval_file": whole["eval_file"],
         "run": {k: v for k, v in whole["runs"][name].items() if k != "axes"},
     }
 
@@ -110,10 +111,7 @@ def check_run(experiment: Experiment, name: str) -> None:
             check_hypers(dataclasses.replace(run.hypers, **values))
         except ConfigError as error:
             raise error.under(f"runs.{name}.hypers") from None
-    try:
-        build(experiment, name)
-    except ConfigError as error:
-        raise error.under(f"runs.{name}.stage") from None
+    build(experiment, name)
     if not run.parent:
         return
     if run.parent in experiment.runs:
@@ -169,12 +167,18 @@ def claim_directory(directory: Path, config: dict[str, Any]) -> None:
 
 
 def build(experiment: Experiment, name: str) -> Population:
-    """The compiled functions of a run."""
+    """The compiled functions of a run; ConfigError if there is no such run."""
     run, axes = experiment.runs[name], all_axes(experiment, experiment.runs[name])
     task = make_task(run.task or experiment.task)
     model = make_model(experiment.model, task)
-    evaluate = make_evaluate(experiment.evaluate, task, model)
-    stage = make_stage(run.stage, task, model, evaluate, max_p_long(run.hypers, axes))
+    file = experiment.eval_file
+    prompts = read_prompts(file, task) if file else None
+    evaluate = make_evaluate(experiment.evaluate, task, model, prompts)
+    p_long = max_p_long(run.hypers, axes)
+    try:
+        stage = make_stage(run.stage, task, model, evaluate, p_long)
+    except ConfigError as error:
+        raise error.under(f"runs.{name}.stage") from None
     return make_population(experiment.population, stage, axes, run.hypers)
 
 

@@ -86,6 +86,9 @@ class StageState(NamedTuple):
 # (prompt_BxL, response_BxGxT) -> reward_BxG in {0, 1}
 Reward = Callable[[Array, Array], Array]
 
+# By name a number of each response and whether the response has it, BxG both.
+Diagnostics = dict[str, tuple[Array, Array]]
+
 
 class Task(Protocol):
     """The contract between a task and everything else; its functions are jit-able."""
@@ -108,10 +111,18 @@ class Task(Protocol):
         """Whether a response shows its work, BxG."""
         ...
 
+    def diagnostics(self, prompt_BxL: Array, response_BxGxT: Array) -> Diagnostics:
+        """Further scores of responses that evaluation averages."""
+        ...
+
     def to_text(self, token_T: Array | np.ndarray) -> str:
         """Tokens as a readable line (on the host)."""
         ...
 
     def from_text(self, text: str) -> Array:
         """The tokens of such a line; ValueError names what it cannot read."""
+        ...
+
+    def read_prompt(self, line: str) -> Array:
+        """The prompt that a line of text begins with; ValueError says what is wrong."""
         ...

@@ -29,7 +29,9 @@ from parity_jax.config.experiment import (
 )
 from parity_jax.config.model import (
     LinearConfig,
+    MultiplicationConfig,
     ParityConfig,
+    TaskConfig,
     TransformerConfig,
     gpt2,
     mistral,
@@ -58,6 +60,7 @@ __all__ = [
     "LinearConfig",
     "LinearPretrainConfig",
     "LinearStarConfig",
+    "MultiplicationConfig",
     "ParityConfig",
     "PolicyGradientConfig",
     "PopulationConfig",
@@ -67,6 +70,7 @@ __all__ = [
     "SgdConfig",
     "StageConfig",
     "StarConfig",
+    "TaskConfig",
     "TransformerConfig",
     "check_axes",
     "check_hyper",

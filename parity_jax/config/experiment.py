@@ -14,7 +14,12 @@ from parity_jax.config.checks import (
     require_positive,
     unknown_name,
 )
-from parity_jax.config.model import LinearConfig, ParityConfig, TransformerConfig
+from parity_jax.config.model import (
+    LinearConfig,
+    ParityConfig,
+    TaskConfig,
+    TransformerConfig,
+)
 from parity_jax.config.stage import (
     LinearPretrainConfig,
     LinearStarConfig,
@@ -65,7 +70,7 @@ class RunConfig:
     parent: str = ""  # run of this experiment, or run directory; empty: from scratch
     parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict()  # beside the experiment's
-    task: ParityConfig | None = None  # None: the experiment's
+    task: TaskConfig | None = None  # None: the experiment's
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "log_every", "eval_every")
@@ -101,11 +106,12 @@ class RunConfig:
 class Experiment:
     """A task, a model, a population and the stages that are chained on them."""
 
-    task: ParityConfig = field(default_factory=ParityConfig)
+    task: TaskConfig = field(default_factory=ParityConfig)
     model: TransformerConfig | LinearConfig = field(default_factory=TransformerConfig)
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict({"seed": (0,)})
     runs: FrozenDict[str, RunConfig] = FrozenDict()
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    eval_file: str = ""  # evaluation on its prompts, one a line; empty: on fresh ones
     population: PopulationConfig = field(default_factory=PopulationConfig)
 
     def __post_init__(self) -> None:
@@ -123,6 +129,7 @@ class Experiment:
             except ConfigError as error:
                 raise error.under(f"runs.{name}") from None
             self._check_linear(name, run)
+            self._check_leap(name, run)
 
     def _check_linear(self, name: str, run: RunConfig) -> None:
         """Stages of the linear model need it; its responses stop at bit 1 or d."""
@@ -131,9 +138,23 @@ class Experiment:
         allowed = "needs model.kind='linear'"
         kind = run.stage.kind
         require(is_linear or not needs_linear, f"runs.{name}.stage.kind", kind, allowed)
-        leap = (run.task or self.task).leap
+        if not is_linear:
+            return
+        task = run.task or self.task
+        if not isinstance(task, ParityConfig):
+            allowed = "must be 'parity' with the linear model"
+            raise ConfigError("task.kind", task.kind, allowed)
         allowed = "must be 1 with the linear model: it stops after bit 1 or bit d"
-        require(leap == 1 or not is_linear, "task.leap", leap, allowed)
+        require(task.leap == 1, "task.leap", task.leap, allowed)
+
+    def _check_leap(self, name: str, run: RunConfig) -> None:
+        """Only parity has leap chains."""
+        axes = {**self.axes, **run.axes}
+        share = max(axes.get("p_leap", (run.hypers.p_leap,)))
+        task = run.task or self.task
+        allowed = f"must be 0: task.kind={task.kind!r} has no leap chains"
+        has_leap = isinstance(task, ParityConfig)
+        require(has_leap or share == 0, f"runs.{name}.hypers.p_leap", share, allowed)
 
 
 def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:

@@ -21,6 +21,21 @@ class ParityConfig:
 
 
 @dataclass(frozen=True)
+class MultiplicationConfig:
+    """Product of two numbers of num_digits digits."""
+
+    kind: ClassVar[str] = "multiplication"
+    num_digits: int = 4  # n
+
+    def __post_init__(self) -> None:
+        inside = 2 <= self.num_digits <= 9
+        require(inside, "num_digits", self.num_digits, "must be in [2, 9]")
+
+
+TaskConfig = ParityConfig | MultiplicationConfig
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """Decoder-only transformer; the defaults are the GPT-2 family at width 128."""
 

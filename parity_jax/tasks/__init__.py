@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from parity_jax.config import ParityConfig
+from parity_jax.config import ParityConfig, TaskConfig
+from parity_jax.tasks.multiplication import Multiplication
 from parity_jax.tasks.parity import Parity
 from parity_jax.types import Task
 
 
-def make_task(cfg: ParityConfig) -> Task:
+def make_task(cfg: TaskConfig) -> Task:
     """The task of a config."""
-    return Parity(cfg)
+    return Parity(cfg) if isinstance(cfg, ParityConfig) else Multiplication(cfg)
 
 
 def vocabulary(task: Task) -> list[str]:

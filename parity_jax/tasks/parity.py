@@ -14,7 +14,7 @@ from jax import Array
 
 from parity_jax.config import ParityConfig
 from parity_jax.masked import has_ended, num_tokens
-from parity_jax.types import EOS, PAD, Batch, Hypers, Key, Reward
+from parity_jax.types import EOS, PAD, Batch, Diagnostics, Hypers, Key, Reward
 
 SEP, PLUS, MINUS = 2, 3, 4
 SYMBOLS = np.array(["_", ".", "=", "+", "-"])  # text of PAD, EOS, SEP, PLUS, MINUS
@@ -101,6 +101,14 @@ class Parity:
         """Whether the response goes on after its first token, BxG."""
         return (response_BxGxT[..., 0] != EOS) & (response_BxGxT[..., 1] != EOS)
 
+    def diagnostics(self, prompt_BxL: Array, response_BxGxT: Array) -> Diagnostics:
+        """first_error: the first wrong position (from 1) of long responses with one."""
+        chain = self._finish(self.running_parity(prompt_BxL))[:, None]
+        is_wrong = response_BxGxT != chain
+        position_BxG = 1 + jnp.argmax(is_wrong, -1)
+        applies_BxG = self.is_long(response_BxGxT) & is_wrong.any(-1)
+        return {"first_error": (position_BxG, applies_BxG)}
+
     def running_parity(self, prompt_BxL: Array) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""
         return jnp.cumprod(token_signs(prompt_BxL[:, : self.num_bits]), 1)
@@ -114,6 +122,13 @@ class Parity:
         if unknown:
             raise ValueError(f"text={text!r}: symbols must be among {''.join(SYMBOLS)}")
         return jnp.array([token[symbol] for symbol in text])
+
+    def read_prompt(self, line: str) -> Array:
+        token = self.from_text(line)[: self.prompt_len]
+        d = self.num_bits
+        if len(token) <= d or (token[:d] < PLUS).any() or token[d] != SEP:
+            raise ValueError(f"must begin with {d} bits and '=', as in '+-='")
+        return token
 
     def _finish(self, sign_BxM: Array) -> Array:
         """Signs as tokens with EOS behind, padded to response_BxT."""
