@@ -14,6 +14,7 @@ from parity_jax.types import Hypers
 
 CONFIGS = [
     c.ParityConfig(6, 3),
+    c.MultiplicationConfig(9),
     c.gpt2(4, 64, sliding_window=8, dtype="bfloat16"),
     c.mistral(8, 256),
     PRETRAIN,

@@ -20,6 +20,7 @@ NAMES = sorted(
 # Sizes of the overlay; whatever an experiment has beside them stays as it is.
 TINY = {
     "num_bits": 4,
+    "num_digits": 2,
     "depth": 1,
     "width": 16,
     "num_heads": 2,

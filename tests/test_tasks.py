@@ -329,3 +329,25 @@ def test_bad_text_names_the_text_and_the_symbols():
     task = parity()[0]
     with pytest.raises(ValueError, match=r"text='\+-x': symbols must be among _\.=\+-"):
         task.from_text("+-x")
+
+
+def test_a_prompt_is_read_from_the_front_of_a_line():
+    task = parity()[0]
+    for line in ("+-+-+-=", "+-+-+-=+--++-."):
+        assert task.to_text(task.read_prompt(line)) == "+-+-+-="
+    for line in ("", "+-+-+-", "+-+-+-+=", "+-+=+-=", "=-+-+-="):
+        with pytest.raises(ValueError, match=r"must begin with 6 bits and '='"):
+            task.read_prompt(line)
+
+
+# Diagnostics
+
+
+def test_first_error_of_long_responses():
+    task = parity()[0]
+    prompt = jnp.array(tokens(["+-+-+-="], D + 1))  # chain + - - + + -
+    lines = ["+--++-.", "+-+++-.", "---++-.", "+--++--", "+--.", "+.", "+--++-_"]
+    response = jnp.array(tokens(lines, D + 1))[None]
+    position, applies = task.diagnostics(prompt, response)["first_error"]
+    assert applies.tolist() == [[False, True, True, True, True, False, True]]
+    assert position[applies].tolist() == [3, 1, 7, 4, 7]

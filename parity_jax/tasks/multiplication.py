@@ -36,7 +36,7 @@ def carried(column_BxNxM: Array) -> Array:
 
     zero = jnp.zeros_like(column_BxNxM[..., 0])
     columns = jnp.moveaxis(column_BxNxM, -1, 0)
-    return jnp.moveaxis(jax.lax.scan(column, zero, columns, unroll=True)[1], 0, -1)
+    return jnp.moveaxis(jax.lax.scan(column, zero, columns)[1], 0, -1)
 
 
 def partial_products(a_BxN: Array, b_BxN: Array) -> Array:
