@@ -1,13 +1,15 @@
 """Run any experiment: all of its stages, then its figure and claims.
 
 python -m experiments.main --config=experiments/headline.py --workdir=runs/headline \
-    [--config.runs.grpo.num_steps=40 ...]
+    [--config.scale=paper] [--config.runs.grpo.num_steps=40 ...]
 
+--config.scale=S is --config=FILE:S, the argument of the experiment's get_config.
 Running the same command again continues an interrupted run. Exit code 0: done, 2: a bad
 config or flag (one line says what is allowed; nothing is written), 1: a failed run.
 """
 
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -23,13 +25,15 @@ from parity_jax.runs import run_experiment
 CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 PREFIX = "--config."
+SCALE = PREFIX + "scale="
 
 
 def load_experiment(path: str) -> ModuleType:
-    """The module of an experiment file."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None or not Path(path).exists():
-        raise ConfigError("config", path, "must be an experiment file")
+    """The module of an experiment file, given as FILE or FILE:SCALE."""
+    file = path.partition(":")[0]
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None or not Path(file).exists():
+        raise ConfigError("config", file, "must be an experiment file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,6 +42,7 @@ def load_experiment(path: str) -> ModuleType:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with one line and exit code 2 for whatever it cannot take."""
     try:
+        argv = with_scale(argv)
         check_overrides(argv)
         return flags.FLAGS(argv)
     except ConfigError as error:
@@ -52,11 +57,29 @@ def config_file(argv: list[str]) -> str:
     return files[-1] if files else ""
 
 
+def with_scale(argv: list[str]) -> list[str]:
+    """--config=FILE --config.scale=S as --config=FILE:S, which config_flags reads."""
+    scales = [a for a in argv if a.startswith(SCALE)]
+    suffix = "".join(":" + a.removeprefix(SCALE) for a in scales[-1:])
+    return [
+        a + suffix if a.startswith("--config=") else a for a in argv if a not in scales
+    ]
+
+
+def default_config(path: str) -> ConfigDict:
+    """What get_config of FILE or FILE:SCALE gives."""
+    get_config = load_experiment(path).get_config
+    scale = path.split(":")[1:]
+    if scale and not inspect.signature(get_config).parameters:
+        raise ConfigError("scale", scale[0], "this experiment has only one scale")
+    return get_config(*scale)
+
+
 def check_overrides(argv: list[str]) -> None:
     """ConfigError for an override of a field that does not exist or of a wrong type."""
     if not config_file(argv):
         return
-    config = load_experiment(config_file(argv)).get_config()
+    config = default_config(config_file(argv))
     for argument in argv:
         if argument.startswith(PREFIX):
             path, _, value = argument.removeprefix(PREFIX).partition("=")

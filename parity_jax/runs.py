@@ -88,7 +88,7 @@ def describe(experiment: Experiment, name: str) -> dict[str, Any]:
     whole = to_dict(experiment)
     return {
         "task": to_dict(run.task or experiment.task),
-        "model": whole["model"],
+        "model": to_dict(run.model or experiment.model),
         "axes": all_axes(experiment, run),
         "evaluate": whole["evaluate"],
         "eval_file": whole["eval_file"],
@@ -170,7 +170,7 @@ def build(experiment: Experiment, name: str) -> Population:
     """The compiled functions of a run; ConfigError if there is no such run."""
     run, axes = experiment.runs[name], all_axes(experiment, experiment.runs[name])
     task = make_task(run.task or experiment.task)
-    model = make_model(experiment.model, task)
+    model = make_model(run.model or experiment.model, task)
     file = experiment.eval_file
     prompts = read_prompts(file, task) if file else None
     evaluate = make_evaluate(experiment.evaluate, task, model, prompts)

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.main import check_overrides, load_experiment
+from experiments.main import (
+    check_overrides,
+    default_config,
+    load_experiment,
+    with_scale,
+)
 from parity_jax.checkpoint import Checkpoints, digest
 from parity_jax.config import ConfigError
 from parity_jax.results import read_json, read_records
@@ -188,6 +193,24 @@ def test_good_overrides(place):
         ["main", file, "--config.task.num_bits=5", "--config.axes.seed=(0,)"]
     )
     check_overrides(["main", "--workdir=x"])
+
+
+def test_the_scale_is_an_argument_of_the_experiment():
+    file = "--config=experiments/c1_c3_mixtures.py"
+    assert with_scale(["main", file, "--config.scale=paper", "--workdir=x"]) == [
+        "main",
+        f"{file}:paper",
+        "--workdir=x",
+    ]
+    large = default_config("experiments/c1_c3_mixtures.py:paper")
+    assert large.task.num_bits > default_config(file.partition("=")[2]).task.num_bits
+
+
+def test_a_scale_that_does_not_exist_is_an_error(place):
+    with pytest.raises(ConfigError, match="valid: cpu, paper"):
+        default_config("experiments/c1_c3_mixtures.py:papr")
+    with pytest.raises(ConfigError, match="only one scale"):
+        default_config(f"{place / 'tiny_run.py'}:paper")
 
 
 def test_a_missing_experiment_file_is_named():

@@ -409,7 +409,7 @@ def test_evaluation_on_given_prompts_and_on_fresh_ones(tmp_path):
     scores = make_evaluate(cfg, one, model, given)(jax.random.key(1), table)
     right = scores["greedy/accuracy"]
     assert (float(right.total), float(right.count)) == (2, 3)
-    assert float(scores["greedy/first_error"].count) == 0  # no long response
+    assert float(scores["greedy/first_wrong"].count) == 0  # no long response
     scores = make_evaluate(cfg, one, model)(jax.random.key(1), table)
     assert float(scores["greedy/accuracy"].count) == 8
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from parity_jax.config import ParityConfig
+from parity_jax.evaluate import score
 from parity_jax.tasks import make_task
 from parity_jax.tasks.parity import token_signs
 from parity_jax.types import EOS, Hypers
@@ -340,14 +341,16 @@ def test_a_prompt_is_read_from_the_front_of_a_line():
             task.read_prompt(line)
 
 
-# Diagnostics
+# Evaluation
 
 
-def test_first_error_of_long_responses():
+def test_first_wrong_token_of_long_responses():
     task = parity()[0]
     prompt = jnp.array(tokens(["+-+-+-="], D + 1))  # chain + - - + + -
+    worked = task.demonstrate(jax.random.key(0), prompt, Hypers(p_cot=1.0)).response
     lines = ["+--++-.", "+-+++-.", "---++-.", "+--++--", "+--.", "+.", "+--++-_"]
     response = jnp.array(tokens(lines, D + 1))[None]
-    position, applies = task.diagnostics(prompt, response)["first_error"]
-    assert applies.tolist() == [[False, True, True, True, True, False, True]]
-    assert position[applies].tolist() == [3, 1, 7, 4, 7]
+    scored = score(task, prompt, worked, response, jnp.zeros(response.shape[:2]))
+    counted = scored.is_long & scored.departs
+    assert counted.tolist() == [[False, True, True, True, True, False, True]]
+    assert scored.first_wrong[counted].tolist() == [3, 1, 7, 4, 7]

@@ -37,9 +37,10 @@ class EvaluateConfig:
 
     num_prompts: int = 512
     temperatures: tuple[float, ...] = (0.75, 1.0, 1.5)
+    num_samples: int = 1  # responses to each prompt at each temperature
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_prompts")
+        require_positive(self, "num_prompts", "num_samples")
         for value in self.temperatures:
             require(value > 0, "temperatures", value, "must be positive")
 
@@ -71,6 +72,7 @@ class RunConfig:
     parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict()  # beside the experiment's
     task: TaskConfig | None = None  # None: the experiment's
+    model: TransformerConfig | LinearConfig | None = None  # None: the experiment's
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "log_every", "eval_every")
@@ -133,7 +135,7 @@ class Experiment:
 
     def _check_linear(self, name: str, run: RunConfig) -> None:
         """Stages of the linear model need it; its responses stop at bit 1 or d."""
-        is_linear = isinstance(self.model, LinearConfig)
+        is_linear = isinstance(run.model or self.model, LinearConfig)
         needs_linear = isinstance(run.stage, LinearPretrainConfig | LinearStarConfig)
         allowed = "needs model.kind='linear'"
         kind = run.stage.kind

@@ -146,7 +146,7 @@ class Multiplication:
             start += token.shape[1]
         return scores
 
-    def to_text(self, token_T: Array) -> str:
+    def to_text(self, token_T: Array | np.ndarray) -> str:
         text = " ".join(SYMBOLS[np.asarray(token_T)])
         return text.replace(" ||", "||").replace("|| ", "||")
 

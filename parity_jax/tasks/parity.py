@@ -102,12 +102,8 @@ class Parity:
         return (response_BxGxT[..., 0] != EOS) & (response_BxGxT[..., 1] != EOS)
 
     def diagnostics(self, prompt_BxL: Array, response_BxGxT: Array) -> Diagnostics:
-        """first_error: the first wrong position (from 1) of long responses with one."""
-        chain = self._finish(self.running_parity(prompt_BxL))[:, None]
-        is_wrong = response_BxGxT != chain
-        position_BxG = 1 + jnp.argmax(is_wrong, -1)
-        applies_BxG = self.is_long(response_BxGxT) & is_wrong.any(-1)
-        return {"first_error": (position_BxG, applies_BxG)}
+        """None beyond what evaluation measures of every task."""
+        return {}
 
     def running_parity(self, prompt_BxL: Array) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""
