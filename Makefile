@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: headline test lint bench clean
+.PHONY: headline test lint bench claims clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO
 	$(RUN) -m experiments.main --config=experiments/headline.py --workdir=runs/headline
@@ -19,6 +19,15 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports
+
+CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map \
+	c8_c11_timing c9_sample_complexity c10_partial_chains \
+	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise
+
+claims: $(STAMP)  ## Every claim at CPU scale, then the report; goes on where it was
+	set -e; for name in $(CLAIMS); do $(RUN) -m experiments.main \
+		--config=experiments/$$name.py --workdir=runs/$$name; done
+	$(RUN) -m experiments.report $(CLAIMS:%=runs/%)
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run

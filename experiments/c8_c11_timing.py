@@ -1,0 +1,227 @@
+"""When to start RL, and from what: checkpoint x p_cot, with p_cot = 0 (C8, C11).
+
+Command    python -m experiments.main --config=experiments/c8_c11_timing.py \
+               --workdir=runs/c8_c11_timing [--config.scale=paper]
+Device     2 CPU cores, about 10 minutes; paper scale: one GPU
+Expected   GRPO from a checkpoint at which the chain is learned generalises; from one
+           before, answers may grow but stay wrong; at p_cot = 0.01 the length grows
+           from almost every checkpoint; at p_cot = 0 nothing is there to be amplified
+Figure     the paper's maps over pre-training checkpoint and p_cot (its d = 50)
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from flax.core import FrozenDict
+from matplotlib.axes import Axes
+from ml_collections import ConfigDict
+
+from experiments.lab import choose
+from parity_jax.config import (
+    EvaluateConfig,
+    Experiment,
+    ParityConfig,
+    PolicyGradientConfig,
+    PretrainConfig,
+    RolloutConfig,
+    RunConfig,
+    TransformerConfig,
+    mistral,
+    to_config_dict,
+)
+from parity_jax.plots import save_figure
+from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
+from parity_jax.types import Hypers
+
+RARE, FREQUENT = 0.01, 0.25
+
+
+class Scale(NamedTuple):
+    """What a scale sets."""
+
+    num_bits: int
+    model: TransformerConfig
+    batch_size: int
+    checkpoints: tuple[int, ...]  # steps from which RL starts, all multiples of the 1st
+    p_cot: tuple[float, ...]
+    rollout: RolloutConfig
+    num_updates: int
+    seeds: tuple[int, ...]
+
+
+SCALES = {
+    "cpu": Scale(
+        16,
+        mistral(2, 64, num_heads=4, num_kv_heads=2),
+        64,
+        (100, 300, 800, 2000),
+        (0.0, RARE, 0.05, FREQUENT),
+        RolloutConfig(num_prompts=32, num_generations=8),
+        60,
+        (0, 1),
+    ),
+    "paper": Scale(
+        50,
+        mistral(2, 128),
+        256,
+        (200, 600, 2000, 6000, 20_000, 50_000),
+        (0.0, RARE, 0.05, 0.1, FREQUENT),
+        RolloutConfig(num_prompts=64, num_generations=8),
+        150,
+        (0, 1, 2),
+    ),
+}
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    size = choose(SCALES, scale)
+    every, last = size.checkpoints[0], size.checkpoints[-1]
+    pretrain = RunConfig(
+        stage=PretrainConfig(batch_size=size.batch_size),  # all checkpoints alike
+        hypers=Hypers(learning_rate=1e-3),
+        num_steps=last,
+        log_every=every,
+        eval_every=last // 4,
+        checkpoint_every=every,
+    )
+    runs = {"pretrain": pretrain}
+    for step in size.checkpoints:
+        runs[f"grpo_{step}"] = RunConfig(
+            stage=PolicyGradientConfig(rollout=size.rollout, loss_type="dapo"),
+            hypers=Hypers(learning_rate=2e-4),
+            num_steps=size.num_updates,
+            log_every=5,
+            eval_every=size.num_updates // 4,
+            parent="pretrain",
+            parent_step=step,
+        )
+    return to_config_dict(
+        Experiment(
+            task=ParityConfig(num_bits=size.num_bits),
+            model=size.model,
+            axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
+            runs=FrozenDict(runs),
+            evaluate=EvaluateConfig(256, (1.0,), num_samples=4),
+        )
+    )
+
+
+def analyse(workdir: Path) -> None:
+    config = read_json(workdir / "config.json")
+    num_bits = config["task"]["num_bits"]
+    scores = load(workdir, config["runs"])
+    write_claims(workdir, claims(scores, num_bits))
+    save_figure(figure(scores, num_bits), workdir)
+
+
+def load(workdir: Path, runs: dict[str, dict[str, int]]) -> xr.Dataset:
+    """Evaluations with the checkpoint that RL started from as a dimension."""
+    steps = sorted(r["parent_step"] for name, r in runs.items() if name != "pretrain")
+    scores = [load_metrics(workdir / f"grpo_{step}", "eval") for step in steps]
+    return xr.concat(scores, "checkpoint").assign_coords(checkpoint=steps)
+
+
+def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
+    before, after = scores.isel(step=0, drop=True), scores.isel(step=-1, drop=True)
+    accuracy, length = after["greedy/accuracy"], after["greedy/length_mean"]
+    late, early = accuracy["checkpoint"].values[[-1, 0]]
+    frequent = accuracy.sel(p_cot=FREQUENT)
+    solved = (frequent >= 0.99) & (
+        after["greedy/length_median"].sel(p_cot=FREQUENT) == num_bits
+    )
+    grown = (length - before["greedy/length_mean"]).sel(p_cot=RARE).mean("seed") > 0.5
+    control = {
+        "greedy accuracy": accuracy.sel(p_cot=0),
+        "greedy length": length.sel(p_cot=0),
+        "P(long) before RL": before["t1/p_long"].sel(p_cot=0),
+        "P(continue) before RL, exact": 1 - before["t1/p_stop_begun"].sel(p_cot=0),
+    }
+    return [
+        Claim(
+            "C8",
+            f"RL from step {late} at p_cot = {FREQUENT} generalises",
+            f"greedy accuracy >= 0.99, length {num_bits} on every seed",
+            by_member(frequent.sel(checkpoint=late)),
+            "accuracy 0.01, length exact",
+            bool(solved.sel(checkpoint=late).all()),
+        ),
+        Claim(
+            "C8-early",
+            f"RL from step {early} at p_cot = {FREQUENT}, before the chain is "
+            "learned, does not generalise",
+            "greedy accuracy < 0.9 on every seed",
+            {
+                "accuracy": by_member(frequent.sel(checkpoint=early)),
+                "length": by_member(length.sel(checkpoint=early, p_cot=FREQUENT)),
+                "accuracy of long samples before RL": by_member(
+                    before["t1/accuracy_long"].sel(checkpoint=early, p_cot=FREQUENT)
+                ),
+            },
+            "none",
+            bool((frequent.sel(checkpoint=early) < 0.9).all()),
+        ),
+        Claim(
+            "C8-rare",
+            f"at p_cot = {RARE} the length grows from almost every checkpoint",
+            "greedy length + 0.5 in the mean over seeds, but for one checkpoint",
+            {
+                "length after RL": by_member(length.sel(p_cot=RARE)),
+                "accuracy after RL": by_member(accuracy.sel(p_cot=RARE)),
+                "accuracy of long samples before RL": by_member(
+                    before["t1/accuracy_long"].sel(p_cot=RARE).fillna(0.0)
+                ),
+            },
+            "0.5 tokens, 1 checkpoint",
+            bool((~grown).sum() <= 1),
+        ),
+        Claim(
+            "C11",
+            "without long demonstrations (p_cot = 0) RL stays at chance",
+            "greedy accuracy 0.5 from every checkpoint",
+            {name: by_member(values) for name, values in control.items()},
+            "0.1",
+            bool((abs(accuracy.sel(p_cot=0) - 0.5) <= 0.1).all()),
+        ),
+    ]
+
+
+def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
+    before, after = scores.isel(step=0, drop=True), scores.isel(step=-1, drop=True)
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True)
+    maps = (
+        ("long samples right, before RL", before["t1/accuracy_long"]),
+        ("P(long) at temperature 1, before RL", before["t1/p_long"]),
+        ("greedy accuracy after RL", after["greedy/accuracy"]),
+        (f"greedy length after RL / {num_bits}", after["greedy/length_mean"]),
+    )
+    for ax, (title, values) in zip(axes, maps, strict=True):
+        scale = num_bits if "length" in title else 1
+        draw_map(ax, values / scale)
+        ax.set_title(title, loc="left", fontsize=9)
+    axes[0].set_ylabel("p_cot")
+    updates = int(scores["step"][-1])
+    figure.suptitle(
+        f"{updates} updates of GRPO from checkpoints of next-token prediction, "
+        f"parity of {num_bits} bits; each cell: lowest - highest seed"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def draw_map(ax: Axes, values: xr.DataArray) -> None:
+    """The mean over seeds as a colour, their range as text; empty: no such sample."""
+    mean = values.mean("seed").transpose("p_cot", "checkpoint")
+    ax.imshow(mean, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
+    for (i, j), shade in np.ndenumerate(mean.values):
+        seeds = values.isel(p_cot=i, checkpoint=j)
+        if np.isfinite(shade):
+            text = f"{float(seeds.min()):.2f} - {float(seeds.max()):.2f}"
+            color = "white" if shade < 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+    ax.set_xticks(range(mean.sizes["checkpoint"]), mean["checkpoint"].values)
+    ax.set_yticks(range(mean.sizes["p_cot"]), [f"{p:g}" for p in mean["p_cot"].values])
+    ax.set_xlabel("pre-training step that RL starts from")
+    ax.grid(visible=False)
