@@ -59,7 +59,7 @@ SCALES = {
         16,
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
-        3000,
+        2400,
         p_cot=(0.1, 0.25),
         p_leap=(0.0, 0.15, 0.45),
         seeds=(0, 1),

@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c8_c11_timing.py \
                --workdir=runs/c8_c11_timing [--config.scale=paper]
-Device     2 CPU cores, about 10 minutes; paper scale: one GPU
+Device     2 CPU cores, about 5 minutes; paper scale: one GPU
 Expected   GRPO from a checkpoint at which the chain is learned generalises; from one
            before, answers may grow but stay wrong; at p_cot = 0.01 the length grows
            from almost every checkpoint; at p_cot = 0 nothing is there to be amplified
@@ -57,10 +57,10 @@ SCALES = {
         16,
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
-        (100, 300, 800, 2000),
+        (50, 150, 400, 1200),
         (0.0, RARE, 0.05, FREQUENT),
         RolloutConfig(num_prompts=32, num_generations=8),
-        60,
+        40,
         (0, 1),
     ),
     "paper": Scale(

@@ -1,6 +1,7 @@
 """The lab book: every experiment is documented, valid, and steps at a tiny size."""
 
 import importlib
+import inspect
 import math
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def test_documented(name):
         check_hypers(run.hypers)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scale_of_the_paper_is_a_valid_experiment_as_well(name):
+    module, experiment = load(name)
+    if inspect.signature(module.get_config).parameters:
+        paper = from_dict(Experiment, module.get_config("paper").to_dict())
+        assert paper.task.num_bits >= experiment.task.num_bits
+        assert paper.model.width > experiment.model.width
+
+
 def programs():
     """One run of every program among the tiny runs: their numbers are no program."""
     seen = {}
@@ -78,8 +88,8 @@ def programs():
         tiny = from_dict(Experiment, shrink(to_dict(load(name)[1])))
         for run in tiny.runs:
             described = describe(tiny, run)
-            static = (tiny.model, tiny.task, tiny.runs[run].stage)
-            key = (repr(static), repr(described.get("task")))
+            static = (described["model"], described["task"], tiny.runs[run].stage)
+            key = repr(static)
             seen.setdefault(key, pytest.param(tiny, run, id=f"{name}-{run}"))
     return list(seen.values())
 
