@@ -34,6 +34,7 @@ from parity_jax.config import (
     Experiment,
     MultiplicationConfig,
     PolicyGradientConfig,
+    PopulationConfig,
     PretrainConfig,
     RolloutConfig,
     RunConfig,
@@ -87,7 +88,12 @@ SCALES = {
     "paper": Scale(
         num_digits=4,
         model=gpt2(
-            depth=12, width=768, num_heads=12, num_kv_heads=12, dtype="bfloat16"
+            12,
+            768,
+            num_heads=12,
+            num_kv_heads=12,
+            init_std=0.02,
+            dtype="bfloat16",
         ),
         p_cot=(0.1, 0.25, 0.5, 1.0),
         seeds=(0, 1, 2),
@@ -131,6 +137,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
             runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
             evaluate=EvaluateConfig(512, (1.0,)),
+            population=PopulationConfig(vmap_width=1),  # by memory, see above
         )
     )
 
