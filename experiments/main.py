@@ -4,8 +4,14 @@ python -m experiments.main --config=experiments/headline.py --workdir=runs/headl
     [--config.scale=paper] [--config.runs.grpo.num_steps=40 ...]
 
 --config.scale=S is --config=FILE:S, the argument of the experiment's get_config.
-Running the same command again continues an interrupted run. Exit code 0: done, 2: a bad
-config or flag (one line says what is allowed; nothing is written), 1: a failed run.
+Running the same command again continues an interrupted run.
+
+Exit codes
+    0   done
+    1   the run failed: full disk, damaged files, directory in use, ... (one line)
+    2   a bad config or flag (one line says what is allowed; nothing is written)
+    75  SIGTERM or SIGINT came: the steps in progress were finished and saved, the same
+        command continues (EX_TEMPFAIL: what a queue should requeue)
 """
 
 import importlib.util
@@ -20,6 +26,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from parity_jax.config import ConfigError, Experiment, from_dict, unknown_name
+from parity_jax.interrupt import EX_TEMPFAIL, StoppedError, stop_requests
+from parity_jax.results import RunError
 from parity_jax.runs import run_experiment
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py")
@@ -104,10 +112,10 @@ def check_override(config: ConfigDict, path: list[str], value: str) -> None:
             raise ConfigError(".".join(path), value, allowed) from None
 
 
-def fail(error: object) -> int:
-    """Say what is wrong in one line; the exit code of a bad config."""
+def fail(error: object, code: int = 2) -> int:
+    """Say what is wrong in one line; the exit code, by default of a bad config."""
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return code
 
 
 def set_up_jax() -> None:
@@ -140,10 +148,15 @@ def main(argv: list[str]) -> int:
         experiment = from_dict(Experiment, CONFIG.value.to_dict())
         set_up_jax()
         workdir = Path(str(WORKDIR.value))
-        run_experiment(experiment, workdir, quiet)
+        with stop_requests() as should_stop:
+            run_experiment(experiment, workdir, quiet, should_stop)
+        load_experiment(config_file(sys.argv)).analyse(workdir)
     except ConfigError as error:
         return fail(error)
-    load_experiment(config_file(sys.argv)).analyse(workdir)
+    except StoppedError as error:
+        return fail(f"{error}; the same command continues", EX_TEMPFAIL)
+    except (RunError, OSError) as error:
+        return fail(error, 1)
     return 0
 
 

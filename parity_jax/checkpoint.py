@@ -3,90 +3,133 @@
 A checkpoint holds every leaf of every member's `StageState` as a NumPy array under its
 path ("params.blocks_0.mlp.up.kernel"), so that it can be read without the code that
 wrote it and restored on any hardware, and a SHA-256 digest that is verified on reading.
+Whatever Orbax raises for a damaged file or a full disk becomes a `CheckpointError`.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from parity_jax.results import RunError
 from parity_jax.types import StageState
 
 Arrays = dict[str, np.ndarray]
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, or of another program."""
+class CheckpointError(RunError):
+    """A checkpoint that is missing, damaged, of another program, or cannot be saved."""
 
 
 class Checkpoints:
     """Checkpoints of one run, at explicit steps; saving is asynchronous and atomic.
 
-    read_only: nothing on disk is touched, not even what an unfinished save left there.
+    Opened read-only, nothing in the directory is created, tidied up or deleted: another
+    process may be writing there.
     """
 
     def __init__(self, directory: Path, read_only: bool = False):
         self.directory = directory.absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
             read_only=read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
+            cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with _one_line(self.directory, "cannot be opened"):
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, states: StageState) -> None:
-        """Copy the states to the host and write them in the background."""
+        """Copy the states to the host and write them in the background.
+
+        Waits for the save before; CheckpointError for what went wrong with either.
+        """
         arrays = to_arrays(states)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            digest=ocp.args.JsonSave({"sha256": digest(arrays)}),
+            digest=ocp.args.JsonSave({"step": step, "sha256": digest(arrays)}),
         )
-        self._manager.save(step, args=args, force=True)
+        with _one_line(self.directory / str(step), "cannot be saved"):
+            self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Return when everything is on disk; raises what a background save raised."""
-        self._manager.wait_until_finished()
+        """Return when everything is on disk; CheckpointError if it cannot be."""
+        with _one_line(self.directory, "cannot be saved"):
+            self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
+    def keep_only(self, steps: Collection[int]) -> None:
+        """Delete the checkpoints of all other steps."""
+        for step in set(self.steps()) - set(steps):
+            with _one_line(self.directory / str(step), "cannot be deleted"):
+                self._manager.delete(step)
+
     def read(self, step: int) -> Arrays:
         """All arrays of a step; CheckpointError if it is missing or damaged."""
-        where = f"{self.directory}/{step}"
+        where = self.directory / str(step)
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{where}: no such checkpoint (there are: {known})")
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
         )
-        try:
+        with _one_line(where, "cannot be read"):
             saved = self._manager.restore(step, args=args)
-        except Exception as error:  # Orbax raises many kinds for damaged files
-            first_line = str(error).splitlines()[0] if str(error) else repr(error)
-            raise CheckpointError(f"{where}: cannot be read: {first_line}") from error
-        arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
-        if digest(arrays) != saved["digest"]["sha256"]:
+            arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
+            expected = {"step": step, "sha256": digest(arrays)}
+        if saved["digest"] != expected:
             raise CheckpointError(f"{where}: content does not match its digest")
         return arrays
 
     def read_latest(self, warn: Callable[[str], None]) -> tuple[int, Arrays] | None:
-        """The newest whole checkpoint; damaged newer ones are reported and deleted."""
+        """The newest whole checkpoint; damaged newer ones are reported and deleted.
+
+        None if there is no checkpoint; CheckpointError, and nothing is deleted, if
+        there are some but all of them are damaged.
+        """
+        damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return step, self.read(step)
+                arrays = self.read(step)
             except CheckpointError as error:
-                warn(f"{error}; falling back to an earlier checkpoint")
-                self._manager.delete(step)
+                damage.append(str(error))
+                continue
+            if damage:
+                warn("; ".join([*damage, f"continuing from step {step} instead"]))
+                self.keep_only(range(step + 1))
+            return step, arrays
+        if damage:
+            raise CheckpointError(
+                f"no whole checkpoint is left: {'; '.join(damage)}; "
+                f"to start again, delete {self.directory.parent}"
+            )
         return None
 
     def close(self) -> None:
-        """Wait for background saves and let go of the directory."""
-        self._manager.close()
+        """Let go of the directory; call `wait` before to hear about failed saves."""
+        try:
+            self._manager.close()
+        except Exception as error:  # a failed save, which `save` or `wait` raise
+            logging.debug("closing %s: %s", self.directory, error)
+
+
+@contextmanager
+def _one_line(where: Path, what: str) -> Iterator[None]:
+    """Turn any exception (Orbax raises many kinds) into a CheckpointError of a line."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip() or repr(error)
+        raise CheckpointError(f"{where}: {what}: {text.splitlines()[0]}") from error
 
 
 def to_arrays(tree: Any) -> Arrays:

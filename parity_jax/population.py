@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, PartitionSpec
 
-from parity_jax.config import PopulationConfig
+from parity_jax.config import ConfigError, PopulationConfig, unknown_name
 from parity_jax.masked import Mean, Metrics
 from parity_jax.stages import Stage
 from parity_jax.types import DIVERGED, RUNNING, Hypers, Params, StageState
@@ -46,19 +46,36 @@ def member_hypers(hypers: Hypers, labels: list[Label]) -> Hypers:
     )
 
 
-def parent_index(labels: list[Label], parent_labels: list[Label]) -> np.ndarray:
-    """For every member the parent that agrees with it on all axes of the parent, P."""
+def parent_index(
+    labels: list[Label], hypers: Hypers, parent_axes: Axes, pinned: Mapping[str, float]
+) -> np.ndarray:
+    """For every member its parent: the one with the same value on every axis of it, P.
 
-    def matches(child: Label, parent: Label) -> bool:
-        return all(child.get(name) == value for name, value in parent.items())
+    The member's value is the pinned one, else that of its own axis, else that of its
+    run's hypers. `parent_step` is a step of another run for the parent than for the
+    member, so it can only be pinned. ConfigError if no parent has these values.
+    """
+    for name, value in pinned.items():
+        if name not in parent_axes:
+            raise unknown_name(name, value, parent_axes).under("parent_member")
 
-    index = []
-    for child in labels:
-        found = [i for i, parent in enumerate(parent_labels) if matches(child, parent)]
-        if not found:
-            raise ValueError(f"member {child}: no member of the parent run matches it")
-        index.append(found[0])
-    return np.array(index)
+    def value_of(label: Label, name: str) -> float | None:
+        own = None if name == "parent_step" else label.get(name)
+        own = getattr(hypers, name, None) if own is None else own
+        return pinned.get(name, own)
+
+    index_P = []
+    for label in labels:
+        index = 0
+        for name, values in parent_axes.items():
+            wanted = value_of(label, name)
+            allowed = f"must be one of the parent's {tuple(values)}; parent_member says"
+            allowed += f" which, e.g. parent_member.{name}={values[0]:g}"
+            if wanted not in values:
+                raise ConfigError(name, wanted, allowed)
+            index = index * len(values) + list(values).index(wanted)
+        index_P.append(index)
+    return np.array(index_P)
 
 
 class Population(NamedTuple):

@@ -1,7 +1,11 @@
 """What a run leaves on disk beside checkpoints: metrics, claims, small JSON files."""
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +20,52 @@ METRICS = "metrics.jsonl"
 COUNTERS = ("rollouts", "updates", "tokens")  # per step; loaded with running totals
 
 
-def write_json(path: Path, value: Any) -> None:
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that its message tells in one line."""
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process; RunError if another process holds it.
+
+    The kernel lets go of the lock when the process ends, however it ends.
+    """
+    with (directory / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(f"{directory}: in use by {holder}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
     """Write atomically: the file is either the old one or the whole new one."""
     part = path.with_suffix(".part")
     with part.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text())
+    """What a JSON file holds; RunError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing") from None
+    except ValueError as error:  # of the text encoding or of JSON
+        raise RunError(f"{path}: damaged: {error}") from None
 
 
 class MetricsFile:
@@ -43,11 +79,21 @@ class MetricsFile:
         self.path = directory / METRICS
 
     def rewind(self, step: int) -> None:
-        """Drop records after `step`, and a last line that was cut off."""
-        kept = [r for r in read_records(self.path) if r["step"] <= step]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        part.replace(self.path)
+        """Drop records after `step`, and a last line that was cut off.
+
+        Every checkpoint has a record of its step; RunError if it is gone (step >= 0),
+        or if there are records of a training whose checkpoints are gone (step -1).
+        """
+        records = read_records(self.path)
+        kept = [r for r in records if r["step"] <= step]
+        if step >= 0 and (not kept or kept[-1]["step"] != step):
+            raise RunError(f"{self.path}: the records up to step {step} are gone")
+        if step < 0 and any(r["step"] > 0 for r in records):
+            raise RunError(
+                f"{self.path.parent}: trained to step {records[-1]['step']}, but all "
+                "checkpoints are gone; to start again, delete the directory"
+            )
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append(self, split: str, step: int, seconds: float, metrics: Metrics) -> None:
         values = {name: _numbers(mean.value()) for name, mean in metrics.items()}
@@ -68,13 +114,14 @@ def _numbers(values_P: jax.Array) -> list[float | None]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a metrics file; a line that was cut off ends it."""
+    """The whole records of a metrics file, without a last line that was cut off."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except ValueError:
+            raise RunError(f"{path}: line {number} is damaged") from None
     return records
 
 

@@ -2,34 +2,39 @@
 
 A run directory holds config.json (everything that defines the run), lineage.json,
 checkpoints/, metrics.jsonl and, when the run is complete, finished.json.
+
+The guarantee: however a run is interrupted, the same command continues from its newest
+whole checkpoint and ends with the checkpoints, metrics (but their seconds) and claims
+that it would have ended with, bit for bit. The limits: the same versions of code and
+packages, the same kind and number of devices, the same `population` layout. Across them
+results agree to rounding; lineage.json says who did what, and continuing warns.
+Damaged files are never used: an older checkpoint is, with a warning, or a RunError says
+what is wrong.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from parity_jax.checkpoint import (
-    Arrays,
-    Checkpoints,
-    digest,
-    from_arrays,
-    subtree,
-)
+from parity_jax import lineage
+from parity_jax.checkpoint import Checkpoints, from_arrays
 from parity_jax.config import (
+    HYPER_BOUNDS,
     ConfigError,
     Experiment,
     RunConfig,
     check_hypers,
+    require,
     to_dict,
 )
 from parity_jax.evaluate import make_evaluate, read_prompts
+from parity_jax.interrupt import StoppedError, never
+from parity_jax.lineage import differing_fields, normalised
 from parity_jax.loop import train
 from parity_jax.models import make_model
 from parity_jax.population import (
@@ -40,27 +45,42 @@ from parity_jax.population import (
     parent_index,
 )
 from parity_jax.progress import Report
-from parity_jax.results import MetricsFile, read_json, write_json
+from parity_jax.results import MetricsFile, RunError, lock, read_json, write_json
 from parity_jax.stages import make_stage
 from parity_jax.tasks import make_task
-from parity_jax.types import Hypers, Params, StageState
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from parity_jax.types import Hypers, StageState
 
 
-def run_experiment(experiment: Experiment, workdir: Path, quiet: bool = False) -> None:
+def run_experiment(
+    experiment: Experiment,
+    workdir: Path,
+    quiet: bool = False,
+    should_stop: Callable[[], bool] = never,
+) -> None:
     """Execute or continue all runs of an experiment, in order.
 
     Everything is checked before anything is written; a directory that holds another
-    experiment is refused. Complete runs are skipped.
+    experiment is refused, and one that another process works in (RunError). Complete
+    runs are skipped. When `should_stop` says so, the run in progress saves its state
+    and StoppedError is raised.
     """
     names = order_of_execution(experiment)
     for name in names:
         check_run(experiment, name)
-    claim_directory(workdir, to_dict(experiment))
-    for name in names:
-        if not (workdir / name / "finished.json").exists():
-            execute(experiment, name, workdir, quiet)
+    check_directory(workdir, to_dict(experiment))
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock(workdir):
+        claim_directory(workdir, to_dict(experiment))
+        for name in [n for n in names if not is_finished(workdir / n)]:
+            if should_stop():
+                raise StoppedError(f"stopped before {name}")
+            execute(experiment, name, workdir, quiet, should_stop)
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run is complete; RunError if the file that says so is damaged."""
+    path = directory / "finished.json"
+    return path.exists() and bool(read_json(path))
 
 
 def order_of_execution(experiment: Experiment) -> list[str]:
@@ -106,64 +126,62 @@ def check_run(experiment: Experiment, name: str) -> None:
     """ConfigError if the run cannot be: its members' numbers, rewards or parent."""
     run = experiment.runs[name]
     for label in member_labels(all_axes(experiment, run)):
-        values = {k: v for k, v in label.items() if k != "seed"}
+        values = {k: v for k, v in label.items() if k in HYPER_BOUNDS}
         try:
             check_hypers(dataclasses.replace(run.hypers, **values))
         except ConfigError as error:
             raise error.under(f"runs.{name}.hypers") from None
     build(experiment, name)
-    if not run.parent:
-        return
+    if run.parent:
+        check_parent(experiment, name)
+
+
+def check_parent(experiment: Experiment, name: str) -> None:
+    """ConfigError unless every member has a parent, at a step that it saves."""
+    run = experiment.runs[name]
     if run.parent in experiment.runs:
-        parent = describe(experiment, run.parent)
+        parent = normalised(describe(experiment, run.parent))
+        parent_run = experiment.runs[run.parent]
+        steps_known = parent_run.kept_steps(parent_run.scheduled_steps())
     else:
         others = ", ".join(n for n in experiment.runs if n != name)
         allowed = f"must be another run ({others}) or a run directory"
-        if not (Path(run.parent) / "config.json").exists():
-            raise ConfigError(f"runs.{name}.parent", run.parent, allowed)
-        parent = read_json(Path(run.parent) / "config.json")
+        directory = Path(run.parent)
+        is_run = (directory / "config.json").exists()
+        require(is_run, f"runs.{name}.parent", run.parent, allowed)
+        parent = read_json(directory / "config.json")
+        steps_known = tuple(Checkpoints(directory, read_only=True).steps())
     own = normalised(describe(experiment, name))
-    different = differing_fields(normalised(parent), own, ("task", "model"))
-    if different:
-        raise ConfigError(f"runs.{name}.parent", run.parent, "; ".join(different))
+    different = differing_fields(parent, own, ("task", "model"))
+    require(not different, f"runs.{name}.parent", run.parent, "; ".join(different))
+    labels = member_labels(all_axes(experiment, run))
+    for step in sorted({*lineage.parent_steps(run, labels)} - {-1}):
+        allowed = f"must be a checkpoint of the parent: {steps_known}"
+        require(step in steps_known, f"runs.{name}.parent_step", step, allowed)
+    try:
+        parent_index(labels, run.hypers, parent["axes"], run.parent_member)
+    except ConfigError as error:
+        raise error.under(f"runs.{name}") from None
 
 
-def normalised(config: Any) -> Any:
-    """As it would come back from JSON: tuples are lists."""
-    if isinstance(config, Mapping):
-        return {k: normalised(v) for k, v in config.items()}
-    return (
-        [normalised(v) for v in config] if isinstance(config, tuple | list) else config
-    )
-
-
-def differing_fields(old: Any, new: Any, below: tuple[str, ...] = ()) -> list[str]:
-    """One line for each field that differs, e.g. "model.depth is 2 there, 4 here"."""
-    lines: list[str] = []
-
-    def compare(path: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b}):
-                compare(f"{path}.{key}" if path else key, a.get(key), b.get(key))
-        elif a != b:
-            lines.append(f"{path} is {a!r} there, {b!r} here")
-
-    for key in below or ("",):
-        compare(key, old[key] if key else old, new[key] if key else new)
-    return lines
+def check_directory(directory: Path, config: dict[str, Any]) -> None:
+    """ConfigError if the directory holds another experiment or run."""
+    path = directory / "config.json"
+    if path.exists():
+        different = differing_fields(read_json(path), normalised(config))
+        allowed = f"holds another configuration: {'; '.join(different)}"
+        require(not different, "workdir", str(directory), allowed)
 
 
 def claim_directory(directory: Path, config: dict[str, Any]) -> None:
     """Make the directory this experiment's, or refuse it if it is another's."""
-    path, config = directory / "config.json", normalised(config)
-    if path.exists():
-        different = differing_fields(read_json(path), config)
-        if different:
-            allowed = f"holds another configuration: {'; '.join(different)}"
-            raise ConfigError("workdir", str(directory), allowed)
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
+    check_directory(directory, config)
+    path = directory / "config.json"
+    if not path.exists():
+        if (directory / "checkpoints").exists():
+            raise RunError(f"{path}: missing, but there are checkpoints")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, normalised(config))
 
 
 def build(experiment: Experiment, name: str) -> Population:
@@ -188,22 +206,29 @@ def max_p_long(hypers: Hypers, axes: Axes) -> float:
     return min(sum(shares), 1.0)
 
 
-def execute(experiment: Experiment, name: str, workdir: Path, quiet: bool) -> None:
+def execute(
+    experiment: Experiment,
+    name: str,
+    workdir: Path,
+    quiet: bool,
+    should_stop: Callable[[], bool],
+) -> None:
     """Run one stage from where it stands to its end."""
     run, directory = experiment.runs[name], workdir / name
     claim_directory(directory, describe(experiment, name))
     population = build(experiment, name)
     checkpoints = Checkpoints(directory)
-    states, step, note = start(experiment, name, workdir, population, checkpoints)
-    report = Report(name, run.num_steps, max(step, 0), quiet)
-    report.line(f"{name}: {len(population.labels)} members, {note}")
-    metrics_file = MetricsFile(directory)
-    metrics_file.rewind(step)
-    try:
-        states = train(run, population, states, step, checkpoints, metrics_file, report)
-    finally:
-        report.close()
-        checkpoints.close()
+    metrics = MetricsFile(directory)
+    with closing(checkpoints):
+        states, step, note = start(
+            experiment, name, workdir, population, checkpoints, metrics
+        )
+        report = Report(name, run.num_steps, max(step, 0), quiet)
+        report.line(f"{name}: {len(population.labels)} members, {note}")
+        with closing(report):
+            states = train(
+                run, population, states, step, checkpoints, metrics, report, should_stop
+            )
     finished = {
         "step": np.asarray(states.step).tolist(),
         "status": np.asarray(states.status).tolist(),
@@ -217,61 +242,26 @@ def start(
     workdir: Path,
     population: Population,
     checkpoints: Checkpoints,
+    metrics: MetricsFile,
 ) -> tuple[StageState, int, str]:
-    """States, step (-1: fresh), note: own checkpoint, else parent, else scratch."""
-    run, warn = experiment.runs[name], Report(name, 0, 0, quiet=True).warn
+    """States, step (-1: fresh), note: own checkpoint, else parent, else scratch.
+
+    Metrics and lineage are brought to where the run starts.
+    """
+    run, directory = experiment.runs[name], workdir / name
+    warn = Report(name, 0, 0, quiet=True).warn
     own = checkpoints.read_latest(warn)
+    metrics.rewind(-1 if own is None else own[0])
     if own is not None:
+        step, arrays = own
+        lineage.record_continuation(directory, step, warn)
         template = jax.eval_shape(population.init, None)
-        return from_arrays(own[1], template), own[0], f"continuing at step {own[0]}"
-    if not run.parent:
-        write_lineage(checkpoints, None)
-        return population.init(None), -1, "from scratch"
-    is_own = run.parent in experiment.runs
-    parent = workdir / run.parent if is_own else Path(run.parent)
-    params_P, lineage = parent_params(parent, run.parent_step, population)
-    write_lineage(checkpoints, lineage)
-    note = f"from {run.parent} at step {lineage['step']}"
+        return from_arrays(arrays, template), step, f"continuing at step {step}"
+    params_P, parent, note = None, None, "from scratch"
+    if run.parent:
+        is_own = run.parent in experiment.runs
+        source = workdir / run.parent if is_own else Path(run.parent)
+        params_P, parent = lineage.parent_params(source, run, population)
+        note = f"from {run.parent} at step {parent['step']}"
+    lineage.record_start(directory, run.stage.kind, parent)
     return population.init(params_P), -1, note
-
-
-def parent_params(
-    parent: Path, step: int, population: Population
-) -> tuple[Params, dict[str, Any]]:
-    """For every member the parameters of its parent, and the parent's lineage entry."""
-    checkpoints = Checkpoints(parent)
-    step = checkpoints.steps()[-1] if step < 0 else step
-    arrays: Arrays = subtree(checkpoints.read(step), "params")
-    checkpoints.close()
-    axes = read_json(parent / "config.json")["axes"]
-    index_P = parent_index(population.labels, member_labels(axes))
-    own_P = {name: array[index_P] for name, array in arrays.items()}
-    template = jax.eval_shape(population.init, None).params
-    lineage = {"run": str(parent), "step": step, "params_sha256": digest(arrays)}
-    return from_arrays(own_P, template), lineage
-
-
-def write_lineage(checkpoints: Checkpoints, parent: dict[str, Any] | None) -> None:
-    """Where the run comes from and what it runs on."""
-    device = jax.devices()[0]
-    lineage = {
-        "parent": parent,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "commit": git_commit(),
-    }
-    write_json(checkpoints.directory.parent / "lineage.json", lineage)
-
-
-def git_commit() -> str | None:
-    """The commit of this code with a "+" if files differ from it; None outside git."""
-    where = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(where), *args]
-        out = subprocess.run(command, check=False, capture_output=True, text=True)
-        return out.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    return (commit + "+" * bool(git("status", "--porcelain"))) or None

@@ -6,6 +6,7 @@ allowed, before anything is compiled or written.
 """
 
 from parity_jax.config.checks import (
+    AXES,
     HYPER_BOUNDS,
     ConfigError,
     check_hyper,
@@ -53,6 +54,7 @@ from parity_jax.config.stage import (
 )
 
 __all__ = [
+    "AXES",
     "HYPER_BOUNDS",
     "ConfigError",
     "EvaluateConfig",

@@ -69,6 +69,9 @@ HYPER_BOUNDS: dict[str, tuple[float, float | None]] = {
     "false_negative": (0, 1),
 }
 
+# What can be an axis of a population.
+AXES = ("seed", "parent_step", *HYPER_BOUNDS)
+
 
 def check_hyper(name: str, value: float) -> None:
     """ConfigError unless the value is within HYPER_BOUNDS."""

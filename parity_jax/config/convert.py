@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from parity_jax.config.checks import (
-    HYPER_BOUNDS,
+    AXES,
     ConfigError,
     require,
     unknown_name,
@@ -20,7 +21,8 @@ from parity_jax.config.checks import (
 def to_config_dict(config: Any) -> ConfigDict:
     """The ml_collections form that absl flags can override field by field.
 
-    A union of configs carries its `kind`; every possible axis is listed, maybe empty.
+    A union of configs carries its `kind`; every possible axis is listed, maybe empty,
+    and every one of a parent member, maybe None.
     """
     return ConfigDict(to_dict(config, every_axis=True))
 
@@ -33,8 +35,10 @@ def to_dict(config: Any, every_axis: bool = False) -> Any:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if f.name == "axes":
-            empty = dict.fromkeys(["seed", *HYPER_BOUNDS], ()) if every_axis else {}
-            value = empty | dict(value)
+            value = (dict.fromkeys(AXES, ()) if every_axis else {}) | dict(value)
+        elif f.name == "parent_member":
+            unset = {axis: placeholder(float) for axis in AXES} if every_axis else {}
+            value = unset | dict(value)
         elif isinstance(value, FrozenDict):
             value = {k: to_dict(v, every_axis) for k, v in value.items()}
         else:
@@ -103,4 +107,6 @@ def _from_mapping(item: Any, value: Any) -> FrozenDict:
     if typing.get_origin(item) is tuple:  # axes: an empty tuple is an unused one
         axes = {k: _child(k, tuple[Any, ...], v) for k, v in value.items()}
         return FrozenDict({k: v for k, v in axes.items() if v})
+    if item is float:  # parent_member: None is unset
+        value = {k: v for k, v in value.items() if v is not None}
     return FrozenDict({name: _child(name, item, v) for name, v in value.items()})

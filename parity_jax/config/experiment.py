@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from flax.core import FrozenDict
 
 from parity_jax.config.checks import (
+    AXES,
     HYPER_BOUNDS,
     ConfigError,
     check_hyper,
@@ -67,24 +68,72 @@ class RunConfig:
     num_steps: int = 1000
     log_every: int = 10  # steps merged into one record of training metrics
     eval_every: int = 100
-    checkpoint_every: int = 0  # 0: only at the start and at the end
+    # Checkpoints at the first and the last step, and at all that these three name.
+    checkpoint_every: int = 0  # 0: no further ones
+    checkpoint_steps: tuple[int, ...] = ()
+    checkpoint_powers_of_two: bool = False  # at steps 1, 2, 4, 8, ..
+    max_to_keep: int = 0  # the newest so many; 0: all
     parent: str = ""  # run of this experiment, or run directory; empty: from scratch
     parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
+    # The members of the parent to start from, by axes of the parent ({"seed": 2}); on
+    # its other axes a member starts from the parent with the same value.
+    parent_member: FrozenDict[str, float] = FrozenDict()
     axes: FrozenDict[str, tuple[float, ...]] = FrozenDict()  # beside the experiment's
     task: TaskConfig | None = None  # None: the experiment's
     model: TransformerConfig | LinearConfig | None = None  # None: the experiment's
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "log_every", "eval_every")
-        every = self.checkpoint_every
-        allowed = "must be 0 (start and end only) or positive"
-        require(every >= 0, "checkpoint_every", every, allowed)
+        self._check_checkpoints()
+        self._check_parent()
         try:
             check_hypers(self.hypers)
         except ConfigError as error:
             raise error.under("hypers") from None
         check_axes(self.axes)
         self.check_length_price(self.axes)
+
+    def _check_checkpoints(self) -> None:
+        every, keep = self.checkpoint_every, self.max_to_keep
+        allowed = "must be 0 (start and end only) or positive"
+        require(every >= 0, "checkpoint_every", every, allowed)
+        require(keep >= 0, "max_to_keep", keep, "must be 0 (all) or positive")
+        for step in self.checkpoint_steps:
+            inside = 0 <= step <= self.num_steps
+            allowed = f"must be in [0, num_steps={self.num_steps}]"
+            require(inside, "checkpoint_steps", step, allowed)
+
+    def _check_parent(self) -> None:
+        step, is_axis = self.parent_step, "parent_step" in self.axes
+        require(step >= -1, "parent_step", step, "must be -1 (the last one) or a step")
+        allowed = "is an axis of the run as well"
+        require(step == -1 or not is_axis, "parent_step", step, allowed)
+        if not self.parent:
+            allowed = "needs a parent"
+            require(step == -1, "parent_step", step, allowed)
+            steps = self.axes.get("parent_step")
+            require(not is_axis, "axes.parent_step", steps, allowed)
+            pins = self.parent_member
+            require(not pins, "parent_member", dict(pins), allowed)
+
+    def scheduled_steps(self) -> tuple[int, ...]:
+        """The steps that get a checkpoint, ascending."""
+        last = self.num_steps
+        steps = {0, last, *self.checkpoint_steps}
+        if self.checkpoint_every:
+            steps |= set(range(0, last, self.checkpoint_every))
+        if self.checkpoint_powers_of_two:
+            steps |= {2**n for n in range(last.bit_length())}
+        return tuple(sorted(steps))
+
+    def kept_steps(self, steps: typing.Collection[int]) -> tuple[int, ...]:
+        """Those of the saved steps whose checkpoints stay: max_to_keep scheduled ones.
+
+        The newest always stays, scheduled or not: the run continues from it.
+        """
+        scheduled = sorted({*steps} & {*self.scheduled_steps()})
+        newest = max(steps, default=0)
+        return tuple(sorted({*scheduled[-self.max_to_keep :], newest} & {*steps}))
 
     def check_length_price(self, axes: typing.Mapping[str, tuple[float, ...]]) -> None:
         """Refuse a price of length that would do nothing, or everything."""
@@ -118,6 +167,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_axes(self.axes)
+        allowed = "is for the axes of a run that has a parent"
+        steps = self.axes.get("parent_step")
+        require(steps is None, "axes.parent_step", steps, allowed)
         allowed = "must name at least one seed"
         require(
             bool(self.axes.get("seed")), "axes.seed", self.axes.get("seed"), allowed
@@ -162,16 +214,16 @@ class Experiment:
 def check_axes(axes: typing.Mapping[str, tuple[float, ...]]) -> None:
     """ConfigError unless every axis exists and has distinct values within bounds."""
     for name, values in axes.items():
-        if name != "seed" and name not in HYPER_BOUNDS:
-            raise unknown_name(name, values, ["seed", *HYPER_BOUNDS]).under("axes")
+        if name not in AXES:
+            raise unknown_name(name, values, AXES).under("axes")
         allowed = "values of an axis must be distinct"
         require(len(set(values)) == len(values), f"axes.{name}", values, allowed)
         for value in values:
-            if name == "seed":
-                whole = isinstance(value, int) and value >= 0
-                require(whole, "axes.seed", value, "must be a whole number >= 0")
-            else:
+            if name in HYPER_BOUNDS:
                 try:
                     check_hyper(name, value)
                 except ConfigError as error:
                     raise error.under("axes") from None
+            else:
+                whole = isinstance(value, int) and value >= 0
+                require(whole, f"axes.{name}", value, "must be a whole number >= 0")
