@@ -34,9 +34,10 @@ from parity_jax.config import (
     require,
 )
 from parity_jax.huggingface import EXTRA, from_hf_config, from_state_dict
+from parity_jax.lineage import record_start
 from parity_jax.models import make_model
 from parity_jax.results import read_json, write_json
-from parity_jax.runs import build, claim_directory, describe, write_lineage
+from parity_jax.runs import build, claim_directory, describe
 from parity_jax.snapshot import RUN, read_file
 from parity_jax.tasks import make_task
 from parity_jax.types import Params, Task
@@ -102,8 +103,9 @@ def write_run(directory: Path, experiment: Experiment, params_P: Params | None) 
     states = population.init(params_P)
     claim_directory(directory, describe(experiment, RUN))
     checkpoints = Checkpoints(directory)
-    write_lineage(checkpoints, None)
+    record_start(directory, experiment.runs[RUN].stage.kind, None)
     checkpoints.save(0, states)
+    checkpoints.wait()
     checkpoints.close()
     finished = {name: getattr(states, name).tolist() for name in ("step", "status")}
     write_json(directory / "finished.json", finished)
