@@ -151,7 +151,7 @@ def show_lineage(out: Printer, lineage: Sequence[Mapping[str, Any]]) -> None:
 
 def show_config(out: Printer, data: dict[str, Any]) -> None:
     out.head("config")
-    shared = {k: v for k, v in data["config"].items() if k != "run"}
+    shared = {k: v for k, v in data["config"].items() if k != "run" and v != ""}
     run = dict(data["config"]["run"])
     parts = shared | {"stage": run.pop("stage"), "hypers": run.pop("hypers")}
     out.pairs({k: assignments(v) for k, v in (parts | {"run": run}).items()})

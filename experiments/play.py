@@ -39,15 +39,16 @@ def main(argv: Sequence[str]) -> None:
     require(args.temperature > 0, "temperature", args.temperature, allowed)
     snapshot = open_run(args.directory, args.step, parse_member(args.member))
     task, params, answer = snapshot.task, snapshot.params(0), make_answer(snapshot)
-    occurring_LxV = occurring_tokens(task)
+    example_L = task.sample_prompts(jax.random.key(0), 1)[0]
+    end = task.to_text(example_L[-1:])  # the same for all prompts
     console = Console(highlight=False, markup=False)
     console.print(
         f"{args.directory} step {snapshot.step}, {member_text(snapshot.labels[0])}; "
-        f"a prompt is like {task.to_text(task.sample_prompts(jax.random.key(0), 1)[0])}"
+        f"a prompt is like {task.to_text(example_L)}"
     )
     for n, line in enumerate(sys.stdin):
         try:
-            prompt_1xL = read_prompt(task, line.strip(), occurring_LxV)
+            prompt_1xL = read_prompt(task, line.strip(), end)
         except ValueError as error:
             console.print(f"error: {error}", soft_wrap=True)
             continue
@@ -56,35 +57,9 @@ def main(argv: Sequence[str]) -> None:
         show(console, task, answers, args.temperature)
 
 
-def occurring_tokens(task: Task) -> np.ndarray:
-    """Which tokens stand where in prompts of the task, LxV (by its own prompts)."""
-    prompt_BxL = np.asarray(task.sample_prompts(jax.random.key(0), 512))
-    return (prompt_BxL[..., None] == np.arange(task.vocab_size)).any(0)
-
-
-def read_prompt(task: Task, text: str, occurring_LxV: np.ndarray) -> Array:
-    """The tokens of a typed prompt, 1xL; ValueError says what is wrong with it.
-
-    A last token that ends every prompt may be left out.
-    """
-    token_L = np.asarray(task.from_text(text)).astype(int)
-    ends = np.flatnonzero(occurring_LxV[-1])
-    if len(token_L) == task.prompt_len - 1 and len(ends) == 1:
-        token_L = np.append(token_L, ends)
-    if len(token_L) != task.prompt_len:
-        raise ValueError(
-            f"{text!r}: has {len(token_L)} tokens, must have {task.prompt_len}"
-            + f" (the last, {task.to_text(ends)}, may be left out)" * (len(ends) == 1)
-        )
-    words = vocabulary(task)
-    for place, token in enumerate(token_L):
-        valid = [words[v] for v in np.flatnonzero(occurring_LxV[place])]
-        if words[token] not in valid:
-            allowed = f"must be one of {' '.join(valid)}"
-            raise ValueError(
-                f"{text!r}: token {place + 1} is {words[token]}, {allowed}"
-            )
-    return jnp.asarray(token_L)[None]
+def read_prompt(task: Task, text: str, end: str) -> Array:
+    """The tokens of a typed prompt, 1xL; ValueError says what is wrong with it."""
+    return task.read_prompt(text if end in text else text + end)[None]
 
 
 def show(console: Console, task: Task, answers: Answers, temperature: float) -> None:

@@ -17,7 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from experiments import export_hf, import_hf
 from experiments.arguments import exit_code
 from parity_jax.checkpoint import from_arrays, subtree, to_arrays
-from parity_jax.config import ConfigError, LinearConfig, ParityConfig
+from parity_jax.config import (
+    ConfigError,
+    LinearConfig,
+    MultiplicationConfig,
+    ParityConfig,
+)
 from parity_jax.decode import sample
 from parity_jax.huggingface import (
     from_hf_config,
@@ -157,6 +162,18 @@ def test_tokenizer(exported):
     assert tokenizer.decode(answer, skip_special_tokens=True) == "+-+"
     with pytest.raises(Exception, match="WordLevel"):
         tokenizer("+x-")
+
+
+def test_tokenizer_of_words(tmp_path):
+    task = make_task(MultiplicationConfig(2))
+    names = ("tokenizer", "tokenizer_config")
+    for name, value in zip(names, to_tokenizer(task), strict=True):
+        write_json(tmp_path / f"{name}.json", value)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "2 1 * 3 4||8 4 0 + 0 6 3 0 #### 8 0 4 0 ."
+    token_L = task.from_text(text).tolist()
+    assert tokenizer(text)["input_ids"] == token_L
+    assert tokenizer.decode(token_L) == text.replace("||", " || ")
 
 
 @pytest.mark.parametrize(

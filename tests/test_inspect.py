@@ -20,12 +20,13 @@ from experiments import inspect, play
 from experiments.arguments import exit_code
 from parity_jax.answers import first_wrong, make_answer, marked_text
 from parity_jax.checkpoint import Checkpoints, digest
-from parity_jax.config import ConfigError, ParityConfig
+from parity_jax.config import ConfigError, MultiplicationConfig, ParityConfig
 from parity_jax.inspection import ancestry, members
 from parity_jax.results import read_json, read_records, write_json
 from parity_jax.runs import run_experiment
 from parity_jax.snapshot import narrow, open_run, parse_member
 from parity_jax.tasks import make_task
+from parity_jax.types import Hypers
 
 GOLDEN = Path(__file__).parent / "golden" / "inspect.txt"
 # What may differ between two runs of the same code.
@@ -36,6 +37,9 @@ VOLATILE = {
     r"commit \w+\+?": "commit COMMIT",
     r" +$": "",
 }
+
+
+KEY, SHORT = jax.random.key(0), Hypers(p_cot=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +231,8 @@ def test_first_wrong_token(response, position, marked):
 
 
 def padded(task, response):
-    return task.from_text(response.ljust(task.response_len, "_"))
+    token_T = task.from_text(response)
+    return jnp.pad(token_T, (0, task.response_len - len(token_T)))
 
 
 def test_leap_chains_are_right_where_they_are_taught():
@@ -239,6 +244,17 @@ def test_leap_chains_are_right_where_they_are_taught():
     assert first_wrong(task, prompt_1xL, token_1xGxT, False).tolist() == [[0, 5, 0]]
 
 
+def test_a_wrong_digit_of_a_product():
+    """The same marks for a task whose tokens are words with blanks between them."""
+    task = make_task(MultiplicationConfig(2))
+    prompt_1xL = task.read_prompt("2 1 * 3 4||")[None]  # 12 * 43
+    answer = task.to_text(task.demonstrate(KEY, prompt_1xL, SHORT).response[0])
+    assert answer.startswith("#### 6 1 5 0 .")
+    token_T = padded(task, "#### 6 1 4 0 .")
+    found = int(first_wrong(task, prompt_1xL, token_T[None, None], False)[0, 0])
+    assert marked_text(task, np.asarray(token_T[:6]), found) == "#### 6 1 [4] 0 ."
+
+
 def test_play(workdir, say, monkeypatch):
     lines = ["+-+-", "+-", "x", "+=+-=", "+-+-="]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
@@ -246,9 +262,8 @@ def test_play(workdir, say, monkeypatch):
     assert (code, error) == (0, "")
     errors = [line for line in printed.splitlines() if line.startswith("error")]
     assert len(errors) == 3
-    assert "has 2 tokens, must have 5" in errors[0]
+    assert "must begin with 4 bits" in errors[0] and errors[0] == errors[2]
     assert "must be among" in errors[1]
-    assert "token 2 is =, must be one of + -" in errors[2]
     snapshot = open_run(workdir / "grpo", member={"seed": 1})
     prompt_1xL = snapshot.task.from_text("+-+-=")[None]
     answers = make_answer(snapshot)(
