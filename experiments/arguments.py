@@ -13,8 +13,8 @@ from typing import NoReturn
 from absl import logging
 
 from experiments.main import fail, set_up_jax
-from parity_jax.checkpoint import CheckpointError
 from parity_jax.config import ConfigError
+from parity_jax.results import RunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +52,6 @@ def exit_code(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         return fail(error)
     except BrokenPipeError:  # nobody reads on: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CheckpointError, OSError) as error:
-        fail(error)
-        return 1
+    except (RunError, OSError) as error:
+        return fail(error, 1)
     return 0

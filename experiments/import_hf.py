@@ -4,8 +4,9 @@ python -m experiments.import_hf HF_DIR OUT [--task='{"kind": "parity", "num_bits
 
 HF_DIR holds config.json and model.safetensors of a GPT2LMHeadModel or a
 MistralForCausalLM; weights become float32. Models that `experiments.export_hf` wrote
-tell their task, others need --task. OUT is a run of one member with one checkpoint, at
-step 0: name it as `parent` of a run, or inspect it. Exit code 2: a bad argument or a
+tell their task, others need --task. OUT is a run of one member (seed=0) with one
+checkpoint, at step 0: inspect it, or name it as `parent` of a run, with
+`parent_member.seed=0` if that has other seeds. Exit code 2: a bad argument or a
 model that ours cannot be, 1: a damaged file.
 """
 
@@ -38,7 +39,7 @@ from parity_jax.lineage import record_start
 from parity_jax.models import make_model
 from parity_jax.results import read_json, write_json
 from parity_jax.runs import build, claim_directory, describe
-from parity_jax.snapshot import RUN, read_file
+from parity_jax.snapshot import RUN
 from parity_jax.tasks import make_task
 from parity_jax.types import Params, Task
 
@@ -54,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     require(args.source.is_dir(), "HF_DIR", str(args.source), "must be a directory")
     require(not args.out.exists(), "OUT", str(args.out), "must not exist yet")
-    config = read_file(args.source / "config.json")
+    path = args.source / "config.json"
+    require(path.exists(), "HF_DIR", str(args.source), "must hold config.json")
+    config = read_json(path)
     cfg, task_cfg = from_hf_config(config), read_task(args.task, config)
     task = make_task(task_cfg)
     found, expected = config.get("vocab_size"), task.vocab_size

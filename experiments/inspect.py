@@ -147,6 +147,8 @@ def show_lineage(out: Printer, lineage: Sequence[Mapping[str, Any]]) -> None:
             commit = (entry["commit"] or "unknown")[:10]
             versions = f"jax {entry['packages']['jax']}  commit {commit}"
             out.line(f"      {entry['started']}  {entry['device']}  {versions}")
+        for later in entry.get("continued", ()):
+            out.line(f"      {later['started']}  continued at step {later['step']}")
 
 
 def show_config(out: Printer, data: dict[str, Any]) -> None:

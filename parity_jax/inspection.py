@@ -20,9 +20,9 @@ from parity_jax.checkpoint import (
     subtree,
 )
 from parity_jax.config import ConfigError, Experiment, from_dict
-from parity_jax.results import METRICS, read_records
-from parity_jax.runs import build, order_of_execution
-from parity_jax.snapshot import RUN, Snapshot, member_text, read_config, read_file
+from parity_jax.results import METRICS, RunError, read_json, read_records
+from parity_jax.runs import build, is_finished, order_of_execution
+from parity_jax.snapshot import RUN, Snapshot, member_text, read_config
 from parity_jax.types import RUNNING, STATUS_TEXT
 
 
@@ -38,7 +38,7 @@ def inspect_run(
         "step": snapshot.step,
         "steps": snapshot.steps,
         "num_steps": config["run"]["num_steps"],
-        "finished": (directory / "finished.json").exists(),
+        "finished": is_finished(directory),
         "lineage": ancestry(directory),
         "config": config,
         "differs_from_parent": config_changes(parent, config) if parent else None,
@@ -55,7 +55,7 @@ def inspect_experiment(directory: Path) -> dict[str, Any]:
     try:
         names = order_of_execution(from_dict(Experiment, config))
     except ConfigError as error:
-        raise CheckpointError(f"{directory}/config.json: {error}") from None
+        raise RunError(f"{directory}/config.json: {error}") from None
     stages = [stage_summary(directory / name, config["runs"][name]) for name in names]
     return {"directory": str(directory), "stages": stages}
 
@@ -71,14 +71,14 @@ def stage_summary(directory: Path, run: dict[str, Any]) -> dict[str, Any]:
         "parent": run["parent"] or None,
         "steps": steps,
         "num_steps": run["num_steps"],
-        "finished": (directory / "finished.json").exists(),
+        "finished": is_finished(directory),
         "scores": last_record(directory, steps[-1]) if steps else None,
     }
 
 
 def parent_directory(directory: Path) -> Path | None:
     """Where the parent of a run is: as recorded, or beside the run if both moved."""
-    parent = read_file(directory / "lineage.json")["parent"]
+    parent = read_json(directory / "lineage.json")["parent"]
     if parent is None:
         return None
     recorded = Path(parent["run"])
@@ -100,10 +100,8 @@ def ancestry(directory: Path) -> list[dict[str, Any]]:
         entry = {"run": str(run), "step": step, "content": content}
         if content == "not found":
             return [*line, entry]
-        lineage = read_file(run / "lineage.json")
-        stage = read_config(run)["run"]["stage"]["kind"]
-        others = {k: v for k, v in lineage.items() if k != "parent"}
-        line.append(entry | {"stage": stage} | others)
+        lineage = read_json(run / "lineage.json")
+        line.append(entry | {k: v for k, v in lineage.items() if k != "parent"})
         run, parent = parent_directory(run), lineage["parent"]
         if run is not None:
             step = parent["step"]

@@ -1,6 +1,5 @@
 """A checkpoint of some members of a run, opened for reading: nothing is written."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,17 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from parity_jax.checkpoint import (
-    Arrays,
-    CheckpointError,
-    Checkpoints,
-    from_arrays,
-    subtree,
-)
+from parity_jax.checkpoint import Arrays, Checkpoints, from_arrays, subtree
 from parity_jax.config import ConfigError, Experiment, from_dict, require, unknown_name
 from parity_jax.models import Model, make_model
 from parity_jax.population import Axes, Label, member_labels
-from parity_jax.results import read_json
+from parity_jax.results import RunError, read_json
 from parity_jax.tasks import make_task
 from parity_jax.types import Params, Task
 
@@ -57,8 +50,8 @@ def open_run(
 ) -> Snapshot:
     """The checkpoint of a step (-1: the newest), of the members with these axis values.
 
-    ConfigError for a directory, step or member that is not there, CheckpointError for
-    one that is damaged.
+    ConfigError for a directory, step or member that is not there, RunError for one that
+    is damaged.
     """
     config = read_config(directory)
     allowed = "must be the directory of one stage (an experiment holds several)"
@@ -71,7 +64,7 @@ def open_run(
     try:
         steps = checkpoints.steps()
         if not steps:
-            raise CheckpointError(f"{directory}: has no checkpoint yet")
+            raise RunError(f"{directory}: has no checkpoint yet")
         step = steps[-1] if step == -1 else step
         require(step in steps, "step", step, f"must be one of {_listed(steps)}")
         arrays = {k: x[places] for k, x in checkpoints.read(step).items()}
@@ -85,15 +78,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     allowed = "must be a directory that a run or an experiment made (no config.json)"
     require(path.exists(), "directory", str(directory), allowed)
-    return read_file(path)
-
-
-def read_file(path: Path) -> Any:
-    """What a JSON file holds; CheckpointError if it is missing or damaged."""
-    try:
-        return read_json(path)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    return read_json(path)
 
 
 def rebuild(directory: Path, config: Mapping[str, Any], axes: Axes) -> Experiment:
@@ -105,7 +90,7 @@ def rebuild(directory: Path, config: Mapping[str, Any], axes: Axes) -> Experimen
     try:
         return from_dict(Experiment, whole)
     except ConfigError as error:
-        raise CheckpointError(f"{directory}/config.json: {error}") from None
+        raise RunError(f"{directory}/config.json: {error}") from None
 
 
 def narrow(axes: Axes, member: Mapping[str, float]) -> Axes:

@@ -247,7 +247,8 @@ def test_a_member_goes_out_and_starts_another_run(tmp_path, capsys):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
-    child = dataclasses.replace(runs[RUN], parent=str(back))
+    only = FrozenDict({"seed": 0})
+    child = dataclasses.replace(runs[RUN], parent=str(back), parent_member=only)
     runs = FrozenDict({"child": child})
     check_run(dataclasses.replace(experiment, runs=runs), "child")
 
