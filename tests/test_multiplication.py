@@ -395,7 +395,7 @@ def test_a_bad_eval_file_stops_the_run_before_it_writes(tmp_path, content, said)
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_on_given_prompts_and_on_fresh_ones(tmp_path):
+def test_evaluation_on_given_prompts(tmp_path):
     """A model that knows only positions says "+." to every prompt."""
     one = make_task(c.ParityConfig(4))
     file = tmp_path / "held_out.txt"
@@ -405,13 +405,11 @@ def test_evaluation_on_given_prompts_and_on_fresh_ones(tmp_path):
     model = make_table(one)
     table = model.init(jax.random.key(0))
     table = table.at[4, PLUS].set(9.0).at[5, EOS].set(9.0)  # "+." to every prompt
-    cfg = c.EvaluateConfig(num_prompts=8, temperatures=())
+    cfg = c.EvaluateConfig(num_prompts=8, temperatures=())  # 8 are not drawn
     scores = make_evaluate(cfg, one, model, given)(jax.random.key(1), table)
     right = scores["greedy/accuracy"]
     assert (float(right.total), float(right.count)) == (2, 3)
     assert float(scores["greedy/first_wrong"].count) == 0  # no long response
-    scores = make_evaluate(cfg, one, model)(jax.random.key(1), table)
-    assert float(scores["greedy/accuracy"].count) == 8
 
 
 # Config
