@@ -45,7 +45,7 @@ class Scale(NamedTuple):
     num_bits: int
     model: TransformerConfig
     batch_size: int
-    checkpoints: tuple[int, ...]  # steps from which RL starts, all multiples of the 1st
+    checkpoints: tuple[int, ...]  # steps from which RL starts
     p_cot: tuple[float, ...]
     rollout: RolloutConfig
     num_updates: int
@@ -85,49 +85,39 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         num_steps=last,
         log_every=every,
         eval_every=last // 4,
-        checkpoint_every=every,
+        checkpoint_steps=size.checkpoints,
     )
-    runs = {"pretrain": pretrain}
-    for step in size.checkpoints:
-        runs[f"grpo_{step}"] = RunConfig(
-            stage=PolicyGradientConfig(rollout=size.rollout, loss_type="dapo"),
-            hypers=Hypers(learning_rate=2e-4),
-            num_steps=size.num_updates,
-            log_every=5,
-            eval_every=size.num_updates // 4,
-            parent="pretrain",
-            parent_step=step,
-        )
+    grpo = RunConfig(
+        stage=PolicyGradientConfig(rollout=size.rollout, loss_type="dapo"),
+        hypers=Hypers(learning_rate=2e-4),
+        num_steps=size.num_updates,
+        log_every=5,
+        eval_every=size.num_updates // 4,
+        parent="pretrain",
+        axes=FrozenDict({"parent_step": size.checkpoints}),
+    )
     return to_config_dict(
         Experiment(
             task=ParityConfig(num_bits=size.num_bits),
             model=size.model,
             axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
-            runs=FrozenDict(runs),
+            runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
             evaluate=EvaluateConfig(256, (1.0,), num_samples=4),
         )
     )
 
 
 def analyse(workdir: Path) -> None:
-    config = read_json(workdir / "config.json")
-    num_bits = config["task"]["num_bits"]
-    scores = load(workdir, config["runs"])
+    num_bits = read_json(workdir / "config.json")["task"]["num_bits"]
+    scores = load_metrics(workdir / "grpo", "eval")
     write_claims(workdir, claims(scores, num_bits))
     save_figure(figure(scores, num_bits), workdir)
-
-
-def load(workdir: Path, runs: dict[str, dict[str, int]]) -> xr.Dataset:
-    """Evaluations with the checkpoint that RL started from as a dimension."""
-    steps = sorted(r["parent_step"] for name, r in runs.items() if name != "pretrain")
-    scores = [load_metrics(workdir / f"grpo_{step}", "eval") for step in steps]
-    return xr.concat(scores, "checkpoint").assign_coords(checkpoint=steps)
 
 
 def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
     before, after = scores.isel(step=0, drop=True), scores.isel(step=-1, drop=True)
     accuracy, length = after["greedy/accuracy"], after["greedy/length_mean"]
-    late, early = accuracy["checkpoint"].values[[-1, 0]]
+    late, early = accuracy["parent_step"].values[[-1, 0]]
     frequent = accuracy.sel(p_cot=FREQUENT)
     solved = (frequent >= 0.99) & (
         after["greedy/length_median"].sel(p_cot=FREQUENT) == num_bits
@@ -144,9 +134,9 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
             "C8",
             f"RL from step {late} at p_cot = {FREQUENT} generalises",
             f"greedy accuracy >= 0.99, length {num_bits} on every seed",
-            by_member(frequent.sel(checkpoint=late)),
+            by_member(frequent.sel(parent_step=late)),
             "accuracy 0.01, length exact",
-            bool(solved.sel(checkpoint=late).all()),
+            bool(solved.sel(parent_step=late).all()),
         ),
         Claim(
             "C8-early",
@@ -154,14 +144,14 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
             "learned, does not generalise",
             "greedy accuracy < 0.9 on every seed",
             {
-                "accuracy": by_member(frequent.sel(checkpoint=early)),
-                "length": by_member(length.sel(checkpoint=early, p_cot=FREQUENT)),
+                "accuracy": by_member(frequent.sel(parent_step=early)),
+                "length": by_member(length.sel(parent_step=early, p_cot=FREQUENT)),
                 "accuracy of long samples before RL": by_member(
-                    before["t1/accuracy_long"].sel(checkpoint=early, p_cot=FREQUENT)
+                    before["t1/accuracy_long"].sel(parent_step=early, p_cot=FREQUENT)
                 ),
             },
             "none",
-            bool((frequent.sel(checkpoint=early) < 0.9).all()),
+            bool((frequent.sel(parent_step=early) < 0.9).all()),
         ),
         Claim(
             "C8-rare",
@@ -213,15 +203,15 @@ def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
 
 def draw_map(ax: Axes, values: xr.DataArray) -> None:
     """The mean over seeds as a colour, their range as text; empty: no such sample."""
-    mean = values.mean("seed").transpose("p_cot", "checkpoint")
+    mean = values.mean("seed").transpose("p_cot", "parent_step")
     ax.imshow(mean, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
     for (i, j), shade in np.ndenumerate(mean.values):
-        seeds = values.isel(p_cot=i, checkpoint=j)
+        seeds = values.isel(p_cot=i, parent_step=j)
         if np.isfinite(shade):
             text = f"{float(seeds.min()):.2f} - {float(seeds.max()):.2f}"
             color = "white" if shade < 0.6 else "black"
             ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
-    ax.set_xticks(range(mean.sizes["checkpoint"]), mean["checkpoint"].values)
+    ax.set_xticks(range(mean.sizes["parent_step"]), mean["parent_step"].values)
     ax.set_yticks(range(mean.sizes["p_cot"]), [f"{p:g}" for p in mean["p_cot"].values])
     ax.set_xlabel("pre-training step that RL starts from")
     ax.grid(visible=False)

@@ -95,20 +95,19 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             num_steps=num_steps,
             log_every=size.eval_every,
             eval_every=size.eval_every,
-            checkpoint_every=size.switches[0],
+            checkpoint_steps=size.switches,
             task=task,
         )
-        for switch in size.switches:
-            runs[f"d{num_bits}_grpo_{switch}"] = RunConfig(
-                stage=PolicyGradientConfig(rollout=ROLLOUT, loss_type="dapo"),
-                hypers=Hypers(learning_rate=2e-4),
-                num_steps=size.num_updates,
-                log_every=10,
-                eval_every=2,
-                parent=f"d{num_bits}",
-                parent_step=switch,
-                task=task,
-            )
+        runs[f"d{num_bits}_grpo"] = RunConfig(
+            stage=PolicyGradientConfig(rollout=ROLLOUT, loss_type="dapo"),
+            hypers=Hypers(learning_rate=2e-4),
+            num_steps=size.num_updates,
+            log_every=10,
+            eval_every=2,
+            parent=f"d{num_bits}",
+            axes=FrozenDict({"parent_step": size.switches}),
+            task=task,
+        )
     return to_config_dict(
         Experiment(
             task=ParityConfig(num_bits=max(size.num_steps)),
@@ -134,29 +133,21 @@ def sequences_used(workdir: Path, runs: dict[str, Any]) -> xr.Dataset:
     budget: what next-token prediction alone was given.
     """
     per_d = []
-    batch_size = next(iter(runs.values()))["stage"].get("batch_size")
-    for name in (n for n in runs if "_grpo_" not in n):
-        scores = load_metrics(workdir / name, "eval")
-        starts = [n for n in runs if n.startswith(f"{name}_grpo_")]
-        with_rl = [
-            runs[n]["parent_step"] * batch_size
-            + reached(load_metrics(workdir / n, "eval")) * samples_of(runs[n])
-            for n in starts
-        ]
+    for name in (n for n in runs if not n.endswith("_grpo")):
+        batch_size = runs[name]["stage"]["batch_size"]
+        rollout = runs[f"{name}_grpo"]["stage"]["rollout"]
+        samples = rollout["num_prompts"] * rollout["num_generations"]
+        updates = reached(load_metrics(workdir / f"{name}_grpo", "eval"))
+        with_rl = updates["parent_step"] * batch_size + updates * samples
         data = xr.Dataset(
             {
-                "alone": reached(scores) * batch_size,
-                "with_rl": xr.concat(with_rl, "start").min("start"),
+                "alone": reached(load_metrics(workdir / name, "eval")) * batch_size,
+                "with_rl": with_rl.min("parent_step"),
                 "budget": runs[name]["num_steps"] * batch_size,
             }
         )
         per_d.append(data.assign_coords(bits=runs[name]["task"]["num_bits"]))
     return xr.concat(per_d, "bits").sortby("bits")
-
-
-def samples_of(run: dict[str, Any]) -> int:
-    rollout = run["stage"]["rollout"]
-    return rollout["num_prompts"] * rollout["num_generations"]
 
 
 def reached(scores: xr.Dataset) -> xr.DataArray:
