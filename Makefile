@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: headline test lint bench claims clean
+.PHONY: headline test lint bench claims soak clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO
 	$(RUN) -m experiments.main --config=experiments/headline.py --workdir=runs/headline
@@ -31,6 +31,9 @@ claims: $(STAMP)  ## Every claim at CPU scale, then the report; goes on where it
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run
+
+soak: $(STAMP)  ## Kill small runs at 230 random moments; writes results/soak.json
+	$(RUN) tests/soak.py
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -37,10 +37,7 @@ class Checkpoints:
     def __init__(self, directory: Path, read_only: bool = False):
         self.directory = directory.absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(
-            read_only=read_only,
-            create=not read_only,
-            save_interval_steps=0 if read_only else 1,
-            cleanup_tmp_directories=not read_only,
+            create=not read_only, cleanup_tmp_directories=not read_only
         )
         with _one_line(self.directory, "cannot be opened"):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
