@@ -88,7 +88,8 @@ def experiment(stage: str, layout: str) -> Experiment:
 
 def prepare() -> None:
     """Settings of a process, before its backend starts."""
-    if not os.environ.get("KEEP"): os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if not os.environ.get("KEEP"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     jax.config.update("jax_num_cpu_devices", 2)
 
 
@@ -143,7 +144,9 @@ class Tally:
     """What a campaign of kills did."""
 
     kills: int = 0  # lives that were killed before they were done
-    kills_in_training: int = 0  # those killed after they had begun or continued to train
+    kills_in_training: int = (
+        0  # those killed after they had begun or continued to train
+    )
     finished_runs: int = 0  # compared with the undisturbed run
     differing_runs: int = 0
 

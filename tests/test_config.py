@@ -131,6 +131,26 @@ BAD = [
     (c.RunConfig, {"log_every": 0}, "log_every", "at least 1"),
     (c.RunConfig, {"eval_every": 0}, "eval_every", "at least 1"),
     (c.RunConfig, {"checkpoint_every": -1}, "checkpoint_every", "0 (start and end"),
+    (c.RunConfig, {"checkpoint_steps": (1001,)}, "checkpoint_steps", "[0, num_steps"),
+    (c.RunConfig, {"checkpoint_steps": (-1,)}, "checkpoint_steps", "[0, num_steps"),
+    (c.RunConfig, {"max_to_keep": -1}, "max_to_keep", "0 (all)"),
+    (c.RunConfig, {"parent_step": 3}, "parent_step", "needs a parent"),
+    (c.RunConfig, {"parent_step": -2, "parent": "x"}, "parent_step", "-1 (the last"),
+    (c.RunConfig, {"axes": {"parent_step": (3,)}}, "axes.parent_step", "a parent"),
+    (
+        c.RunConfig,
+        {"axes": {"parent_step": (-1,)}, "parent": "x"},
+        "axes.parent_step",
+        "whole number >= 0",
+    ),
+    (
+        c.RunConfig,
+        {"axes": {"parent_step": (3,)}, "parent": "x", "parent_step": 3},
+        "parent_step",
+        "axis of the run as well",
+    ),
+    (c.RunConfig, {"parent_member": {"seed": 1}}, "parent_member", "needs a parent"),
+    (c.Experiment, {"axes": {"parent_step": (3,)}}, "axes.parent_step", "has a parent"),
     (c.RunConfig, {"stage": {"kind": "ppo"}}, "stage.kind", "policy_gradient, "),
     (
         c.RunConfig,
@@ -169,6 +189,25 @@ def test_bad_values(kind, values, name, allowed):
     assert allowed in str(error)
     assert str(error).startswith(f"{name}={error.value!r}: ")
     assert "\n" not in str(error)
+
+
+def test_checkpoints_are_scheduled_by_step():
+    assert c.RunConfig(num_steps=9).scheduled_steps() == (0, 9)
+    run = c.RunConfig(num_steps=100, checkpoint_every=40, checkpoint_steps=(3, 40))
+    assert run.scheduled_steps() == (0, 3, 40, 80, 100)
+    run = c.RunConfig(num_steps=64, checkpoint_powers_of_two=True)
+    assert run.scheduled_steps() == (0, 1, 2, 4, 8, 16, 32, 64)
+
+
+def test_scheduled_checkpoints_and_the_newest_are_kept():
+    run = c.RunConfig(num_steps=100, checkpoint_every=10)
+    assert run.kept_steps([0, 10, 15]) == (0, 10, 15)  # 15: stopped there
+    assert run.kept_steps([0, 10, 15, 20]) == (0, 10, 20)
+    few = dataclasses.replace(run, max_to_keep=2)
+    assert few.kept_steps([0, 10, 20]) == (10, 20)
+    assert few.kept_steps([10, 20, 25]) == (10, 20, 25)
+    assert few.kept_steps([10, 20, 25, 30]) == (20, 30)
+    assert few.kept_steps([]) == ()
 
 
 BAD_HYPERS = [
@@ -279,6 +318,17 @@ def replace_run(name, **fields):
     [
         (replace_run("grpo", parent="pretrian"), "runs.grpo.parent", "another run"),
         (replace_run("pretrain", parent="grpo"), "runs.pretrain.parent", "circle"),
+        (replace_run("grpo", parent_step=3), "runs.grpo.parent_step", "(0, 2, 4)"),
+        (
+            replace_run("grpo", axes=FrozenDict({"parent_step": (2, 3)})),
+            "runs.grpo.parent_step",
+            "(0, 2, 4)",
+        ),
+        (
+            replace_run("grpo", parent_member=FrozenDict({"seed": 2.0})),
+            "runs.grpo.seed",
+            "parent's (0, 1)",
+        ),
         (
             replace_run("pretrain", axes=FrozenDict({"p_leap": (0.1, 0.9)})),
             "runs.pretrain.hypers.p_leap",

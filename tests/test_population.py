@@ -7,7 +7,7 @@ import pytest
 from tiny import POLICY_GRADIENT, PRETRAIN, tiny_stage
 
 from parity_jax.checkpoint import to_arrays
-from parity_jax.config import ParityConfig, PopulationConfig
+from parity_jax.config import ConfigError, ParityConfig, PopulationConfig
 from parity_jax.population import (
     make_population,
     member_hypers,
@@ -218,20 +218,55 @@ def test_last_axis_is_the_fastest():
     np.testing.assert_array_equal(hypers.p_leap, np.float32([0.3] * 4))
 
 
-def test_parents_match_by_label_and_broadcast_over_new_axes():
-    parents = member_labels({"p_cot": (0.1, 0.2), "seed": (0, 1)})
-    assert parent_index(parents, parents).tolist() == [0, 1, 2, 3]
-    some = member_labels({"seed": (1, 0), "p_cot": (0.2,)})  # another order, a part
-    assert parent_index(some, parents).tolist() == [3, 2]
-    children = member_labels({"p_cot": (0.2,), "beta": (0.0, 1.0), "seed": (0, 1)})
-    assert parent_index(children, parents).tolist() == [2, 3, 2, 3]
+PARENT_AXES = {"p_cot": (0.1, 0.25), "seed": (0, 1)}
 
 
-@pytest.mark.parametrize("axes", [{"p_cot": (0.3,), "seed": (0,)}, {"seed": (0,)}])
-def test_a_member_without_parent_is_an_error(axes):
-    parents = member_labels({"p_cot": (0.1, 0.2), "seed": (0, 1)})
-    with pytest.raises(ValueError, match="no member of the parent run matches"):
-        parent_index(member_labels(axes), parents)
+def parents_of(axes, pinned=(), hypers=Hypers(), parent_axes=PARENT_AXES):  # noqa: B008
+    index_P = parent_index(member_labels(axes), hypers, parent_axes, dict(pinned))
+    return index_P.tolist()
+
+
+def test_parents_match_by_axis_and_broadcast_over_new_axes():
+    assert parents_of(PARENT_AXES) == [0, 1, 2, 3]
+    some = {"seed": (1, 0), "p_cot": (0.25,)}  # another order, a part
+    assert parents_of(some) == [3, 2]
+    more = {"p_cot": (0.25,), "beta": (0.0, 1.0), "seed": (0, 1)}
+    assert parents_of(more) == [2, 3, 2, 3]
+
+
+def test_without_an_axis_the_value_of_the_run_counts():
+    seeds = {"seed": (1, 0)}
+    assert parents_of(seeds, hypers=Hypers(p_cot=0.25)) == [3, 2]
+    assert parents_of(seeds, hypers=Hypers(p_cot=0.1)) == [1, 0]
+
+
+def test_a_pinned_axis_counts_for_all_members():
+    seeds = {"seed": (0, 1, 7)}
+    assert parents_of(seeds, {"seed": 1.0}) == [3, 3, 3]
+    assert parents_of(seeds, {"seed": 0.0, "p_cot": 0.1}) == [0, 0, 0]
+    assert parents_of(PARENT_AXES, {"p_cot": 0.1}) == [0, 1, 0, 1]
+
+
+def test_a_step_of_the_parent_is_no_step_of_its_parent():
+    parent_axes = {"parent_step": (0, 5), "seed": (0, 1)}
+    axes = {"parent_step": (0, 5), "seed": (1,)}
+    assert parents_of(axes, {"parent_step": 5.0}, parent_axes=parent_axes) == [3, 3]
+    with pytest.raises(ConfigError, match=r"parent_member\.parent_step=0"):
+        parents_of(axes, parent_axes=parent_axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "pinned", "message"),
+    [
+        ({"p_cot": (0.3,), "seed": (0,)}, {}, r"p_cot=0.3: must be one of .*\(0.1, "),
+        ({"seed": (2,)}, {}, r"seed=2: must be one of the parent's \(0, 1\)"),
+        ({"seed": (0,)}, {"seed": 3.0}, "seed=3.0: must be one of"),
+        ({"seed": (0,)}, {"sed": 1.0}, r"parent_member\.sed.* did you mean 'seed'"),
+    ],
+)
+def test_a_member_without_parent_is_an_error(axes, pinned, message):
+    with pytest.raises(ConfigError, match=message):
+        parents_of(axes, pinned)
 
 
 @pytest.mark.parametrize("cfg", [PRETRAIN, POLICY_GRADIENT], ids=lambda x: x.kind)
