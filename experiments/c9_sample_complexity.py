@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
+from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments.lab import choose
@@ -32,6 +33,7 @@ from parity_jax.config import (
     mistral,
     to_config_dict,
 )
+from parity_jax.overlays import overlay
 from parity_jax.plots import (
     ACCENT,
     BLUE,
@@ -39,7 +41,7 @@ from parity_jax.plots import (
     label_line,
     save_figure,
 )
-from parity_jax.results import Claim, load_metrics, read_json, write_claims
+from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
 from parity_jax.types import Hypers
 
 TARGET = 0.95  # greedy accuracy, in two evaluations in a row
@@ -63,7 +65,7 @@ SCALES = {
     "cpu": Scale(
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
-        {5: 600, 6: 800, 7: 2000, 8: 4000, 11: 600, 16: 600},
+        {5: 600, 6: 800, 7: 2000, 8: 4000, 11: 900, 16: 900},
         (300, 600),
         (0.1, 0.2),
         30,
@@ -160,6 +162,7 @@ def reached(scores: xr.Dataset) -> xr.DataArray:
 class Fit(NamedTuple):
     """Least squares of ln(sequences) over d or ln(d); intervals are 95%."""
 
+    intercept: float
     slope: float
     low: float
     high: float
@@ -183,7 +186,7 @@ def fit(
     slope, intercept = np.polyfit(x, y, 1)
     low, high = np.quantile(slopes, [0.025, 0.975])
     residual = float(np.std(y - slope * x - intercept, ddof=2))
-    return Fit(float(slope), float(low), float(high), residual)
+    return Fit(float(intercept), float(slope), float(low), float(high), residual)
 
 
 def described(exponential: Fit | None, power: Fit | None) -> dict[str, Any]:
@@ -202,7 +205,7 @@ def described(exponential: Fit | None, power: Fit | None) -> dict[str, Any]:
 def claims(used: xr.Dataset) -> list[Claim]:
     fits = {
         name: {
-            float(p): (fit(values, lambda d: d), fit(values, np.log))
+            float(p): (fit(values, np.asarray), fit(values, np.log))
             for p, values in used[name].groupby("p_cot")
         }
         for name in ("alone", "with_rl")
@@ -241,9 +244,7 @@ def claims(used: xr.Dataset) -> list[Claim]:
             "not reached; budget above what GRPO needs",
             {
                 "reached alone": int((~stuck).sum()),
-                "budget / needed with GRPO": [
-                    round(float(v), 3) for v in (ratio.min(), ratio.max())
-                ],
+                "budget / needed with GRPO": by_member(ratio),
             },
             "every member",
             bool(stuck.all() and (ratio > 1).all()),
@@ -251,8 +252,27 @@ def claims(used: xr.Dataset) -> list[Claim]:
     ]
 
 
+def draw_fitted(
+    ax: Axes,
+    used: xr.DataArray,
+    color: str,
+    label: str,
+    scale_of_d: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """A dot for every member, the fitted line dashed."""
+    ax.semilogy(used["bits"], used.transpose("bits", "seed"), "o", ms=4, color=color)
+    fitted, known = fit(used, scale_of_d), used.dropna("bits", how="all")
+    if fitted is not None:
+        d = np.linspace(float(known["bits"][0]), float(known["bits"][-1]), 50)
+        line = np.exp(fitted.intercept + fitted.slope * scale_of_d(d))
+        overlay(ax, d, line, "fit", color)
+    if known.size:
+        end, y = int(known["bits"][-1]), float(known.isel(bits=-1).max())
+        label_line(ax, end, y, label, color, xytext=(8, -4))
+
+
 def figure(used: xr.Dataset) -> plt.Figure:
-    """ln(sequences) over d for each p_cot; arrows: not reached with so many."""
+    """Sequences over d for each p_cot, fits dashed; triangles: a budget not enough."""
     shares = used["p_cot"].values
     figure, axes = plt.subplots(
         1, len(shares), figsize=(4.2 * len(shares), 3.6), sharey=True, squeeze=False
@@ -260,17 +280,8 @@ def figure(used: xr.Dataset) -> plt.Figure:
     d = used["bits"].values
     for ax, p_cot in zip(axes[0], shares, strict=True):
         at = used.sel(p_cot=p_cot)
-        for name, color, label in (
-            ("alone", BLUE, "next-token\nprediction alone"),
-            ("with_rl", ACCENT, "with GRPO"),
-        ):
-            ax.semilogy(d, at[name].transpose("bits", "seed"), "o", ms=4, color=color)
-            median = at[name].median("seed", skipna=False)
-            ax.semilogy(d, median, color=color, lw=2)
-            known = median.dropna("bits")
-            if known.size:
-                end, y = int(known["bits"][-1]), float(known[-1])
-                label_line(ax, end, y, label, color, xytext=(6, 6), va="bottom")
+        draw_fitted(ax, at["alone"], BLUE, "next-token\nprediction alone", np.asarray)
+        draw_fitted(ax, at["with_rl"], ACCENT, "with GRPO", np.log)
         missing = at["alone"].isnull().any("seed")
         budget = at["budget"].where(missing)
         ax.semilogy(d, budget, "^", color=GREY, ms=7)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from PIL import Image
 
-from parity_jax.results import METRICS, read_json, read_records, write_json
+from parity_jax.results import METRICS, RunError, read_json, read_records, write_json
 
 OUTPUT = flags.DEFINE_string("output", "results", "Directory of the report.")
 UNKNOWN = "not recorded"
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
 
 def gather(directory: Path, output: Path) -> Entry:
-    """The entry of a directory; FileNotFoundError without its claims.json."""
+    """The entry of a directory; RunError without its claims.json."""
     name = directory.name
     figure, notes = directory / "figure.png", output / name / "notes.md"
     recorded = directory / "provenance.json"
@@ -63,7 +63,8 @@ def gather(directory: Path, output: Path) -> Entry:
 
 def provenance(directory: Path) -> dict[str, Any]:
     """Commits and devices of all runs below, and the minutes they took together."""
-    lineages = [read_json(p) for p in sorted(directory.glob("*/lineage.json"))]
+    starts = [read_json(p) for p in sorted(directory.glob("*/lineage.json"))]
+    lineages = [x for start in starts for x in (start, *start["continued"])]
     seconds = [run_seconds(p) for p in sorted(directory.glob(f"*/{METRICS}"))]
     return {
         "commits": sorted({str(lineage["commit"]) for lineage in lineages}),
@@ -93,18 +94,27 @@ def shrunk(path: Path) -> bytes:
 def summary(value: Any, nested: bool = False) -> str:
     """What was measured in a few words: the numbers of members as their range."""
     if isinstance(value, dict):
-        if all("=" in k and _is_number(v) for k, v in value.items()):
-            low, high = min(value.values()), max(value.values())
-            return f"{low:.4g} to {high:.4g}" if low < high else f"{low:.4g}"
+        if all("=" in name and _is_number(v) for name, v in value.items()):
+            return _range([v for v in value.values() if v is not None], len(value))
         parts = [f"{name} {summary(v, nested=True)}" for name, v in value.items()]
         return f"({', '.join(parts)})" if nested else "; ".join(parts)
     if isinstance(value, list):
         return f"[{', '.join(summary(v) for v in value)}]"
-    return f"{value:.4g}" if _is_number(value) else str(value)
+    return str(value) if value is None or not _is_number(value) else f"{value:.4g}"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A number, or None for one that does not exist."""
+    return value is None or type(value) in (int, float)
+
+
+def _range(numbers: list[float], num_members: int) -> str:
+    if not numbers:
+        return "none"
+    low, high = min(numbers), max(numbers)
+    text = f"{low:.4g} to {high:.4g}" if low < high else f"{low:.4g}"
+    missing = num_members - len(numbers)
+    return text + f" (none for {missing} of {num_members})" * bool(missing)
 
 
 def order(claim: dict[str, Any]) -> list[tuple[str, int]]:
@@ -221,8 +231,8 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         entries = [gather(Path(name), output) for name in argv[1:]]
-    except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such file", file=sys.stderr)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     write(entries, output)
     held = sum(claim["holds"] for entry in entries for claim in entry.claims)

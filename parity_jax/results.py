@@ -169,14 +169,14 @@ def write_claims(directory: Path, claims: list[Claim]) -> None:
     write_json(directory / "claims.json", [asdict(claim) for claim in claims])
 
 
-def by_member(values: xr.DataArray) -> dict[str, float]:
-    """The values of all members under readable labels ("seed=0")."""
-    out: dict[str, float] = {}
+def by_member(values: xr.DataArray) -> dict[str, float | None]:
+    """The values of all members under readable labels ("seed=0"); None for NaN."""
+    out: dict[str, float | None] = {}
     stacked = (
         values.stack(member=values.dims) if values.dims else values.expand_dims("m")
     )
     for item in stacked.transpose(...):
         labels = {str(d): item.coords[d].item() for d in values.dims}
         name = ",".join(f"{k}={v:g}" for k, v in labels.items()) or "all"
-        out[name] = round(float(item), 6)
+        out[name] = round(float(item), 6) if np.isfinite(item) else None
     return out

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments.report import gather, markdown, order, page, provenance, summary, write
-from parity_jax.results import Claim, read_json, write_claims, write_json
+from parity_jax.results import Claim, RunError, read_json, write_claims, write_json
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def run_dir(tmp_path):
     directory = tmp_path / "runs" / "c9_x"
     for name, commit in (("a", "abc"), ("b", "abd+")):
         (directory / name).mkdir(parents=True)
-        lineage = {"commit": commit, "device": "cpu: cpu x 2"}
+        lineage = {"commit": commit, "device": "cpu: cpu x 2", "continued": []}
         write_json(directory / name / "lineage.json", lineage)
         records = [("train", 10, 50.0), ("eval", 10, 60.0), ("train", 20, 30.0)]
         lines = [
@@ -61,7 +61,7 @@ def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path):
 
 
 def test_a_directory_without_claims_is_named(tmp_path, run_dir):
-    with pytest.raises(FileNotFoundError, match=r"nothing.claims\.json"):
+    with pytest.raises(RunError, match=r"nothing.claims\.json"):
         gather(tmp_path / "nothing", tmp_path)
 
 
@@ -74,6 +74,8 @@ def test_a_directory_without_claims_is_named(tmp_path, run_dir):
             {"a": {"seed=0": 1, "seed=1": 2}, "b": {"x": [1, 2]}},
             "a 1 to 2; b (x [1, 2])",
         ),
+        ({"seed=0": None, "seed=1": 2.0}, "2 (none for 1 of 2)"),
+        ({"seed=0": None}, "none"),
     ],
 )
 def test_summary(value, said):

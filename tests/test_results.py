@@ -164,3 +164,4 @@ def test_values_by_member():
     }
     assert by_member(values.isel(p_cot=0)) == {"seed=0": 0.5, "seed=1": 0.25}
     assert by_member(values.isel(p_cot=0, seed=1)) == {"all": 0.25}
+    assert by_member(values.isel(p_cot=0, seed=1) * np.nan) == {"all": None}
