@@ -1,7 +1,8 @@
 """The headline: parity of 50 bits, next-token prediction, then GRPO (C1, C2, C4, C5).
 
 Command    make headline
-           (experiments.main with this file and --workdir=runs/headline)
+           (experiments.main with this file and --workdir=runs/headline; also takes
+           --config.scale=paper)
 Device     2 CPU cores: see README for the measured minutes; any GPU
 Expected   before RL: greedy answers are 1 token long and right half of the time,
            sampled ones are long with probability p_cot; after RL: greedy answers are
@@ -11,13 +12,14 @@ Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import xarray as xr
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from experiments.lab import choose
 from parity_jax.config import (
     EvaluateConfig,
     Experiment,
@@ -43,12 +45,25 @@ from parity_jax.theory import accuracy
 from parity_jax.types import Hypers
 
 
-def get_config() -> ConfigDict:
+class Scale(NamedTuple):
+    """What a scale sets; d, model and p_cot are the paper's in both."""
+
+    batch_size: int
+    switch: int  # steps of next-token prediction before GRPO
+    num_prompts: int  # of an update
+    seeds: tuple[int, ...]
+
+
+SCALES = {"cpu": Scale(64, 600, 32, (0, 1)), "paper": Scale(256, 2000, 64, (0, 1, 2))}
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    size = choose(SCALES, scale)
     p_cot = 0.25  # below 1/3: greedy decoding stays short
-    switch = 600  # steps of next-token prediction before GRPO
+    rollout = RolloutConfig(num_prompts=size.num_prompts, num_generations=8)
     grpo = RunConfig(
         stage=PolicyGradientConfig(
-            rollout=RolloutConfig(num_prompts=32, num_generations=8),
+            rollout=rollout,
             loss_type="dapo",  # per token: 1 / |y| leaves the long answers no weight
         ),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-4),
@@ -56,13 +71,14 @@ def get_config() -> ConfigDict:
         log_every=1,
         eval_every=5,
         parent="pretrain",
-        parent_step=switch,
+        parent_step=size.switch,
     )
-    num_sequences = grpo.num_steps * 32 * 8
+    num_sequences = grpo.num_steps * size.num_prompts * rollout.num_generations
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=64, decay_steps=switch),
+        stage=PretrainConfig(batch_size=size.batch_size, decay_steps=size.switch),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-3),
-        num_steps=switch + num_sequences // 64,  # the control goes on beside GRPO
+        # the control goes on beside GRPO
+        num_steps=size.switch + num_sequences // size.batch_size,
         log_every=10,
         eval_every=100,
         checkpoint_every=100,
@@ -71,7 +87,7 @@ def get_config() -> ConfigDict:
         Experiment(
             task=ParityConfig(num_bits=50),
             model=mistral(depth=2, width=128),
-            axes=FrozenDict({"seed": (0, 1)}),
+            axes=FrozenDict({"seed": size.seeds}),
             runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
             evaluate=EvaluateConfig(num_prompts=256),
         )
