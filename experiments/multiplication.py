@@ -245,6 +245,8 @@ def figure(results: Results) -> plt.Figure:
         rest = control[f"greedy/{score}"]
         draw_members(ax, control["sequences"], rest, GREY, ls=":")
         ax.set_ylabel(label)
+    for ax in (axes[0, 0], axes[1, 0], axes[1, 1]):
+        ax.set_ylim(-0.03, 1.05)
     draw_steps(axes[1, 1], [pretrain, grpo])
     end = float(grpo["sequences"][-1])
     last = [float(x["greedy/accuracy"][..., -1].median()) for x in (grpo, control)]
