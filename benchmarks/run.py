@@ -50,7 +50,7 @@ def population(cfg: PopulationConfig, stage: StageConfig, num: int) -> Populatio
     task = make_task(ParityConfig(num_bits=16))
     model = make_model(gpt2(depth=2, width=128), task)
     evaluate = make_evaluate(EvaluateConfig(), task, model)
-    functions = make_stage(stage, task, model, evaluate, p_long=0.25)
+    functions = make_stage(stage, task, model, evaluate)
     return make_population(cfg, functions, {"seed": tuple(range(num))}, Hypers())
 
 

@@ -4,13 +4,34 @@ Names and formulas follow TRL where it has them. Shapes: rewards and advantages 
 everything per token BxGxT.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import PolicyGradientConfig
-from parity_jax.masked import Mean, Metrics, masked_mean
+from parity_jax.masked import Mean, Metrics
 from parity_jax.types import Hypers
+
+
+class Target(NamedTuple):
+    """What the next-token loss reads beside the logits."""
+
+    token: Array  # BxGxT int
+    mask: Array  # BxGxT bool, tokens that carry loss
+
+
+class PolicyTarget(NamedTuple):
+    """What `policy_loss` reads beside the logits; made by `policy_target`."""
+
+    token: Array  # BxGxT int
+    mask: Array  # BxGxT bool, tokens that carry loss
+    weight: Array  # BxGxT, of a token's loss: one over what loss_type divides by
+    entropy_weight: Array  # BxGxT, one over the number of tokens
+    advantage: Array  # BxGxT
+    old_log_prob: Array  # BxGxT, when it was sampled
+    reference_log_prob: Array | None  # BxGxT
 
 
 def token_log_probs(logits: Array, token: Array) -> Array:
@@ -25,9 +46,13 @@ def token_entropy(logits: Array) -> Array:
     return -(jnp.exp(log_probs) * log_probs).sum(-1)
 
 
-def next_token_loss(log_prob: Array, mask: Array, num_sequences: Array | int) -> Array:
+def next_token_loss(
+    logits_BxGxTxV: Array, target: Target, num_sequences: Array | int
+) -> tuple[Array, Metrics]:
     """Mean over sequences of sum_j -log pi(y_j | x, y_<j) (paper section 3)."""
-    return -jnp.where(mask, log_prob, 0).sum() / num_sequences
+    loss_BxGxT = -token_log_probs(logits_BxGxTxV, target.token)
+    loss = jnp.where(target.mask, loss_BxGxT, 0).sum() / num_sequences
+    return loss, {"token_loss": Mean.over(loss_BxGxT, target.mask)}
 
 
 def priced_reward(
@@ -86,10 +111,10 @@ def kl_estimate(log_prob: Array, reference_log_prob: Array, estimator: str) -> A
     return x**2 / 2 if estimator == "k2" else jnp.exp(-x) + x - 1
 
 
-def aggregate(
-    loss_BxGxT: Array, mask_BxGxT: Array, loss_type: str, rollout_tokens: Array | float
+def token_weights(
+    mask_BxGxT: Array, loss_type: str, rollout_tokens: Array | float
 ) -> Array:
-    """One number from per-token losses; the denominator is what loss_type names.
+    """Weights of the tokens in a loss, BxGxT: one over what loss_type divides by.
 
     grpo       mean over responses of the mean over their tokens
     bnpo       sum / number of tokens of this minibatch
@@ -99,28 +124,41 @@ def aggregate(
     reinforce  sum / number of responses
     Responses whose mask is empty count in the denominators that count responses.
     """
-    loss_BxGxT = jnp.where(mask_BxGxT, loss_BxGxT, 0)
     num_responses = mask_BxGxT.shape[0] * mask_BxGxT.shape[1]
-    if loss_type == "grpo":
-        num_tokens_BxG = jnp.maximum(mask_BxGxT.sum(-1), 1)
-        return (loss_BxGxT.sum(-1) / num_tokens_BxG).sum() / num_responses
     denominator = {
+        "grpo": num_responses * jnp.maximum(mask_BxGxT.sum(-1, keepdims=True), 1),
         "bnpo": mask_BxGxT.sum(),
         "dapo": rollout_tokens,
         "dr_grpo": num_responses * mask_BxGxT.shape[-1],
         "reinforce": num_responses,
     }[loss_type]
-    return loss_BxGxT.sum() / jnp.maximum(denominator, 1)
+    return jnp.where(mask_BxGxT, 1 / jnp.maximum(denominator, 1), 0.0)
 
 
-def policy_loss(
-    logits_BxGxTxV: Array,
+def policy_target(
     token_BxGxT: Array,
     mask_BxGxT: Array,
     old_log_prob_BxGxT: Array,
     reference_log_prob_BxGxT: Array | None,
     advantage_BxG: Array,
     rollout_tokens: Array | float,
+    loss_type: str,
+) -> PolicyTarget:
+    """The target of one minibatch; every denominator is known before its loss is."""
+    return PolicyTarget(
+        token_BxGxT,
+        mask_BxGxT,
+        token_weights(mask_BxGxT, loss_type, rollout_tokens),
+        token_weights(mask_BxGxT, "bnpo", rollout_tokens),
+        jnp.broadcast_to(advantage_BxG[..., None], mask_BxGxT.shape),
+        old_log_prob_BxGxT,
+        reference_log_prob_BxGxT,
+    )
+
+
+def policy_loss(
+    logits_BxGxTxV: Array,
+    target: PolicyTarget,
     hypers: Hypers,
     cfg: PolicyGradientConfig,
 ) -> tuple[Array, Metrics]:
@@ -130,23 +168,24 @@ def policy_loss(
     is the probability ratio to the policy that sampled: exp(log_ratio) of the token, or
     of the mean over the response's tokens (importance_sampling_level="sequence"). The
     logits must be divided by the sampling temperature already: the policy that is
-    trained is the one that was sampled.
+    trained is the one that was sampled. A sum over responses: those of a minibatch may
+    come in parts.
     """
-    log_prob_BxGxT = token_log_probs(logits_BxGxTxV, token_BxGxT)
-    log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - old_log_prob_BxGxT, 0)
+    mask_BxGxT, advantage_BxGxT = target.mask, target.advantage
+    log_prob_BxGxT = token_log_probs(logits_BxGxTxV, target.token)
+    log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - target.old_log_prob, 0)
     if cfg.importance_sampling_level == "sequence":
         num_tokens_BxGx1 = jnp.maximum(mask_BxGxT.sum(-1, keepdims=True), 1)
         mean_BxGx1 = log_ratio_BxGxT.sum(-1, keepdims=True) / num_tokens_BxGx1
         log_ratio_BxGxT = jnp.broadcast_to(mean_BxGx1, log_ratio_BxGxT.shape)
     ratio_BxGxT = jnp.exp(log_ratio_BxGxT)
     low, high = 1 - hypers.epsilon, 1 + hypers.epsilon_high
-    advantage_BxGx1 = advantage_BxG[..., None]
-    free_BxGxT = jnp.minimum(ratio_BxGxT, hypers.delta) * advantage_BxGx1
-    clipped_BxGxT = jnp.clip(ratio_BxGxT, low, high) * advantage_BxGx1
+    free_BxGxT = jnp.minimum(ratio_BxGxT, hypers.delta) * advantage_BxGxT
+    clipped_BxGxT = jnp.clip(ratio_BxGxT, low, high) * advantage_BxGxT
     loss_BxGxT = -jnp.minimum(free_BxGxT, clipped_BxGxT)
 
-    is_low = (ratio_BxGxT < low) & (advantage_BxGx1 < 0)
-    is_high = (ratio_BxGxT > high) & (advantage_BxGx1 > 0)
+    is_low = (ratio_BxGxT < low) & (advantage_BxGxT < 0)
+    is_high = (ratio_BxGxT > high) & (advantage_BxGxT > 0)
     entropy_BxGxT = token_entropy(logits_BxGxTxV)
     metrics = {
         "entropy": Mean.over(entropy_BxGxT, mask_BxGxT),
@@ -154,13 +193,13 @@ def policy_loss(
         "clip_ratio/high_mean": Mean.over(is_high, mask_BxGxT),
         "clip_ratio/region_mean": Mean.over(is_low | is_high, mask_BxGxT),
     }
-    if reference_log_prob_BxGxT is not None:
+    if target.reference_log_prob is not None:
         kl_BxGxT = kl_estimate(
-            log_prob_BxGxT, reference_log_prob_BxGxT, cfg.kl_estimator
+            log_prob_BxGxT, target.reference_log_prob, cfg.kl_estimator
         )
         metrics["kl"] = Mean.over(kl_BxGxT, mask_BxGxT)
         if cfg.kl_in == "loss":
             loss_BxGxT += hypers.beta * kl_BxGxT
-    loss = aggregate(loss_BxGxT, mask_BxGxT, cfg.loss_type, rollout_tokens)
-    loss -= hypers.entropy_coef * masked_mean(entropy_BxGxT, mask_BxGxT)
-    return loss, metrics | {"loss": Mean.over(loss)}
+    bonus_BxGxT = hypers.entropy_coef * target.entropy_weight * entropy_BxGxT
+    loss_BxGxT = target.weight * loss_BxGxT - bonus_BxGxT
+    return jnp.where(mask_BxGxT, loss_BxGxT, 0).sum(), metrics

@@ -38,7 +38,6 @@ from parity_jax.lineage import differing_fields, normalised
 from parity_jax.loop import train
 from parity_jax.models import make_model
 from parity_jax.population import (
-    Axes,
     Population,
     make_population,
     member_labels,
@@ -48,7 +47,7 @@ from parity_jax.progress import Report
 from parity_jax.results import MetricsFile, RunError, lock, read_json, write_json
 from parity_jax.stages import make_stage
 from parity_jax.tasks import make_task
-from parity_jax.types import Hypers, StageState
+from parity_jax.types import StageState
 
 
 def run_experiment(
@@ -192,18 +191,11 @@ def build(experiment: Experiment, name: str) -> Population:
     file = experiment.eval_file
     prompts = read_prompts(file, task) if file else None
     evaluate = make_evaluate(experiment.evaluate, task, model, prompts)
-    p_long = max_p_long(run.hypers, axes)
     try:
-        stage = make_stage(run.stage, task, model, evaluate, p_long)
+        stage = make_stage(run.stage, task, model, evaluate)
     except ConfigError as error:
         raise error.under(f"runs.{name}.stage") from None
     return make_population(experiment.population, stage, axes, run.hypers)
-
-
-def max_p_long(hypers: Hypers, axes: Axes) -> float:
-    """The largest share of long demonstrations that any member can have."""
-    shares = [max(axes.get(n, (getattr(hypers, n),))) for n in ("p_cot", "p_leap")]
-    return min(sum(shares), 1.0)
 
 
 def execute(

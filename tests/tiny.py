@@ -51,7 +51,7 @@ def tiny_stage(cfg: StageConfig, num_bits: int = 4, **model_overrides: Any) -> S
     task = make_task(ParityConfig(num_bits))
     model = make_model(tiny_gpt2(**model_overrides), task)
     evaluate = make_evaluate(EvaluateConfig(8, (1.0,)), task, model)
-    return make_stage(cfg, task, model, evaluate, p_long=1.0)
+    return make_stage(cfg, task, model, evaluate)
 
 
 def tiny_experiment(**overrides: Any) -> Experiment:

@@ -2,11 +2,11 @@
 
 from parity_jax.config import LinearConfig, TransformerConfig
 from parity_jax.models.linear import make_linear
-from parity_jax.models.model import Model, response_logits
+from parity_jax.models.model import Model, forced_logits, response_logits
 from parity_jax.models.transformer import make_transformer
 from parity_jax.types import Task
 
-__all__ = ["Model", "make_model", "response_logits"]
+__all__ = ["Model", "forced_logits", "make_model", "response_logits"]
 
 
 def make_model(cfg: TransformerConfig | LinearConfig, task: Task) -> Model:

@@ -8,7 +8,7 @@ from jax import Array
 
 from parity_jax.types import Key, Params
 
-Context = Any  # what the responses need of their prompts; leaves have B in front
+Context = Any  # what the responses need of their prompts; floats, B in front
 Cache = Any  # what a response needs of its earlier tokens while decoding
 
 
@@ -26,13 +26,21 @@ class Model(NamedTuple):
     decode_step: Callable[..., tuple[Array, Cache]]
 
 
+def forced_logits(
+    model: Model, params: Params, context: tuple[Array, Context], token_BxGxT: Array
+) -> Array:
+    """Teacher-forced logits of every response token, BxGxTxV, after a prompt pass."""
+    first_BxV, prompt = context
+    batch_size, num_generations, _ = token_BxGxT.shape
+    shape = (batch_size, num_generations, 1, first_BxV.shape[-1])
+    first_BxGx1xV = jnp.broadcast_to(first_BxV[:, None, None], shape)
+    rest = model.response_pass(params, token_BxGxT[..., :-1], prompt)
+    return jnp.concatenate([first_BxGx1xV, rest], 2)
+
+
 def response_logits(
     model: Model, params: Params, prompt_BxL: Array, token_BxGxT: Array
 ) -> Array:
     """Teacher-forced logits of every response token, BxGxTxV."""
-    first_BxV, context = model.prompt_pass(params, prompt_BxL)
-    batch_size, num_generations, _ = token_BxGxT.shape
-    shape = (batch_size, num_generations, 1, first_BxV.shape[-1])
-    first_BxGx1xV = jnp.broadcast_to(first_BxV[:, None, None], shape)
-    rest = model.response_pass(params, token_BxGxT[..., :-1], context)
-    return jnp.concatenate([first_BxGx1xV, rest], 2)
+    context = model.prompt_pass(params, prompt_BxL)
+    return forced_logits(model, params, context, token_BxGxT)

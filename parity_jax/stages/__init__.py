@@ -20,13 +20,11 @@ from parity_jax.types import Task
 __all__ = ["Stage", "make_stage"]
 
 
-def make_stage(
-    cfg: StageConfig, task: Task, model: Model, evaluate: Evaluate, p_long: float
-) -> Stage:
-    """The stage of a config; p_long bounds the share of long demonstrations."""
+def make_stage(cfg: StageConfig, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+    """The stage of a config."""
     match cfg:
         case PretrainConfig():
-            return make_pretrain(cfg, task, model, evaluate, p_long)
+            return make_pretrain(cfg, task, model, evaluate)
         case PolicyGradientConfig():
             return make_policy_gradient(cfg, task, model, evaluate)
         case StarConfig():

@@ -17,13 +17,16 @@ from parity_jax import optim
 from parity_jax.config import PolicyGradientConfig
 from parity_jax.decode import tempered
 from parity_jax.evaluate import Evaluate
+from parity_jax.gradient import response_gradient
 from parity_jax.masked import Mean, Metrics, has_ended
 from parity_jax.models import Model, response_logits
 from parity_jax.objectives import (
+    PolicyTarget,
     advantages,
     is_zero_std,
     kl_estimate,
     policy_loss,
+    policy_target,
     token_log_probs,
 )
 from parity_jax.stages.rollout import (
@@ -72,30 +75,30 @@ def make_policy_gradient(
             mask &= ~is_zero_std(rollout.reward)[:, None, None]
         return Minibatch(rollout, mask, advantages(reward_BxG, cfg), reference)
 
-    def loss_fn(
-        params: Params, state: StageState, part: Minibatch, rollout_tokens: Array
-    ) -> tuple[Array, Metrics]:
+    def update(
+        state: StageState, part: Minibatch, rollout_tokens: Array
+    ) -> tuple[StageState, Metrics]:
         response = part.rollout.response
-        logits = response_logits(model, params, part.rollout.prompt, response.token)
-        return policy_loss(
-            tempered(logits, state.hypers.temperature),
+        target = policy_target(
             response.token,
             part.mask,
             response.log_prob,
             part.reference_log_prob,
             part.advantage,
             rollout_tokens,
-            state.hypers,
-            cfg,
+            cfg.loss_type,
         )
 
-    def update(
-        state: StageState, part: Minibatch, rollout_tokens: Array
-    ) -> tuple[StageState, Metrics]:
-        grad = jax.grad(loss_fn, has_aux=True)
-        grads, metrics = grad(state.params, state, part, rollout_tokens)
+        def loss_fn(logits: Array, target: PolicyTarget) -> tuple[Array, Metrics]:
+            logits = tempered(logits, state.hypers.temperature)
+            return policy_loss(logits, target, state.hypers, cfg)
+
+        grads, loss, metrics = response_gradient(
+            loss_fn, model, state.params, part.rollout.prompt, target, task.short_len
+        )
         state, grad_norm = optim.apply(optimizer, state, grads)
-        return state, metrics | {"grad_norm": Mean.over(grad_norm)}
+        means = {"loss": Mean.over(loss), "grad_norm": Mean.over(grad_norm)}
+        return state, metrics | means
 
     def step(state: StageState) -> tuple[StageState, Metrics]:
         rollout, effective_ratio = draw_rollout(cfg, sampler, state)

@@ -18,9 +18,10 @@ from jax import Array
 from parity_jax import optim
 from parity_jax.config import StarConfig
 from parity_jax.evaluate import Evaluate
+from parity_jax.gradient import response_gradient
 from parity_jax.masked import Mean, Metrics
-from parity_jax.models import Model, response_logits
-from parity_jax.objectives import next_token_loss, token_log_probs
+from parity_jax.models import Model
+from parity_jax.objectives import Target, next_token_loss
 from parity_jax.stages.rollout import (
     Rollout,
     Sampler,
@@ -37,15 +38,23 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
     num_samples = cfg.rollout.num_prompts * cfg.rollout.num_generations
 
-    def loss_fn(
+    def gradient(
         params: Params, kept: Rollout, weight_B: Array
-    ) -> tuple[Array, Metrics]:
-        token_BxGxT = kept.response.token
-        logits = response_logits(model, params, kept.prompt, token_BxGxT)
-        log_prob = token_log_probs(logits, token_BxGxT)
-        mask = kept.response.mask & weight_B[:, None, None]
-        loss = next_token_loss(log_prob, mask, weight_B.sum())
-        return loss, {"loss": Mean.over(loss), "token_loss": Mean.over(-log_prob, mask)}
+    ) -> tuple[Params, Metrics]:
+        """Of the next-token loss of the rows with weight."""
+        num_sequences = weight_B.sum()
+        target = Target(
+            kept.response.token, kept.response.mask & weight_B[:, None, None]
+        )
+        grads, loss, metrics = response_gradient(
+            lambda logits, target: next_token_loss(logits, target, num_sequences),
+            model,
+            params,
+            kept.prompt,
+            target,
+            task.short_len,
+        )
+        return grads, metrics | {"loss": Mean.over(loss)}
 
     def epoch(
         key: Key, index: Array, state: StageState, metrics: Metrics, samples: Rollout
@@ -63,8 +72,7 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             rows_B = jax.lax.dynamic_slice_in_dim(order_N, start, cfg.batch_size)
             weight_B = start + jnp.arange(cfg.batch_size) < num_kept
             part = jax.tree.map(lambda x: x[rows_B], samples)
-            grad = jax.grad(loss_fn, has_aux=True)
-            grads, new = grad(state.params, part, weight_B)
+            grads, new = gradient(state.params, part, weight_B)
             done = (index + i / num_minibatches) / cfg.num_epochs
             factor = 1.0 - done if cfg.decay else 1.0
             state, grad_norm = optim.apply(optimizer, state, grads, factor)

@@ -1,0 +1,82 @@
+"""Gradients of sums over responses, each of which is run only as far as it reaches.
+
+A batch has B prompts with G responses each, most of them short. The prompts are run
+once. All responses are run to the short length in one pass that shares their prompts;
+the longer ones again, to the end, in blocks of rows, as many as there are. A loss that
+is a sum over tokens is the sum over these passes, and so is its gradient, which flows
+through the keys and values (the context) into the prompt pass:
+
+    context, pull = vjp(prompt_pass);  g, c = grad(loss of the short responses)
+    for every block of long ones:      g, c += grad(loss of the block)
+    return g + pull(c)
+
+About (1 + p_long G) L positions are run for every prompt instead of (1 + G) L.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from parity_jax.masked import Metrics
+from parity_jax.models import Model, forced_logits
+from parity_jax.rows import add_rows, blocks_of, take_rows
+from parity_jax.types import Params
+
+# (logits_BxGxTxV, target) -> loss and metrics, sums over the tokens of target.mask
+TokenLoss = Callable[[Array, Any], tuple[Array, Metrics]]
+
+
+def block_rows(num_rows: int, num_tokens: int) -> int:
+    """Rows of a block: few waste least, but each block must fill the machine."""
+    if jax.default_backend() == "cpu":
+        return min(num_rows, -(-512 // num_tokens))
+    return -(-num_rows // 8)
+
+
+def response_gradient(
+    loss: TokenLoss,
+    model: Model,
+    params: Params,
+    prompt_BxL: Array,
+    target: Any,
+    short_len: int,
+) -> tuple[Params, Array, Metrics]:
+    """Gradient, loss and metrics of all responses; target is a `Target`."""
+    context, pull = jax.vjp(lambda p: model.prompt_pass(p, prompt_BxL), params)
+    mask_BxGxT = target.mask
+    batch_size, num_generations, response_len = mask_BxGxT.shape
+    is_long_BxG = mask_BxGxT[..., short_len:].any(-1)
+
+    def of_part(params: Params, context: Any, target: Any) -> tuple[Array, Metrics]:
+        return loss(forced_logits(model, params, context, target.token), target)
+
+    gradient = jax.value_and_grad(of_part, argnums=(0, 1), has_aux=True)
+    short = target._replace(mask=mask_BxGxT & ~is_long_BxG[..., None])
+    short = jax.tree.map(lambda x: x[..., :short_len], short)
+    total = gradient(params, context, short)
+
+    num_rows = batch_size * num_generations
+    rows = jax.tree.map(lambda x: x.reshape(num_rows, 1, response_len), target)
+    blocks = blocks_of(is_long_BxG.ravel(), block_rows(num_rows, response_len))
+
+    def add_block(i: Array, total: tuple) -> tuple:
+        value, (grads, context_grads) = total
+        row_R = blocks.row[i]
+        is_row_Rx1x1 = (row_R < num_rows)[:, None, None]
+        prompt_R = row_R // num_generations
+        part = take_rows(rows, row_R)
+        part = part._replace(mask=part.mask & is_row_Rx1x1)
+        new, (new_grads, new_context_grads) = gradient(
+            params, take_rows(context, prompt_R), part
+        )
+        value, grads = jax.tree.map(jnp.add, (value, grads), (new, new_grads))
+        return value, (grads, add_rows(context_grads, prompt_R, new_context_grads))
+
+    if response_len > short_len:
+        total = jax.lax.fori_loop(0, blocks.num, add_block, total)
+    (value, metrics), (grads, context_grads) = total
+    (prompt_grads,) = pull(context_grads)
+    return jax.tree.map(jnp.add, grads, prompt_grads), value, metrics

@@ -1,0 +1,44 @@
+"""Some rows of many: those that go on are put in front and run block by block.
+
+Most responses of a batch are short. Whatever their number, the longer ones fill a
+number of equal blocks that is known only when the program runs; only those are run.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Blocks(NamedTuple):
+    """Indices of the chosen rows; places without a row hold N, out of bounds."""
+
+    row: Array  # num x R int
+    num: Array  # int32 scalar, blocks that hold a row
+
+
+def blocks_of(is_chosen_N: Array, size: int) -> Blocks:
+    """The chosen rows in their order, `size` to a block."""
+    num_rows = is_chosen_N.shape[0]
+    order_N = jnp.argsort(~is_chosen_N, stable=True)
+    is_filled_N = jnp.arange(num_rows) < is_chosen_N.sum()
+    row_N = jnp.where(is_filled_N, order_N, num_rows)
+    row_N = jnp.pad(row_N, (0, -num_rows % size), constant_values=num_rows)
+    num_blocks = -(-is_chosen_N.sum(dtype=jnp.int32) // size)
+    return Blocks(row_N.reshape(-1, size), num_blocks)
+
+
+def take_rows(tree: Any, row_R: Array) -> Any:
+    """These rows of every leaf; places without a row repeat the last one."""
+    return jax.tree.map(lambda x: jnp.take(x, row_R, 0, mode="clip"), tree)
+
+
+def add_rows(tree: Any, row_R: Array, addend: Any) -> Any:
+    """Leaves with `addend` added at these rows; places without a row add nothing."""
+    return jax.tree.map(lambda x, y: x.at[row_R].add(y, mode="drop"), tree, addend)
+
+
+def set_rows(tree: Any, row_R: Array, new: Any) -> Any:
+    """Leaves with `new` at these rows; places without a row change nothing."""
+    return jax.tree.map(lambda x, y: x.at[row_R].set(y, mode="drop"), tree, new)
