@@ -91,6 +91,7 @@ def make_evaluate(
             worked.prompt,
             jnp.array(temperature_G),
             task.response_len,
+            task.short_len,
         )
         begin_BxGxT = response.token[..., : task.short_len]
         logits = response_logits(model, params, worked.prompt, begin_BxGxT)[:, :, -1]

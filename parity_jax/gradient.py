@@ -22,18 +22,11 @@ from jax import Array
 
 from parity_jax.masked import Metrics
 from parity_jax.models import Model, forced_logits
-from parity_jax.rows import add_rows, blocks_of, take_rows
+from parity_jax.rows import add_rows, blocks_of, gradient_rows, take_rows
 from parity_jax.types import Params
 
 # (logits_BxGxTxV, target) -> loss and metrics, sums over the tokens of target.mask
 TokenLoss = Callable[[Array, Any], tuple[Array, Metrics]]
-
-
-def block_rows(num_rows: int, num_tokens: int) -> int:
-    """Rows of a block: few waste least, but each block must fill the machine."""
-    if jax.default_backend() == "cpu":
-        return min(num_rows, -(-512 // num_tokens))
-    return -(-num_rows // 8)
 
 
 def response_gradient(
@@ -60,7 +53,7 @@ def response_gradient(
 
     num_rows = batch_size * num_generations
     rows = jax.tree.map(lambda x: x.reshape(num_rows, 1, response_len), target)
-    blocks = blocks_of(is_long_BxG.ravel(), block_rows(num_rows, response_len))
+    blocks = blocks_of(is_long_BxG.ravel(), gradient_rows(num_rows, response_len))
 
     def add_block(i: Array, total: tuple) -> tuple:
         value, (grads, context_grads) = total

@@ -11,6 +11,22 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def gradient_rows(num_rows: int, num_tokens: int) -> int:
+    """Rows of a block that is trained on, num_tokens each.
+
+    Small blocks waste few places; the least that fills a CPU core is some 512 tokens.
+    An accelerator runs blocks one after the other: few, large ones.
+    """
+    if jax.default_backend() == "cpu":
+        return min(num_rows, -(-512 // num_tokens))
+    return -(-num_rows // 8)
+
+
+def decode_rows(num_rows: int) -> int:
+    """Rows of a block that is decoded, token by token; an accelerator takes all."""
+    return min(num_rows, 64) if jax.default_backend() == "cpu" else num_rows
+
+
 class Blocks(NamedTuple):
     """Indices of the chosen rows; places without a row hold N, out of bounds."""
 

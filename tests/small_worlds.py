@@ -43,7 +43,7 @@ def make_heads(task: Parity) -> Model:
         return Heads(*(jnp.float32(x) for x in Heads(0.0)))
 
     def prompt_pass(params: Heads, prompt_BxL: Array) -> tuple[Array, Array]:
-        x_BxL = token_signs(prompt_BxL[:, :-1])
+        x_BxL = token_signs(prompt_BxL[:, :-1]).astype(jnp.float32)
         bit_B = params.first * x_BxL[:, 0]
         return vocabulary(jnp.full_like(bit_B, -SURE), bit_B), x_BxL
 
@@ -79,13 +79,13 @@ def make_table(task: Parity) -> Model:
 
     def prompt_pass(params: Array, prompt_BxL: Array) -> tuple[Array, Array]:
         batch_size = prompt_BxL.shape[0]
-        return jnp.broadcast_to(params[last], (batch_size, 5)), prompt_BxL
+        return jnp.broadcast_to(params[last], (batch_size, 5)), ()
 
-    def response_pass(params: Array, token: Array, prompt_BxL: Array) -> Array:
+    def response_pass(params: Array, token: Array, context: tuple) -> Array:
         rows_TxV = params[last + 1 : last + 1 + token.shape[-1]]
         return jnp.broadcast_to(rows_TxV, (*token.shape, 5))
 
-    def decode_step(params, token_BxG, index, prompt_BxL, cache):
+    def decode_step(params, token_BxG, index, context, cache):
         return jnp.broadcast_to(params[last + 1 + index], (*token_BxG.shape, 5)), cache
 
     def init(key: Array) -> Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_gpt2
 
+from parity_jax import decode
 from parity_jax.config import ParityConfig
 from parity_jax.decode import sample, tempered
 from parity_jax.models import Model, make_model, response_logits
@@ -16,7 +17,7 @@ from parity_jax.types import EOS, PAD
 
 TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
 
-draw_samples = jax.jit(sample, static_argnames=("model", "response_len"))
+draw_samples = jax.jit(sample, static_argnames=("model", "response_len", "short_len"))
 
 
 def table_model(logits_by_position, count=lambda: None):
@@ -48,17 +49,15 @@ class Sampled:
         self.model = make_model(tiny_gpt2(), self.task)
         self.params = jax.jit(self.model.init)(jax.random.key(0))
         self.prompt_BxL = self.task.sample_prompts(jax.random.key(1), 16)
-        self.draw = jax.jit(
-            lambda key: sample(
-                key,
-                self.model,
-                self.params,
-                self.prompt_BxL,
-                jnp.array(TEMPERATURES),
-                self.task.response_len,
-            )
-        )
+        self.draw = jax.jit(self.sample)
         self.response = self.draw(jax.random.key(2))
+
+    def sample(self, key):
+        task, temperature_G = self.task, jnp.array(TEMPERATURES)
+        lengths = (task.response_len, task.short_len)
+        return sample(
+            key, self.model, self.params, self.prompt_BxL, temperature_G, *lengths
+        )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_eos_first():
     model, table = table_model([[0, 50, 0, 0, 0]] * 3)
     prompt = jnp.zeros((2, 3), jnp.int32)
     response = draw_samples(
-        jax.random.key(0), model, table, prompt, jnp.array([0.0, 1.0]), 3
+        jax.random.key(0), model, table, prompt, jnp.array([0.0, 1.0]), 3, 2
     )
     assert response.token.tolist() == [[[EOS, PAD, PAD]] * 2] * 2
     assert response.mask.tolist() == [[[True, False, False]] * 2] * 2
@@ -136,7 +135,7 @@ def test_a_response_that_never_ends_fills_its_length():
     model, table = table_model([[0, -50, 0, 0, 0]] * 4)
     prompt = jnp.zeros((2, 3), jnp.int32)
     response = draw_samples(
-        jax.random.key(0), model, table, prompt, jnp.array([1.0]), 4
+        jax.random.key(0), model, table, prompt, jnp.array([1.0]), 4, 2
     )
     assert bool(response.mask.all()) and not bool((response.token == EOS).any())
 
@@ -144,7 +143,7 @@ def test_a_response_that_never_ends_fills_its_length():
 def test_samples_of_a_prompt_differ(sampled):
     prompt = jnp.repeat(sampled.prompt_BxL[:1], 2, 0)
     response = draw_samples(
-        jax.random.key(5), sampled.model, sampled.params, prompt, jnp.ones(6), 5
+        jax.random.key(5), sampled.model, sampled.params, prompt, jnp.ones(6), 5, 2
     )
     rows = {tuple(row) for row in response.token.reshape(-1, 5).tolist()}
     assert len(rows) >= 6  # 12 responses to one and the same prompt
@@ -158,7 +157,7 @@ def test_frequencies_of_the_first_token(sampled, temperature):
     expected_V = np.asarray(jax.nn.softmax(logits_1xV[0] / temperature))
     temperature_G = jnp.full(num_samples, temperature)
     response = draw_samples(
-        jax.random.key(6), sampled.model, sampled.params, prompt, temperature_G, 1
+        jax.random.key(6), sampled.model, sampled.params, prompt, temperature_G, 1, 2
     )
     count_V = np.bincount(np.asarray(response.token).ravel(), minlength=len(expected_V))
     sigma_V = np.sqrt(expected_V * (1 - expected_V) / num_samples)
@@ -171,7 +170,7 @@ def test_positions_are_drawn_independently():
     prompt = jnp.zeros((1, 3), jnp.int32)
     temperature_G = jnp.ones(num_samples)
     response = draw_samples(
-        jax.random.key(7), *model_and_table, prompt, temperature_G, 3
+        jax.random.key(7), *model_and_table, prompt, temperature_G, 3, 2
     )
     token = np.asarray(response.token[0])
     sigma = np.sqrt(1 / 3 * 2 / 3 / num_samples)
@@ -179,27 +178,33 @@ def test_positions_are_drawn_independently():
         assert abs((token[:, i] == token[:, j]).mean() - 1 / 3) <= 4 * sigma
 
 
-def test_early_stop_changes_nothing(monkeypatch):
-    steps = []
-    model, table = table_model([[0, 3, 0, 0, 0]] * 20, lambda: steps.append(1))
-    prompt = jnp.zeros((2, 3), jnp.int32)
-    temperature_G = jnp.array([0.0, 1.0, 1.0])
-
-    def draw():
-        steps.clear()
-        response = sample(jax.random.key(8), model, table, prompt, temperature_G, 20)
-        jax.effects_barrier()
-        return response, len(steps)
-
-    stopped, num_steps = draw()
-    longest = int(stopped.mask.sum(-1).max())
-    assert num_steps == longest < 20
-    monkeypatch.setattr(  # every step, whatever the condition says
-        jax.lax,
-        "while_loop",
-        lambda cond, body, init: jax.lax.fori_loop(0, 20, lambda _, c: body(c), init),
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+def test_blocks_of_rows_change_nothing(sampled, monkeypatch, block_size):
+    """However the longer responses are grouped, they are those of all rows at once."""
+    monkeypatch.setattr(decode, "decode_rows", lambda num_rows: block_size)
+    response = jax.jit(sampled.sample)(jax.random.key(2))
+    is_long = np.asarray(sampled.response.mask[..., sampled.task.short_len])
+    assert 0 < is_long.sum() < is_long.size
+    np.testing.assert_array_equal(response.token, sampled.response.token)
+    np.testing.assert_array_equal(response.mask, sampled.response.mask)
+    np.testing.assert_allclose(
+        response.log_prob, sampled.response.log_prob, rtol=1e-5, atol=1e-5
     )
-    whole, num_steps = draw()
-    assert num_steps == 20
-    for a, b in zip(stopped, whole, strict=True):
-        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("block_size", [2, 6])
+def test_stops_with_the_last_response(monkeypatch, block_size):
+    """Each block runs until its longest response has ended, and no step further."""
+    steps = []
+    model, table = table_model([[0, 1, 0, 0, 0]] * 20, lambda: steps.append(1))
+    prompt = jnp.zeros((2, 3), jnp.int32)
+    monkeypatch.setattr(decode, "decode_rows", lambda num_rows: block_size)
+    response = sample(jax.random.key(8), model, table, prompt, jnp.ones(3), 20, 2)
+    jax.effects_barrier()
+    length_N = np.asarray(response.mask.sum(-1)).ravel()
+    assert len(set(length_N)) > 2 and length_N.max() < 20
+    long_N = length_N[(length_N > 2) | (block_size == 6)]
+    blocks = np.array_split(long_N, np.arange(block_size, len(long_N), block_size))
+    start = 1 if block_size == 6 else 2  # the first token needs no step of the model
+    expected = sum(max(block) - start for block in blocks) + (start - 1)
+    assert len(steps) == expected

@@ -34,6 +34,7 @@ from parity_jax.models import make_model, response_logits
 from parity_jax.objectives import (
     advantages,
     policy_loss,
+    policy_target,
     priced_reward,
     token_log_probs,
 )
@@ -86,7 +87,8 @@ def expected_ascent(u, v, d, cfg, num_generations, alpha=0.0, mode="additive", t
 
     def group_loss(logits, token, mask, log_prob, advantage):
         constants = (token[None], mask[None], log_prob[None], None, advantage[None])
-        return policy_loss(logits[None], *constants, rollout_tokens, Hypers(), cfg)[0]
+        target = policy_target(*constants, rollout_tokens, cfg.loss_type)
+        return policy_loss(logits[None], target, Hypers(), cfg)[0]
 
     def loss(params):
         logits = tempered(response_logits(model, params, prompt, token), tau)
@@ -271,7 +273,8 @@ def reinforce_gradient(params, advantage_BxN, temperature):
     logits = tempered(logits, temperature)
     old = jax.lax.stop_gradient(token_log_probs(logits, TOKEN_BxNxT))
     constants = (TOKEN_BxNxT, MASK_BxNxT, old, None, advantage_BxN)
-    return policy_loss(logits, *constants, MASK.sum(), Hypers(), cfg)[0]
+    target = policy_target(*constants, MASK.sum(), cfg.loss_type)
+    return policy_loss(logits, target, Hypers(), cfg)[0]
 
 
 @lru_cache

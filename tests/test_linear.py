@@ -121,7 +121,7 @@ def test_teacher_forced_log_probs_equal_the_papers_features(params) -> None:
 def test_decoding_samples_the_teacher_forced_policy(params, tau) -> None:
     prompt = as_prompt(all_inputs())
     response = sample(
-        jax.random.key(1), MODEL, params, prompt, jnp.full(300, tau), D + 1
+        jax.random.key(1), MODEL, params, prompt, jnp.full(300, tau), D + 1, 2
     )
     logits = response_logits(MODEL, params, prompt, response.token)
     log_prob = token_log_probs(tempered(logits, tau), response.token)

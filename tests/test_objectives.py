@@ -10,15 +10,17 @@ import pytest
 
 from parity_jax.config import PolicyGradientConfig, RolloutConfig, dr_grpo, reinforce
 from parity_jax.objectives import (
+    Target,
     advantages,
-    aggregate,
     is_zero_std,
     kl_estimate,
     next_token_loss,
     policy_loss,
+    policy_target,
     priced_reward,
     token_entropy,
     token_log_probs,
+    token_weights,
 )
 from parity_jax.types import Hypers
 
@@ -123,6 +125,10 @@ MASK = np.array(
 )
 
 
+def aggregate(loss, mask, loss_type, rollout_tokens):
+    return (token_weights(mask, loss_type, rollout_tokens) * loss).sum()
+
+
 @pytest.mark.parametrize(
     ("loss_type", "expected"),
     [
@@ -183,7 +189,8 @@ def surrogate(
 
     def loss(log_prob):
         logits = logits_of(log_prob)
-        return policy_loss(logits, *constants, mask_BxGxT.sum(), hypers, cfg)
+        target = policy_target(*constants, mask_BxGxT.sum(), cfg.loss_type)
+        return policy_loss(logits, target, hypers, cfg)
 
     log_prob = jnp.full((1, 2, 3), at)
     (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(log_prob)
@@ -344,8 +351,8 @@ def test_masked_tokens_have_no_influence(loss_type, level):
     hypers = Hypers(beta=0.5, entropy_coef=0.1, epsilon=0.99, epsilon_high=99.0)
 
     def loss(logits, token, old, reference):
-        arguments = (logits, token, mask, old, reference, advantage, 5.0)
-        return policy_loss(*arguments, hypers, cfg=cfg)
+        arguments = (token, mask, old, reference, advantage, 5.0, loss_type)
+        return policy_loss(logits, policy_target(*arguments), hypers, cfg)
 
     grad_of = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grad = grad_of(logits, token, old, reference)
@@ -388,8 +395,9 @@ def test_the_order_within_a_group_means_nothing(loss_type, level, baseline, scal
             for x in (features, token, mask, old, reward)
         )
         advantage = advantages(rewards, cfg)
-        arguments = (feature @ params, tokens, masks, olds, None, advantage, 9.0)
-        return policy_loss(*arguments, DEFAULT, cfg=loss_cfg)[0]
+        arguments = (tokens, masks, olds, None, advantage, 9.0, loss_type)
+        target = policy_target(*arguments)
+        return policy_loss(feature @ params, target, DEFAULT, loss_cfg)[0]
 
     params = rng.normal(size=(4, 6)).astype(np.float32)
     value, grad = jax.value_and_grad(loss)(params, [0, 1, 2, 3, 4])
@@ -411,10 +419,12 @@ def test_prices_of_length_by_hand():
 
 
 def test_next_token_loss_sums_tokens_and_averages_sequences():
-    log_prob = jnp.log(jnp.array([[0.5, 0.25, 0.1], [0.5, 0.1, 0.1]]))
-    mask = jnp.array([[True, True, False], [True, False, False]])
-    loss = next_token_loss(log_prob, mask, 2)
+    log_prob = jnp.log(jnp.array([[[0.5, 0.25, 0.1]], [[0.5, 0.1, 0.1]]]))
+    mask = jnp.array([[[True, True, False]], [[True, False, False]]])
+    target = Target(jnp.zeros(mask.shape, int), mask)
+    loss, metrics = next_token_loss(logits_of(log_prob), target, 2)
     np.testing.assert_allclose(loss, (log(8) + log(2)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["token_loss"].value(), log(16) / 3, rtol=1e-6)
 
 
 def test_token_log_probs_normalise():

@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import binom
 from tiny import tiny_gpt2, tiny_stage
 
 from parity_jax.config import ParityConfig, PopulationConfig, PretrainConfig
-from parity_jax.models import make_model, response_logits
+from parity_jax.gradient import response_gradient
+from parity_jax.models import make_model
 from parity_jax.models.transformer import Transformer
-from parity_jax.objectives import next_token_loss, token_log_probs
+from parity_jax.objectives import Target, next_token_loss, token_log_probs
 from parity_jax.population import make_population
-from parity_jax.stages.pretrain import demonstration_log_probs, max_long_rows
 from parity_jax.tasks import make_task
 from parity_jax.types import Hypers
 
@@ -36,17 +35,18 @@ def demonstrations(num_long):
     return jax.tree.map(lambda a, b: jnp.where(is_long, a, b), long, short)
 
 
-def compact_loss(params, batch, num_long):
-    log_prob = demonstration_log_probs(MODEL, params, batch, num_long, TASK.short_len)
-    return next_token_loss(log_prob, batch.mask, BATCH)
-
-
-def plain_loss(params, batch):
-    """All rows run to their full length."""
-    token_Bx1xT = batch.response[:, None]
-    logits = response_logits(MODEL, params, batch.prompt, token_Bx1xT)
-    log_prob = token_log_probs(logits, token_Bx1xT)[:, 0]
-    return -jnp.where(batch.mask, log_prob, 0).sum() / BATCH
+def step_gradient(params, batch):
+    """Loss and gradient as the stage computes them."""
+    target = Target(batch.response[:, None], batch.mask[:, None])
+    grads, loss, _ = response_gradient(
+        lambda logits, target: next_token_loss(logits, target, BATCH),
+        MODEL,
+        params,
+        batch.prompt,
+        target,
+        TASK.short_len,
+    )
+    return loss, grads
 
 
 def whole_sequence_loss(params, batch, weight_BxL):
@@ -63,38 +63,6 @@ def assert_same(value_and_grad, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-PLAIN = jax.jit(jax.value_and_grad(plain_loss))
-
-
-@pytest.mark.parametrize(
-    ("num_long", "num_rows"), [(0, 0), (3, 3), (3, 5), (0, 5), (BATCH, BATCH)]
-)
-def test_row_compaction_equals_the_plain_path(params, num_long, num_rows):
-    """num_rows rows have room for a long response, num_long are long."""
-    batch = demonstrations(num_long)
-    compact = jax.jit(jax.value_and_grad(compact_loss), static_argnums=2)
-    assert_same(compact(params, batch, num_rows), PLAIN(params, batch))
-
-
-def test_rows_too_many_lose_the_tokens_behind_the_short_length(params):
-    batch = demonstrations(4)
-    token_Bx1xT = batch.response[:, None]
-    logits = jax.jit(response_logits, static_argnums=0)(
-        MODEL, params, batch.prompt, token_Bx1xT
-    )
-    plain = token_log_probs(logits, token_Bx1xT)[:, 0]
-    short_len = TASK.short_len
-    compact = jax.jit(demonstration_log_probs, static_argnums=(0, 3, 4))(
-        MODEL, params, batch, 2, short_len
-    )
-    np.testing.assert_allclose(compact[:2], plain[:2], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        compact[2:, :short_len], plain[2:, :short_len], rtol=1e-4, atol=1e-5
-    )
-    assert (compact[2:, short_len:] == 0).all()
-    assert (plain[2:4, short_len:] < 0).all()  # which were real tokens in rows 2 and 3
-
-
 def test_only_response_tokens_carry_loss(params):
     """Loss and gradient are those of a forward pass that weighs response tokens alone.
 
@@ -108,8 +76,7 @@ def test_only_response_tokens_carry_loss(params):
         first = TASK.prompt_len - 1
         response_BxL[row, first : first + end + 1] = 1
     expected = jax.jit(jax.value_and_grad(whole_sequence_loss))
-    compact = jax.jit(jax.value_and_grad(compact_loss), static_argnums=2)
-    loss, gradient = jax.device_get(compact(params, batch, 3))
+    loss, gradient = jax.device_get(jax.jit(step_gradient)(params, batch))
     assert_same((loss, gradient), expected(params, batch, response_BxL))
     for column in (0, TASK.prompt_len - 2):  # any prompt token would show
         weight = response_BxL.copy()
@@ -118,20 +85,6 @@ def test_only_response_tokens_carry_loss(params):
         assert abs(other_loss - loss) > 0.1
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), other, gradient)
         assert max(jax.tree.leaves(difference)) > 1e-2
-
-
-@pytest.mark.parametrize("p_long", [0.01, 0.25, 0.5, 0.9])
-@pytest.mark.parametrize("batch_size", [8, 256])
-def test_max_long_rows_is_the_smallest_that_overflows_rarely(batch_size, p_long):
-    rows = max_long_rows(batch_size, p_long)
-    assert 0 <= rows <= batch_size
-    assert binom.sf(rows, batch_size, p_long) <= 1e-9
-    assert binom.sf(rows - 1, batch_size, p_long) > 1e-9
-
-
-def test_max_long_rows_at_the_ends():
-    assert max_long_rows(64, 0.0) == 0
-    assert max_long_rows(64, 1.0) == 64
 
 
 def test_learns_two_bits():

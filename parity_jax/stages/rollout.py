@@ -94,6 +94,7 @@ class Sampler(NamedTuple):
             prompt_BxL,
             temperature_G,
             self.task.response_len,
+            self.task.short_len,
         )
         reward_BxG = self._reward(keys.reward, prompt_BxL, response, hypers)
         correct_BxG = self.task.rewards["e2e"](prompt_BxL, response.token)
