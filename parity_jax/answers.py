@@ -38,7 +38,13 @@ def make_answer(snapshot: Snapshot) -> Callable[[Key, Params, Array, Array], Ans
     ) -> Answers:
         temperature_G = jnp.stack([jnp.float32(0.0), temperature])
         token_BxGxT = sample(
-            key, model, params, prompt_BxL, temperature_G, task.response_len
+            key,
+            model,
+            params,
+            prompt_BxL,
+            temperature_G,
+            task.response_len,
+            task.short_len,
         ).token
         logits = response_logits(model, params, prompt_BxL, token_BxGxT)
         return Answers(
