@@ -11,6 +11,7 @@ line says what).
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -111,7 +112,7 @@ def medians(record: Mapping[str, Any] | None) -> str:
         values = (record["values"] if record else {}).get(name, ())
         values = [v for v in values if v is not None]
         if values:
-            parts.append(f"{label} {form.format(sorted(values)[len(values) // 2])}")
+            parts.append(f"{label} {form.format(median(values))}")
     return "  ".join(parts)
 
 
