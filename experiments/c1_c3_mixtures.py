@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 from scipy.special import logit
 
-from experiments.lab import choose, close, dots
+from experiments.lab import choose, close, dots, is_solved, is_stuck
 from parity_jax import theory
 from parity_jax.config import (
     EvaluateConfig,
@@ -182,27 +182,25 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
 
 def threshold_claims(last: xr.Dataset, num_bits: int) -> list[Claim]:
     """Both sides of the threshold, and where it is."""
-    accuracy, length = last["greedy/accuracy"], last["greedy/length_median"]
-    below, above = last["p_cot"] <= SHORT, last["p_cot"] >= LONG
-    short = (length == 1) & (abs(accuracy - 0.5) <= 0.1)
-    long = (length == num_bits) & (accuracy >= 0.99)
+    below = last.sel(p_cot=last["p_cot"] <= SHORT)
+    above = last.sel(p_cot=last["p_cot"] >= LONG)
     where, low, high = crossing(last)
     return [
         Claim(
             "C3-below",
             f"greedy decoding is short and at chance for p_cot <= {SHORT}",
             "length 1, accuracy 0.5 on every seed",
-            extremes(last.sel(p_cot=below)),
+            extremes(below),
             "accuracy 0.1, length exact",
-            bool(short.sel(p_cot=below).all()),
+            bool(is_stuck(below).all()),
         ),
         Claim(
             "C3-above",
             f"greedy decoding is long and perfect for p_cot >= {LONG}",
             f"length {num_bits}, accuracy >= 0.99 on every seed",
-            extremes(last.sel(p_cot=above)),
+            extremes(above),
             "accuracy 0.01, length exact",
-            bool(long.sel(p_cot=above).all()),
+            bool(is_solved(above, num_bits).all()),
         ),
         Claim(
             "C3",

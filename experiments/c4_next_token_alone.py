@@ -20,7 +20,7 @@ import xarray as xr
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from experiments.lab import choose
+from experiments.lab import choose, is_solved, is_stuck
 from parity_jax.config import (
     EvaluateConfig,
     Experiment,
@@ -150,14 +150,6 @@ def claims(
     ends = {name: data.isel(step=-1) for name, data in alone.items()}
     after = {name: data.isel(step=-1) for name, data in grpo.items()}
     sequences, rl_sequences = sequences_used(config, alone)
-    stays = [
-        (abs(end["greedy/accuracy"] - 0.5) <= 0.1) & (end["greedy/length_median"] == 1)
-        for end in ends.values()
-    ]
-    solved = [
-        (end["greedy/accuracy"] >= 0.99) & (end["greedy/length_median"] == num_bits)
-        for end in after.values()
-    ]
     final = small.isel(step=-1)
     return [
         Claim(
@@ -167,7 +159,7 @@ def claims(
             "accuracy 0.5, length 1 on every seed",
             {n: by_member(end["greedy/accuracy"]) for n, end in ends.items()},
             "accuracy 0.1, length exact",
-            all(bool(x.all()) for x in stays),
+            all(bool(is_stuck(end).all()) for end in ends.values()),
         ),
         Claim(
             "C4-grpo",
@@ -176,7 +168,7 @@ def claims(
             f"accuracy >= 0.99, length {num_bits} on every seed",
             {n: by_member(end["greedy/accuracy"]) for n, end in after.items()},
             "accuracy 0.01, length exact",
-            all(bool(x.all()) for x in solved),
+            all(bool(is_solved(end, num_bits).all()) for end in after.values()),
         ),
         Claim(
             "C4-small",

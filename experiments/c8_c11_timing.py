@@ -19,7 +19,7 @@ from flax.core import FrozenDict
 from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
-from experiments.lab import choose
+from experiments.lab import choose, is_solved
 from parity_jax.config import (
     EvaluateConfig,
     Experiment,
@@ -119,9 +119,7 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
     accuracy, length = after["greedy/accuracy"], after["greedy/length_mean"]
     late, early = accuracy["parent_step"].values[[-1, 0]]
     frequent = accuracy.sel(p_cot=FREQUENT)
-    solved = (frequent >= 0.99) & (
-        after["greedy/length_median"].sel(p_cot=FREQUENT) == num_bits
-    )
+    solved = is_solved(after.sel(p_cot=FREQUENT, parent_step=late), num_bits)
     grown = (length - before["greedy/length_mean"]).sel(p_cot=RARE).mean("seed") > 0.5
     control = {
         "greedy accuracy": accuracy.sel(p_cot=0),
@@ -136,7 +134,7 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
             f"greedy accuracy >= 0.99, length {num_bits} on every seed",
             by_member(frequent.sel(parent_step=late)),
             "accuracy 0.01, length exact",
-            bool(solved.sel(parent_step=late).all()),
+            bool(solved.all()),
         ),
         Claim(
             "C8-early",

@@ -20,6 +20,18 @@ def choose(scales: Mapping[str, T], scale: str) -> T:
     return scales[scale]
 
 
+def is_solved(scores: xr.Dataset, num_bits: int) -> xr.DataArray:
+    """Whether greedy decoding shows all bits and is right on 99% of the prompts."""
+    is_long = scores["greedy/length_median"] == num_bits
+    return is_long & (scores["greedy/accuracy"] >= 0.99)
+
+
+def is_stuck(scores: xr.Dataset) -> xr.DataArray:
+    """Whether greedy decoding is short and within 0.1 of chance."""
+    is_short = scores["greedy/length_median"] == 1
+    return is_short & (abs(scores["greedy/accuracy"] - 0.5) <= 0.1)
+
+
 def close(
     id: str,
     claim: str,
