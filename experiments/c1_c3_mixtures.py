@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c1_c3_mixtures.py \
                --workdir=runs/c1_c3_mixtures [--config.scale=paper]
-Device     2 CPU cores, about 8 minutes; paper scale: one GPU
+Device     2 CPU cores, about 6 minutes; paper scale: one GPU
 Expected   sampled at temperature 1 the model is calibrated: P(long) = p_cot, accuracy
            (1 + p_cot) / 2, P(EOS | first chain token) = (1 - p_cot) / (1 + p_cot);
            greedy decoding turns from short and at chance to long and right at 1/3
@@ -64,7 +64,7 @@ class Scale(NamedTuple):
 
 SCALES = {
     "cpu": Scale(
-        16, mistral(2, 64, num_heads=4, num_kv_heads=2), 64, 1200, seeds=(0, 1)
+        16, mistral(2, 64, num_heads=4, num_kv_heads=2), 64, 800, seeds=(0, 1)
     ),
     "paper": Scale(25, mistral(2, 128), 256, 10_000, seeds=(0, 1, 2)),
 }

@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c4_next_token_alone.py \
                --workdir=runs/c4_next_token_alone [--config.scale=paper]
-Device     2 CPU cores, about 8 minutes; paper scale: one GPU
+Device     2 CPU cores, about 7 minutes; paper scale: one GPU
 Expected   at p_cot = 0.25 greedy decoding stays short and at chance to the end of
            next-token prediction in every architecture, while GRPO from an early
            checkpoint of the same run makes it long and right with a fraction of the
@@ -72,7 +72,7 @@ SCALES = {
             "gpt2_2x64": narrow(gpt2, 2),
         },
         batch_size=64,
-        num_steps=1500,
+        num_steps=1200,
         switch=480,
         seeds=(0, 1),
     ),
