@@ -86,7 +86,7 @@ SCALES = {
         seeds=(0, 1),
         batch_size=32,
         learning_rate=2e-3,
-        switch=4000,
+        switch=8000,
         rl_learning_rate=2e-4,
         num_updates=50,
     ),
