@@ -273,8 +273,7 @@ def draw_steps(ax: Axes, stages: list[xr.Dataset]) -> None:
     for name, color in zip(names, colors, strict=True):
         for data in stages:
             label = name.removeprefix("t1/steps/") if data is stages[0] else ""
-            median = data[name].median([d for d in data[name].dims if d != "step"])
-            ax.plot(data["sequences"], median, color=color, lw=1.4, label=label)
+            draw_members(ax, data["sequences"], data[name], color, label)
     ax.set_ylabel("right chain steps,\ngiven those before")
     ax.legend(fontsize=7, ncols=2, frameon=False, loc="lower right")
 
