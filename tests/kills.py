@@ -13,11 +13,13 @@ import os
 import pickle
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 from flax.core import FrozenDict
@@ -158,7 +160,9 @@ class Tally:
 
 def start(target: Callable[..., None], *args: Any) -> Any:
     process = SERVER.Process(target=target, args=args)
-    process.start()
+    # The server itself has no other way to find the modules that it preloads.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        process.start()
     return process
 
 
@@ -190,7 +194,8 @@ def campaign(stage: str, layout: str, num_kills: int, place: Path, seed: int) ->
         before, process = changed(metrics), start(live, setting, workdir, programs)
         if tally.kills < num_kills:
             if tally.kills % 2:
-                wait_until(lambda: changed(metrics) != before, process)
+                while changed(metrics) == before and process.is_alive():
+                    time.sleep(0.002)
             process.join(chance.uniform(0, length / (1 + tally.kills % 2)))
             process.kill()
         process.join()
@@ -207,8 +212,3 @@ def campaign(stage: str, layout: str, num_kills: int, place: Path, seed: int) ->
 def changed(path: Path) -> int:
     """When a file was last changed; 0 if it is not there."""
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool], process: Any) -> None:
-    while not condition() and process.is_alive():
-        time.sleep(0.002)

@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from kills import contents
+from kills import contents, prepare, start
 from tiny import tiny_experiment
 
 from parity_jax.checkpoint import CheckpointError, Checkpoints, digest
@@ -48,7 +47,7 @@ def started(whole, tmp_path):
 
 
 def asks_at(call):
-    """A should_stop that says so from its n-th call on (the first is before the run)."""
+    """A should_stop that says so from its n-th call on; the first is before the run."""
     calls = iter(range(1, 100))
     return lambda: next(calls) >= call
 
@@ -181,23 +180,23 @@ def test_a_missing_config_is_an_error(started):
         execute(started)
 
 
-@contextmanager
-def full_disk(size):
-    """No file may grow beyond so many bytes: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def execute_on_full_disk(workdir, size):
+    """No file may grow beyond so many bytes; exits with 1 for an error of one line."""
+    prepare()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        execute(workdir)
+    except (RunError, OSError) as error:
+        os._exit("\n" not in str(error))
 
 
 @pytest.mark.parametrize("size", [3000, 20_000], ids=["metrics", "checkpoint"])
 def test_a_full_disk_is_one_error_and_space_lets_the_run_go_on(whole, tmp_path, size):
     workdir = tmp_path / "run"
-    with full_disk(size), pytest.raises((RunError, OSError)) as info:
-        execute(workdir)
-    assert "\n" not in str(info.value)
+    process = start(execute_on_full_disk, workdir, size)
+    process.join()
+    assert process.exitcode == 1
+    assert not (workdir / "run/finished.json").exists()
     execute(workdir)
     assert contents(workdir) == contents(whole)
 
