@@ -81,12 +81,12 @@ class Scale(NamedTuple):
 SCALES = {
     "cpu": Scale(
         num_digits=3,
-        model=gpt2(depth=2, width=128),
+        model=gpt2(depth=3, width=128),
         p_cot=(0.25,),
         seeds=(0, 1),
-        batch_size=32,
-        learning_rate=2e-3,
-        switch=8000,
+        batch_size=64,
+        learning_rate=1e-3,
+        switch=4000,
         rl_learning_rate=2e-4,
         num_updates=50,
     ),
