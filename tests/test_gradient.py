@@ -1,4 +1,4 @@
-"""Responses run as far as they reach: the gradient of running all of them to the end."""
+"""Responses run as far as they reach: the gradient of running all to the end."""
 
 from functools import partial
 
