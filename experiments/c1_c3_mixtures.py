@@ -258,11 +258,13 @@ def draw_mixture(row: list[Axes], last: xr.Dataset, num_bits: int) -> None:
     dots(long, p, last["t1/p_long"], BLUE)
     overlay(long, curve, curve, "calibrated")
     long.set(ylabel="P(long) at temperature 1")
-    for name, color in (("", BLUE), ("_long", GREEN), ("_short", ACCENT)):
-        values = last[f"t1/accuracy{name}"]
-        dots(right, p, values, color)
-        at = values.sel(p_cot=0.25).mean("seed")
-        label_line(right, 0.25, float(at), name[1:] or "all", color, xytext=(4, 8))
+    for name, at, color in (
+        ("", 0.7, BLUE),
+        ("_long", 0.99, GREEN),
+        ("_short", 0.5, ACCENT),
+    ):
+        dots(right, p, last[f"t1/accuracy{name}"], color)
+        label_line(right, 0.5, at, name[1:] or "all", color)
     overlay(right, curve, (1 + curve) / 2, "calibrated")
     right.set(ylabel="accuracy at temperature 1", ylim=(0.3, 1.08))
     for name, color in (("begun", BLUE), ("departed", ACCENT)):
@@ -277,7 +279,7 @@ def draw_mixture(row: list[Axes], last: xr.Dataset, num_bits: int) -> None:
     overlay_threshold(greedy)
     label_line(greedy, 0.5, 0.93, "accuracy", ACCENT)
     label_line(greedy, 0.5, 0.86, "mean length / d (squares)", GREY)
-    greedy.set(ylabel="greedy decoding")
+    greedy.set(ylabel="greedy decoding", ylim=(0, 1.05))
     for ax in row:
         ax.set_xlabel("p_cot, share of long demonstrations")
 

@@ -179,8 +179,9 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
 def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
     before, after = scores.isel(step=0, drop=True), scores.isel(step=-1, drop=True)
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True)
+    right = before["t1/accuracy_long"]
     maps = (
-        ("long samples right, before RL", before["t1/accuracy_long"]),
+        ("long samples right, before RL", right.where(before["t1/p_long"] >= 0.005)),
         ("P(long) at temperature 1, before RL", before["t1/p_long"]),
         ("greedy accuracy after RL", after["greedy/accuracy"]),
         (f"greedy length after RL / {num_bits}", after["greedy/length_mean"]),
@@ -200,7 +201,7 @@ def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
 
 
 def draw_map(ax: Axes, values: xr.DataArray) -> None:
-    """The mean over seeds as a colour, their range as text; empty: no such sample."""
+    """Mean over seeds as colour, their range as text; empty: under 0.5% of samples."""
     mean = values.mean("seed").transpose("p_cot", "parent_step")
     ax.imshow(mean, vmin=0, vmax=1, cmap="cividis", aspect="auto", origin="lower")
     for (i, j), shade in np.ndenumerate(mean.values):
