@@ -196,7 +196,7 @@ def test_blocks_of_rows_change_nothing(sampled, monkeypatch, block_size):
 def test_stops_with_the_last_response(monkeypatch, block_size):
     """Each block runs until its longest response has ended, and no step further."""
     steps = []
-    model, table = table_model([[0, 1, 0, 0, 0]] * 20, lambda: steps.append(1))
+    model, table = table_model([[0, -1, 0, 0, 0]] * 20, lambda: steps.append(1))
     prompt = jnp.zeros((2, 3), jnp.int32)
     monkeypatch.setattr(decode, "decode_rows", lambda num_rows: block_size)
     response = sample(jax.random.key(8), model, table, prompt, jnp.ones(3), 20, 2)

@@ -1,4 +1,4 @@
-"""Responses run as far as they reach: the gradient of running all to the end."""
+"""Responses run as far as they reach: same gradient as running all to the end."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_gpt2, tiny_mistral
+from tiny import tiny_gpt2
 
 from parity_jax import gradient
 from parity_jax.config import LinearConfig, ParityConfig, PolicyGradientConfig
@@ -15,7 +15,8 @@ from parity_jax.models import make_model, response_logits
 from parity_jax.objectives import policy_loss, policy_target
 from parity_jax.rows import add_rows, blocks_of, set_rows, take_rows
 from parity_jax.tasks import make_task
-from parity_jax.types import Hypers
+from parity_jax.tasks.parity import MINUS, PLUS
+from parity_jax.types import EOS, PAD, Hypers
 
 TASK = make_task(ParityConfig(4))
 BATCH, GROUP, LENGTH = 4, 3, TASK.response_len
@@ -24,19 +25,20 @@ CONFIGS = {
     "token": PolicyGradientConfig(loss_type="dapo", kl_estimator="k3"),
     "sequence": PolicyGradientConfig(importance_sampling_level="sequence"),
 }
-MODELS = {"gpt2": tiny_gpt2(), "mistral": tiny_mistral(), "linear": LinearConfig()}
 
 
 def responses(lengths):
-    """A target whose responses have these many tokens."""
+    """Bits and an EOS at the end: responses that have these many tokens."""
     k_token, k_old, k_advantage = jax.random.split(jax.random.key(1), 3)
     shape = (BATCH, GROUP, LENGTH)
-    length_BxG = jnp.array(lengths).reshape(BATCH, GROUP)
-    mask = jnp.arange(LENGTH) < length_BxG[..., None]
-    token = jnp.where(mask, jax.random.randint(k_token, shape, 1, 5), 0)
+    length_BxGx1 = jnp.array(lengths).reshape(BATCH, GROUP, 1)
+    place = jnp.arange(LENGTH)[None, None]
+    bit = jax.random.randint(k_token, shape, PLUS, MINUS + 1)
+    token = jnp.where(place < length_BxGx1 - 1, bit, EOS)
+    mask = place < length_BxGx1
     old, reference = jax.random.uniform(k_old, (2, *shape), minval=-2, maxval=-1)
     advantage = jax.random.normal(k_advantage, shape[:2])
-    return token, mask, old, reference, advantage
+    return jnp.where(mask, token, PAD), mask, old, reference, advantage
 
 
 def plain_gradient(loss, model, params, prompt_BxL, target):
@@ -49,31 +51,41 @@ def plain_gradient(loss, model, params, prompt_BxL, target):
     return grads, value, metrics
 
 
+NONE_LONG, ALL_LONG = [2, 2, 1] * 4, [LENGTH] * 12
+SOME_LONG, LINEAR = [5, 2, 1, 0, 3, 2, 5, 4, 5, 2, 2, 1], [5, 2, 2] * 4
+
+
 @pytest.mark.parametrize(
-    "lengths", [[1, 2, 2] * 4, [5, 2, 1, 0, 3, 2, 5, 4, 5, 2, 2, 1]]
+    ("model", "cfg", "cases"),
+    [
+        (tiny_gpt2(), "token", (NONE_LONG, SOME_LONG, ALL_LONG)),
+        (tiny_gpt2(), "sequence", (SOME_LONG,)),
+        (LinearConfig(), "token", (LINEAR,)),  # it stops after bit 1 or d
+    ],
+    ids=["token", "sequence", "linear"],
 )
-@pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("kind", MODELS)
-def test_equals_the_plain_path(monkeypatch, kind, cfg, lengths):
+def test_equals_the_plain_path(monkeypatch, model, cfg, cases):
     """Loss, gradient and metrics, with blocks that the long responses do not fill."""
     monkeypatch.setattr(gradient, "gradient_rows", lambda num_rows, num_tokens: 5)
-    model = make_model(MODELS[kind], TASK)
+    cfg, model = CONFIGS[cfg], make_model(model, TASK)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(
         lambda x: 0.3 * jax.random.normal(jax.random.key(2), x.shape), shapes
     )
     prompt = TASK.sample_prompts(jax.random.key(3), BATCH)
-    token, mask, old, reference, advantage = responses(lengths)
-    if cfg.kl_estimator == "none":
-        reference = None
-    target = policy_target(token, mask, old, reference, advantage, 20.0, cfg.loss_type)
     loss = partial(policy_loss, hypers=HYPERS, cfg=cfg)
-    arguments = (params, prompt, target)
-    expected = jax.jit(partial(plain_gradient, loss, model))(*arguments)
-    found = jax.jit(partial(response_gradient, loss, model, short_len=2))(*arguments)
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert max(jnp.abs(x).max() for x in jax.tree.leaves(found[0])) > 0.01
+    plain = jax.jit(partial(plain_gradient, loss, model))
+    compact = jax.jit(partial(response_gradient, loss, model, short_len=2))
+    for lengths in cases:
+        token, mask, old, reference, advantage = responses(lengths)
+        reference = None if cfg.kl_estimator == "none" else reference
+        constants = (token, mask, old, reference, advantage)
+        target = policy_target(*constants, 20.0, cfg.loss_type)
+        found = compact(params, prompt, target)
+        expected = plain(params, prompt, target)
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert max(jnp.abs(x).max() for x in jax.tree.leaves(found[0])) > 0.01
 
 
 @pytest.mark.parametrize("chosen", [[], [2], [0, 3, 4], [0, 1, 2, 3, 4]])
