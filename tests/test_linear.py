@@ -280,7 +280,7 @@ def stage_of(cfg, num_bits: int):
     task = make_task(ParityConfig(num_bits=num_bits))
     model = make_model(LinearConfig(), task)
     evaluate = make_evaluate(EvaluateConfig(num_prompts=8), task, model)
-    return make_stage(cfg, task, model, evaluate, 1.0)
+    return make_stage(cfg, task, model, evaluate)
 
 
 P, RIDGE, BITS = 0.3, 1e-3, 5
