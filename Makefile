@@ -32,7 +32,7 @@ claims: $(STAMP)  ## Every claim at CPU scale, then the report; goes on where it
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run
 
-soak: $(STAMP)  ## Kill small runs at 230 random moments; writes results/soak.json
+soak: $(STAMP)  ## Kill small runs at 210 random moments; writes results/soak.json
 	$(RUN) tests/soak.py
 
 $(STAMP): requirements.lock pyproject.toml

@@ -45,7 +45,7 @@ from parity_jax.types import Hypers
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["kills"])
-NUM_STEPS = 12
+NUM_STEPS = 8
 
 STAGES: dict[str, StageConfig] = {
     "pretrain": PRETRAIN,
@@ -63,21 +63,20 @@ STAGES: dict[str, StageConfig] = {
 LAYOUTS = {
     "one by one": PopulationConfig(num_devices=1, vmap_width=1),
     "all at once": PopulationConfig(num_devices=1, vmap_width=3),
-    "two devices": PopulationConfig(num_devices=2, vmap_width=1),
 }
 
 
 def experiment(stage: str, layout: str) -> Experiment:
-    """Three seeds in one stage; checkpoints at 0, 3, 5, 10 and 12, the last 3 kept."""
+    """Three seeds in one stage; checkpoints at 0, 3, 5 and 8, the last 2 kept."""
     run = RunConfig(
         stage=STAGES[stage],
         hypers=Hypers(p_cot=0.5, beta=0.1, learning_rate=1e-3),
         num_steps=NUM_STEPS,
-        log_every=1,
+        log_every=2,
         eval_every=4,
         checkpoint_every=5,
         checkpoint_steps=(3,),
-        max_to_keep=3,
+        max_to_keep=2,
     )
     model = {"model": LinearConfig()} if stage.startswith("linear") else {}
     return tiny_experiment(
@@ -107,19 +106,18 @@ def compile_programs(experiment: Experiment, path: Path) -> None:
     path.write_bytes(pickle.dumps((to_arrays(states), template, programs)))
 
 
-def live(experiment: Experiment, workdir: Path, path: Path | None) -> None:
+def live(experiment: Experiment, workdir: Path, path: Path) -> None:
     """One life: execute or continue the experiment, with the programs of a path."""
     prepare()
-    if path:
-        arrays, template, programs = pickle.loads(path.read_bytes())
-        load = partial(deserialize_and_load, execution_devices=jax.devices()[:1])
-        population = Population(
-            labels=member_labels(experiment.axes),
-            init=lambda params: from_arrays(arrays, template),
-            sequences_per_step=1,
-            **{name: load(*program) for name, program in programs.items()},
-        )
-        runs.build = lambda experiment, name: population
+    arrays, template, programs = pickle.loads(path.read_bytes())
+    load = partial(deserialize_and_load, execution_devices=jax.devices()[:1])
+    population = Population(
+        labels=member_labels(experiment.axes),
+        init=lambda params: from_arrays(arrays, template),
+        sequences_per_step=1,
+        **{name: load(*program) for name, program in programs.items()},
+    )
+    runs.build = lambda experiment, name: population
     runs.run_experiment(experiment, workdir, quiet=True)
 
 
@@ -178,14 +176,11 @@ def campaign(stage: str, layout: str, num_kills: int, place: Path, seed: int) ->
     """Kill lives of one experiment at random moments; finish and compare its runs.
 
     Moments are uniform over a life, and every other time over the part that trains.
-    Members on two devices: every life compiles, because restored states are laid out
-    otherwise than fresh ones and get a program of their own.
     """
     place.mkdir(parents=True)
     setting = experiment(stage, layout)
-    programs = None if layout == "two devices" else place / "programs"
-    if programs:
-        finish(compile_programs, setting, programs)
+    programs = place / "programs"
+    finish(compile_programs, setting, programs)
     length = finish(live, setting, place / "whole", programs)
     expected, tally, chance = contents(place / "whole"), Tally(), random.Random(seed)
     while tally.kills < num_kills or tally.finished_runs == 0:

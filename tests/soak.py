@@ -17,7 +17,7 @@ from kills import LAYOUTS, STAGES, campaign
 
 from parity_jax.lineage import git_commit
 
-NUM_KILLS = {"one by one": 30, "all at once": 12, "two devices": 4}
+NUM_KILLS = {"one by one": 30, "all at once": 12}
 
 
 def main() -> int:

@@ -43,12 +43,15 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_continuing_equals_never_stopping(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*[(name, (1, 1)) for name in STAGES], ("pretrain", (1, 2)), ("pretrain", (2, 1))],
+)
+def test_continuing_equals_never_stopping(name, layout, tmp_path):
     stage = tiny_stage(STAGES[name])
     hypers = Hypers(beta=0.1, p_cot=0.5, learning_rate=1e-2)
     population = make_population(
-        PopulationConfig(1, 1), stage, {"seed": (0, 1)}, hypers
+        PopulationConfig(*layout), stage, {"seed": (0, 1)}, hypers
     )
     whole, _ = population.run(population.init(None), 5)
     states, _ = population.run(population.init(None), 2)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def contents(workdir):
 
 def test_a_run_leaves_the_documented_files(finished):
     assert {p.name for p in finished.iterdir()} == {
+        ".lock",
         "config.json",
         "claims.json",
         "pretrain",
@@ -117,9 +119,11 @@ def test_a_run_leaves_the_documented_files(finished):
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(place, finished):
+    changing = ("claims.json", ".lock")
+
     def times():
         files = [p for p in finished.rglob("*") if p.is_file()]
-        return {p: p.stat().st_mtime_ns for p in files if p.name != "claims.json"}
+        return {p: p.stat().st_mtime_ns for p in files if p.name not in changing}
 
     before = times()
     code, said = launch(place, *options(place, finished), "--verbosity=-1")
@@ -149,6 +153,31 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(place, finished):
     assert code == 0, said
     assert int(re.search(r"continuing at step (\d+)", said)[1]) >= 4
     assert json.dumps(contents(workdir)) == json.dumps(contents(finished))
+
+
+def test_sigterm_saves_and_asks_to_be_requeued(place, finished):
+    workdir = place / "stopped"
+    process = start(place, *options(place, workdir))
+    while not (workdir / "pretrain" / "checkpoints" / "0").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == os.EX_TEMPFAIL == 75, said
+    assert re.search(r"stopped at step \d+ and saved; the same command continues", said)
+    code, said = launch(place, *options(place, workdir))
+    assert code == 0, said
+    assert json.dumps(contents(workdir)) == json.dumps(contents(finished))
+
+
+def test_a_failed_run_costs_one_line_and_exit_code_1(place, finished):
+    damaged = place / "damaged"
+    shutil.copytree(finished, damaged)
+    (damaged / "grpo" / "finished.json").write_text("{")
+    code, said = launch(place, *options(place, damaged))
+    assert code == 1
+    (line,) = said.splitlines()
+    assert "grpo/finished.json: damaged" in line
 
 
 @pytest.mark.parametrize(
