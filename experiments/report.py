@@ -3,7 +3,7 @@
 python -m experiments.report DIR... [--output=results]
 
 Every DIR holds claims.json and figure.png. Its commit, device and minutes come from the
-runs below it (lineage.json, metrics.jsonl), or from provenance.json where an earlier
+runs below it (lineage.json, finished.json), or from provenance.json where an earlier
 report left it. OUTPUT gets report.md, report.json, report.html and, for every DIR,
 NAME/{claims.json, figure.png, provenance.json}: they are enough to report again.
 OUTPUT/NAME/notes.md, if there is one, is shown beside the claims it explains.
@@ -15,13 +15,14 @@ import html
 import io
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 from PIL import Image
 
-from parity_jax.results import METRICS, RunError, read_json, read_records, write_json
+from parity_jax.results import RunError, read_json, write_json
 
 OUTPUT = flags.DEFINE_string("output", "results", "Directory of the report.")
 UNKNOWN = "not recorded"
@@ -65,7 +66,7 @@ def provenance(directory: Path) -> dict[str, Any]:
     """Commits and devices of all runs below, and the minutes they took together."""
     starts = [read_json(p) for p in sorted(directory.glob("*/lineage.json"))]
     lineages = [x for start in starts for x in (start, *start["continued"])]
-    seconds = [run_seconds(p) for p in sorted(directory.glob(f"*/{METRICS}"))]
+    seconds = [run_seconds(p.parent) for p in directory.glob("*/finished.json")]
     return {
         "commits": sorted({str(lineage["commit"]) for lineage in lineages}),
         "devices": sorted({lineage["device"] for lineage in lineages}),
@@ -73,13 +74,10 @@ def provenance(directory: Path) -> dict[str, Any]:
     }
 
 
-def run_seconds(metrics: Path) -> float:
-    """Seconds of a run: each record has those since the step before its own."""
-    by_step: dict[int, float] = {}
-    for record in read_records(metrics):
-        step = record["step"]
-        by_step[step] = max(record["seconds"], by_step.get(step, 0.0))
-    return sum(by_step.values())
+def run_seconds(run: Path) -> float:
+    """From the start of a run to its end; pauses of an interrupted one count."""
+    started = datetime.fromisoformat(read_json(run / "lineage.json")["started"])
+    return (run / "finished.json").stat().st_mtime - started.timestamp()
 
 
 def shrunk(path: Path) -> bytes:

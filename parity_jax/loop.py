@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from parity_jax.checkpoint import Checkpoints
@@ -38,10 +39,11 @@ def train(
         started = time.monotonic()
         metrics = {}
         if target > 0:
-            states, metrics = population.run(states, target - max(step, 0))
+            chunk = population.run(states, target - max(step, 0))
+            states, metrics = jax.block_until_ready(chunk)  # to measure its seconds
             metrics_file.append("train", target, time.monotonic() - started, metrics)
         if is_evaluated(target, run):
-            scores = population.evaluate(states)
+            scores = jax.block_until_ready(population.evaluate(states))
             metrics_file.append("eval", target, time.monotonic() - started, scores)
             metrics = metrics | scores
         step = target

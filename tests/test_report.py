@@ -1,6 +1,7 @@
 """The report says what the claims say, and can be made again from what it left."""
 
-import json
+import os
+from datetime import datetime
 
 import matplotlib.pyplot as plt
 import pytest
@@ -15,14 +16,13 @@ def run_dir(tmp_path):
     directory = tmp_path / "runs" / "c9_x"
     for name, commit in (("a", "abc"), ("b", "abd+")):
         (directory / name).mkdir(parents=True)
-        lineage = {"commit": commit, "device": "cpu: cpu x 2", "continued": []}
-        write_json(directory / name / "lineage.json", lineage)
-        records = [("train", 10, 50.0), ("eval", 10, 60.0), ("train", 20, 30.0)]
-        lines = [
-            json.dumps({"split": s, "step": n, "seconds": t, "values": {}})
-            for s, n, t in records
-        ]
-        (directory / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        started = "2026-01-01T00:00:00+00:00"
+        lineage = {"commit": commit, "device": "cpu: cpu x 2", "started": started}
+        write_json(directory / name / "lineage.json", lineage | {"continued": []})
+        finished = directory / name / "finished.json"
+        write_json(finished, {})
+        end = datetime.fromisoformat(started).timestamp() + 90
+        os.utime(finished, (end, end))
     claims = [
         Claim("C10", "p < q & r", "1", {"seed=0": 0.25, "seed=1": 0.5}, "0.1", True),
         Claim("C2", "fails", "2", 3.0, "none", False),
@@ -38,7 +38,7 @@ def test_minutes_commits_and_devices_come_from_the_runs(run_dir):
     assert provenance(run_dir) == {
         "commits": ["abc", "abd+"],
         "devices": ["cpu: cpu x 2"],
-        "minutes": 3.0,  # 2 x (60 + 30) seconds: an evaluation is part of its step
+        "minutes": 3.0,  # 90 seconds each
     }
 
 
