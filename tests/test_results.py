@@ -11,6 +11,7 @@ from parity_jax.masked import Mean, has_ended, masked_mean, num_tokens
 from parity_jax.results import (
     Claim,
     MetricsFile,
+    RunError,
     by_member,
     load_metrics,
     read_json,
@@ -115,8 +116,11 @@ def test_rewind_drops_later_records_and_a_cut_off_line(run):
     assert [r["step"] for r in read_records(path)] == [1]
     file.append("train", 2, 0.0, {"loss": mean(1, 1, 1, 1)})
     assert [r["step"] for r in read_records(path)] == [1, 2]
-    file.rewind(-1)
-    assert path.read_text() == ""
+    with pytest.raises(RunError, match="trained to step 2, but all checkpoints are"):
+        file.rewind(-1)
+    with pytest.raises(RunError, match="the records up to step 5 are gone"):
+        file.rewind(5)
+    assert [r["step"] for r in read_records(path)] == [1, 2]
 
 
 def test_rewind_of_a_new_run(tmp_path):
