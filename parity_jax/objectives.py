@@ -194,9 +194,10 @@ def policy_loss(
         "clip_ratio/region_mean": Mean.over(is_low | is_high, mask_BxGxT),
     }
     if target.reference_log_prob is not None:
-        kl_BxGxT = kl_estimate(
-            log_prob_BxGxT, target.reference_log_prob, cfg.kl_estimator
-        )
+        # A token outside the mask may be impossible: its k3 would be infinite.
+        reference_BxGxT = target.reference_log_prob
+        own_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT, reference_BxGxT)
+        kl_BxGxT = kl_estimate(own_BxGxT, reference_BxGxT, cfg.kl_estimator)
         metrics["kl"] = Mean.over(kl_BxGxT, mask_BxGxT)
         if cfg.kl_in == "loss":
             loss_BxGxT += hypers.beta * kl_BxGxT

@@ -156,7 +156,8 @@ def make_linear(task: Task) -> Model:
         cache_BxGxT = cache_BxGxT.at[..., index].set(y_BxG)
         head = jnp.minimum(index, d - 2)
         base, flip = terms.chain_base[:, head, None], terms.chain_flip[:, head, None]
-        earlier_BxG = cache_BxGxT[..., : d - 1] @ earlier_weights(params)[head]
+        num = min(cache_BxGxT.shape[-1], d - 1)
+        earlier_BxG = cache_BxGxT[..., :num] @ earlier_weights(params)[head, :num]
         bit_BxG = base + y_BxG * flip + earlier_BxG
         stop_BxG = stop_logit(index, -gate_logit(terms, y_BxG), d)
         return vocabulary_logits(stop_BxG, bit_BxG), cache_BxGxT
