@@ -4,7 +4,9 @@ python -m experiments.main --config=experiments/headline.py --workdir=runs/headl
     [--config.scale=paper] [--config.runs.grpo.num_steps=40 ...]
 
 --config.scale=S is --config=FILE:S, the argument of the experiment's get_config.
-Running the same command again continues an interrupted run.
+Running the same command again continues an interrupted run. --dry_run only tells what
+the runs will cost; --profile=DIR leaves a trace (for XProf or Perfetto) of all that is
+run, so take few steps.
 
 Exit codes
     0   done
@@ -18,6 +20,7 @@ import importlib.util
 import inspect
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -26,12 +29,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from parity_jax.config import ConfigError, Experiment, from_dict, unknown_name
+from parity_jax.forecast import forecast
 from parity_jax.interrupt import EX_TEMPFAIL, StoppedError, stop_requests
 from parity_jax.results import RunError
 from parity_jax.runs import run_experiment
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only tell what the runs will cost.")
+PROFILE = flags.DEFINE_string("profile", None, "Directory of a trace of the runs.")
 PREFIX = "--config."
 SCALE = PREFIX + "scale="
 
@@ -148,7 +154,11 @@ def main(argv: list[str]) -> int:
         experiment = from_dict(Experiment, CONFIG.value.to_dict())
         set_up_jax()
         workdir = Path(str(WORKDIR.value))
-        with stop_requests() as should_stop:
+        if DRY_RUN.value:
+            forecast(experiment, print)
+            return 0
+        trace = jax.profiler.trace(PROFILE.value) if PROFILE.value else nullcontext()
+        with trace, stop_requests() as should_stop:
             run_experiment(experiment, workdir, quiet, should_stop)
         load_experiment(config_file(sys.argv)).analyse(workdir)
     except ConfigError as error:

@@ -88,19 +88,24 @@ class Population(NamedTuple):
     sequences_per_step: int  # of one member
 
 
+def layout(cfg: PopulationConfig, num_members: int) -> tuple[list[jax.Device], int]:
+    """The devices that members are sharded over, and how many run in one vmap."""
+    devices = jax.local_devices()[: cfg.num_devices or None][:num_members]
+    on_cpu = devices[0].platform == "cpu"
+    return devices, cfg.vmap_width or (1 if on_cpu else num_members)
+
+
 def make_population(
     cfg: PopulationConfig, stage: Stage, axes: Axes, hypers: Hypers
 ) -> Population:
     """Compile a stage for all members of the product of the axes."""
     labels = member_labels(axes)
     num_members = len(labels)
-    devices = jax.local_devices()[: cfg.num_devices or None][:num_members]
+    devices, width = layout(cfg, num_members)
     mesh = jax.make_mesh(
         (len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices
     )
     by_member = PartitionSpec("member")
-    on_cpu = devices[0].platform == "cpu"
-    width = cfg.vmap_width or (1 if on_cpu else num_members)
     num_padded = -num_members % len(devices)  # copies of member 0, thrown away
 
     def over_members(f: Any) -> Any:
