@@ -6,6 +6,7 @@ untrained model gives: there the logits of both sides are those of a table with
 P(long) = p_long, and the work of the model is all done. Writes results.json.
 """
 
+import importlib.util
 import os
 import platform
 import resource
@@ -233,6 +234,23 @@ def rollouts(bench: Bench, num_bits: int, p_long: float) -> None:
     bench.measure(f"GRPO step, {where}", "responses", cases)
 
 
+def trl(bench: Bench, num_bits: int = 16) -> None:
+    """TRL's GRPO step on as many responses, where TRL is installed."""
+    if importlib.util.find_spec("trl") is None:
+        return
+    from benchmarks import trl_row  # noqa: PLC0415
+
+    num_prompts = BATCH[num_bits][1]
+    each = trl_row.seconds_per_step(num_bits, num_prompts, GROUP, DEPTH, WIDTH, 6)
+    rate = num_prompts * GROUP / statistics.median(each)
+    what = f"GRPO step, d={num_bits}, {num_prompts} x {GROUP}, P(long) {P_COT:g}"
+    ours = next(r for r in bench.rows if (r["row"], r["case"]) == (what, "1 member"))
+    row = {"row": what, "case": "TRL (pip install trl)", "unit": "responses"}
+    bench.rows.append(
+        row | {"per_second": rate, "ratio_of_1_member": ours["per_second"] / rate}
+    )
+
+
 def star_and_evaluation(bench: Bench) -> None:
     """Rows without a baseline: a STaR round, and greedy plus three temperatures."""
     table = length_table(16, P_COT)
@@ -342,6 +360,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
             if "over_solo" in row:
                 ratio = f"{row['over_solo']:.2f} x the time of solo runs"
+            if "ratio_of_1_member" in row:
+                ratio = f"1 member is {row['ratio_of_1_member']:.1f} times as fast"
             rate = f"{row['per_second']:.0f} {row['unit']}"
         else:
             rate = f"{row['compile_seconds']:.0f} s to compile"
@@ -363,6 +383,7 @@ def main() -> None:
     rollouts(bench, 16, 1.0)  # as after reinforcement
     star_and_evaluation(bench)
     populations(bench)
+    trl(bench)
     achieved(bench.rows)
     device = jax.devices()[0]
     machine = {
