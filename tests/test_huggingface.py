@@ -114,6 +114,7 @@ def test_logits_and_greedy_answers_are_the_same(exported):
             prompt_BxL,
             jnp.zeros(1),
             TASK.response_len,
+            TASK.short_len,
         ).token[:, 0]
     )
     answer_BxT = np.asarray(greedy(params, prompt_BxL))
