@@ -267,16 +267,18 @@ def test_length_prices_that_do_nothing_are_refused(stage, allowed):
 
 
 def test_what_is_nearly_refused_is_allowed():
-    from_dict(c.RunConfig, priced({"kind": "policy_gradient"}))
-    c.PolicyGradientConfig(kl_estimator="k1", num_iterations=2)
-    c.PolicyGradientConfig(kl_estimator="k1", kl_in="reward")
-    c.reinforce(rollout=c.RolloutConfig(num_generations=1))
+    run = from_dict(c.RunConfig, priced({"kind": "policy_gradient"}))
+    assert run.hypers.length_price > 0
+    assert c.PolicyGradientConfig(kl_estimator="k1", num_iterations=2).kl_in == "loss"
+    assert c.PolicyGradientConfig(kl_estimator="k1", kl_in="reward").num_iterations == 1
+    alone = c.reinforce(rollout=c.RolloutConfig(num_generations=1))
+    assert alone.rollout.num_generations == 1
     unscaled = {
         "kind": "policy_gradient",
         "rollout": {"num_generations": 2},
         "scale_rewards": "none",
     }
-    from_dict(c.RunConfig, priced(unscaled))
+    assert from_dict(c.RunConfig, priced(unscaled)).hypers.length_price > 0
 
 
 @pytest.mark.parametrize(
