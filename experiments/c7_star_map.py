@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c7_star_map.py \
                --workdir=runs/c7_star_map
-Device     2 CPU cores, about 8 minutes
+Device     2 CPU cores, about 6 minutes
 Expected   after every round the sampled long share is within 0.05 of 2p / (1 + p), p
            being the measured share before it, from p_cot = 0.05, 0.1 and 0.25
 Figure     the paper's section 6: p_n = 2^n p / (1 + (2^n - 1) p)
