@@ -6,6 +6,9 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
+# glibc asks for large pages: a step that allocates anew loses no time to page faults
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
 .PHONY: headline test lint bench claims soak clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO

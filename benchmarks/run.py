@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,21 @@ from parity_jax.config import (
 )
 from parity_jax.decode import sample
 from parity_jax.evaluate import make_evaluate
+from parity_jax.masked import Mean, Metrics
 from parity_jax.models import Model, make_model
 from parity_jax.population import Population, make_population
 from parity_jax.results import write_json
 from parity_jax.runs import build
 from parity_jax.stages import make_stage
+from parity_jax.stages.stage import StepKeys
 from parity_jax.tasks import make_task
-from parity_jax.types import Hypers
+from parity_jax.types import Hypers, StageState, Task
 
 Window = Callable[[], None]  # a piece of work, waited for
 DEPTH, WIDTH, P_COT, GROUP = 2, 128, 0.25, 8
 BATCH = {16: (128, 64), 50: (64, 32)}  # num_bits: demonstrations, prompts of a rollout
 NUM_WINDOWS, WINDOW_SECONDS = 7, 0.7
+NUM_STEPS = 5  # of next-token prediction in a call; runs have 10 or more
 NEVER = -60.0  # logit of a token that does not come
 
 
@@ -93,22 +97,40 @@ def population(
     num_bits: int,
     num: int,
     table: np.ndarray | None = None,
+    only_samples: bool = False,
     **layout: int,
 ) -> Population:
-    """num members that differ in their seeds."""
+    """num members that differ in their seeds; steps may only draw their responses."""
     task = make_task(ParityConfig(num_bits))
     model = make_model(gpt2(DEPTH, WIDTH), task)
     model = model if table is None else steered(model, table)
     evaluate = make_evaluate(EvaluateConfig(num_prompts=256), task, model)
     functions = make_stage(stage, task, model, evaluate)
+    if only_samples:
+        functions = functions._replace(step=partial(draw, stage.rollout, task, model))
     axes = {"seed": tuple(range(num))}
     return make_population(
         PopulationConfig(**layout), functions, axes, Hypers(p_cot=P_COT)
     )
 
 
+def draw(
+    cfg: RolloutConfig, task: Task, model: Model, state: StageState
+) -> tuple[StageState, Metrics]:
+    """A step that samples the responses of a rollout and learns nothing."""
+    k_prompt, k_sample = jax.random.split(StepKeys.of(state).data)
+    prompt_BxL = task.sample_prompts(k_prompt, cfg.num_prompts)
+    temperature_G = jnp.ones(cfg.num_generations)
+    lengths = (task.response_len, task.short_len)
+    response = sample(
+        k_sample, model, state.params, prompt_BxL, temperature_G, *lengths
+    )
+    state = state._replace(step=state.step + 1)
+    return state, {"loss": Mean.over(response.log_prob)}
+
+
 def training(members: Population, num_steps: int = 1) -> Window:
-    """Steps of all members."""
+    """Steps of all members, in one call as between two records of a run."""
     states = [members.init(None)]
 
     def window() -> None:
@@ -159,6 +181,11 @@ class Bench:
             Console().print(row)
 
 
+def members_of(num: int) -> str:
+    """The name of a case."""
+    return f"{num} member{'s' * (num > 1)}"
+
+
 def torch_model(num_bits: int) -> tuple[Any, Any]:
     """A fresh baseline model and its optimizer."""
     model = baseline.Gpt(DEPTH, WIDTH, 5, 2 * num_bits + 2)
@@ -169,9 +196,9 @@ def next_token(bench: Bench, num_bits: int) -> None:
     """Next-token steps; a compiled baseline too where a compiler is at hand."""
     batch, cfg = BATCH[num_bits][0], PretrainConfig(batch_size=BATCH[num_bits][0])
     cases: dict[str, tuple[int, Window]] = {
-        f"{num} member{'s' * (num > 1)}": (
-            num * batch,
-            training(population(cfg, num_bits, num)),
+        members_of(num): (
+            num * batch * NUM_STEPS,
+            training(population(cfg, num_bits, num), NUM_STEPS),
         )
         for num in (1, 2)
     }
@@ -192,39 +219,29 @@ def rollouts(bench: Bench, num_bits: int, p_long: float) -> None:
     """Sampling G responses to each prompt, and GRPO steps on such responses."""
     num_prompts = BATCH[num_bits][1]
     table = length_table(num_bits, p_long)
-    task = make_task(ParityConfig(num_bits))
-    model = steered(make_model(gpt2(DEPTH, WIDTH), task), table)
-    params = jax.jit(model.init)(jax.random.key(0))
-    prompt_BxL = task.sample_prompts(jax.random.key(1), num_prompts)
-
-    @jax.jit
-    def draw(key: Any) -> Any:
-        lengths = (task.response_len, task.short_len)
-        return sample(key, model, params, prompt_BxL, jnp.ones(GROUP), *lengths)
-
     torch_gpt, optimizer = torch_model(num_bits)
     torch_prompt = baseline.prompts(num_prompts, num_bits)
     torch_table = torch.tensor(table)
     num = num_prompts * GROUP
     where = f"d={num_bits}, {num_prompts} x {GROUP}, P(long) {p_long:g}"
-    key = jax.random.key(2)
-    cases: dict[str, tuple[int, Window]] = {
-        "1 member": (num, lambda: jax.block_until_ready(draw(key))),
-        "torch": (
-            num,
-            lambda: baseline.sample(torch_gpt, torch_prompt, GROUP, torch_table),
-        ),
-    }
-    bench.measure(f"rollouts, {where}", "responses", cases)
-
     cfg = PolicyGradientConfig(RolloutConfig(num_prompts, GROUP), loss_type="dapo")
-    cases = {
-        f"{n} member{'s' * (n > 1)}": (
-            n * num,
-            training(population(cfg, num_bits, n, table)),
-        )
-        for n in (1, 2)
-    }
+
+    def ours(**options: Any) -> dict[str, tuple[int, Window]]:
+        return {
+            members_of(n): (
+                n * num,
+                training(population(cfg, num_bits, n, table, **options)),
+            )
+            for n in (1, 2)
+        }
+
+    cases = ours(only_samples=True)
+    cases["torch"] = (
+        num,
+        lambda: baseline.sample(torch_gpt, torch_prompt, GROUP, torch_table),
+    )
+    bench.measure(f"rollouts, {where}", "responses", cases)
+    cases = ours()
     cases["torch"] = (
         num,
         lambda: baseline.grpo_step(
@@ -278,12 +295,16 @@ def populations(bench: Bench) -> None:
     """Members of one program against as many solo runs one after the other."""
     cfg = PretrainConfig(batch_size=128)
     cases = {
-        f"{num} members": (num * 128, training(population(cfg, 16, num)))
+        members_of(num): (
+            num * 128 * NUM_STEPS,
+            training(population(cfg, 16, num), NUM_STEPS),
+        )
         for num in (2, 4, 8)
     }
     vmap = population(cfg, 16, 4, num_devices=1, vmap_width=4)
-    cases["4 members by vmap"] = (4 * 128, training(vmap))
-    cases["1 member"] = (128, training(population(cfg, 16, 1)))
+    cases["4 members by vmap"] = (4 * 128 * NUM_STEPS, training(vmap, NUM_STEPS))
+    solo = population(cfg, 16, 1)
+    cases["1 member"] = (128 * NUM_STEPS, training(solo, NUM_STEPS))
     bench.measure("population, next-token, d=16", "sequences", cases)
     rows = bench.rows[-len(cases) :]
     for row in rows:  # time of the members over that of solo runs

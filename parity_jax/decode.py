@@ -22,9 +22,9 @@ def tempered(logits: Array, temperature: Array) -> Array:
 
 
 class _Rows(NamedTuple):
-    """Responses on their way; every leaf has BxG in front."""
+    """Responses on their way; leaves have BxG in front, those of the cache N = B G."""
 
-    key: Key  # BxG, of the response: its noise depends on nothing else
+    uniform: Array  # BxGxT in [0, 1), one for each token; of the response alone
     temperature: Array  # BxG
     done: Array  # BxG
     cache: Any
@@ -53,15 +53,13 @@ def sample(
     first_BxV, context = model.prompt_pass(params, prompt_BxL)
     first_BxGxV = jnp.broadcast_to(first_BxV[:, None], (*shape, first_BxV.shape[-1]))
     start = _Rows(
-        jax.random.split(key, shape),
+        jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (response_len,))))(
+            jax.random.split(key, shape)
+        ),
         jnp.broadcast_to(temperature_G[None], shape),
         jnp.zeros(shape, bool),
         model.empty_cache(context, num_generations, start_len),
-        Response(
-            jnp.full((*shape, start_len), PAD, jnp.int32),
-            jnp.zeros((*shape, start_len), jnp.float32),
-            jnp.zeros((*shape, start_len), bool),
-        ),
+        empty_response(shape, start_len),
     )
     rows = go_on(model, params, context, draw(start, 0, first_BxGxV), 1, start_len)
     if start_len == response_len:
@@ -69,18 +67,28 @@ def sample(
     return finish(model, params, context, rows, response_len, block_size)
 
 
+def empty_response(shape: tuple[int, int], num_tokens: int) -> Response:
+    """A response of no token yet."""
+    return Response(
+        jnp.full((*shape, num_tokens), PAD, jnp.int32),
+        jnp.zeros((*shape, num_tokens), jnp.float32),
+        jnp.zeros((*shape, num_tokens), bool),
+    )
+
+
 def draw(rows: _Rows, position: Array | int, logits_BxGxV: Array) -> _Rows:
-    """Append the token at `position` to the responses that have not ended."""
+    """Append the token at `position` to the responses that have not ended.
+
+    The token is the first whose cumulative probability exceeds the uniform number.
+    """
     temperature_BxGx1 = rows.temperature[..., None]
     logits_BxGxV = tempered(logits_BxGxV, temperature_BxGx1)
-
-    def noise(key: Key) -> Array:
-        shape = logits_BxGxV.shape[-1:]
-        return jax.random.gumbel(jax.random.fold_in(key, position), shape)
-
-    noise_BxGxV = jax.vmap(jax.vmap(noise))(rows.key)
-    noise_BxGxV = jnp.where(temperature_BxGx1 > 0, noise_BxGxV, 0.0)
-    token_BxG = jnp.argmax(logits_BxGxV + noise_BxGxV, -1).astype(jnp.int32)
+    mass_BxGxV = jnp.cumsum(jax.nn.softmax(logits_BxGxV), -1)
+    threshold_BxG = rows.uniform[..., position] * mass_BxGxV[..., -1]
+    sampled_BxG = (mass_BxGxV <= threshold_BxG[..., None]).sum(-1)
+    greedy_BxG = jnp.argmax(logits_BxGxV, -1)
+    token_BxG = jnp.where(rows.temperature > 0, sampled_BxG, greedy_BxG)
+    token_BxG = token_BxG.astype(jnp.int32)
     alive_BxG = ~rows.done
     new = Response(
         jnp.where(alive_BxG, token_BxG, PAD),
@@ -124,28 +132,30 @@ def finish(
     """The responses with those that have not ended run to the end, block by block."""
     batch_size, num_generations, start_len = rows.response.token.shape
     num_rows = batch_size * num_generations
-    flat = jax.tree.map(lambda x: x.reshape(num_rows, 1, *x.shape[2:]), rows)
+    flat = rows._replace(cache=None)
+    flat = jax.tree.map(lambda x: x.reshape(num_rows, 1, *x.shape[2:]), flat)
+    flat = flat._replace(cache=rows.cache)
     blocks = blocks_of(~flat.done[:, 0], block_size)
 
-    def longer(x: Array) -> Array:
-        """Room for the whole response."""
-        room = [(0, 0)] * x.ndim
-        room[2] = (0, response_len - start_len)
-        return jnp.pad(x, room)
+    def start_of(whole: Array, x: Array) -> Array:
+        """The whole with x in front: it has room for more tokens."""
+        return jax.lax.dynamic_update_slice(whole, x, (0,) * x.ndim)
 
     def run_block(i: Array, response: Response) -> Response:
         row_R = blocks.row[i]
         block = take_rows(flat, row_R)
+        context_R = take_rows(context, row_R // num_generations)
+        empty = model.empty_cache(context_R, 1, response_len)
         block = block._replace(
             done=block.done | (row_R == num_rows)[:, None],
-            cache=jax.tree.map(longer, block.cache),
+            cache=jax.tree.map(start_of, empty, block.cache),
             response=take_rows(response, row_R),
         )
-        context_R = take_rows(context, row_R // num_generations)
         block = go_on(model, params, context_R, block, start_len, response_len)
         return set_rows(response, row_R, block.response)
 
-    response = jax.tree.map(longer, flat.response)
+    whole = empty_response((num_rows, 1), response_len)
+    response = jax.tree.map(start_of, whole, flat.response)
     response = jax.lax.fori_loop(0, blocks.num, run_block, response)
     shape = (batch_size, num_generations, response_len)
     return jax.tree.map(lambda x: x.reshape(shape), response)

@@ -14,18 +14,18 @@ from jax import Array
 def gradient_rows(num_rows: int, num_tokens: int) -> int:
     """Rows of a block that is trained on, num_tokens each.
 
-    Small blocks waste few places; the least that fills a CPU core is some 512 tokens.
+    Small blocks waste few places; some 256 tokens still fill a CPU core.
     An accelerator runs blocks one after the other: few, large ones.
     """
     if jax.default_backend() == "cpu":
-        return min(num_rows, -(-512 // num_tokens))
+        return min(num_rows, -(-256 // num_tokens))
     return -(-num_rows // 8)
 
 
 def decode_rows(num_rows: int) -> int:
     """Rows of a block that is decoded, token by token; an accelerator takes all.
 
-    32 rows keep weights and cache near a CPU core; more were slower in measurements.
+    32 rows keep weights and cache near a CPU core; 64 and more were slower.
     """
     return min(num_rows, 32) if jax.default_backend() == "cpu" else num_rows
 

@@ -32,6 +32,7 @@ def test_ratios_are_to_the_fastest_baseline(monkeypatch):
 
 
 def test_baseline_samples_with_its_cache_what_the_whole_pass_predicts(tiny):
+    torch.manual_seed(0)
     model, _ = run.torch_model(NUM_BITS)
     prompt = baseline.prompts(8, NUM_BITS)
     table = torch.tensor(run.length_table(NUM_BITS, 0.5))

@@ -11,7 +11,12 @@ from tiny import tiny_gpt2, tiny_mistral
 
 from parity_jax.config import gpt2, mistral
 from parity_jax.models import response_logits
-from parity_jax.models.transformer import Transformer, make_transformer, rotary
+from parity_jax.models.transformer import (
+    Transformer,
+    dot_rows,
+    make_transformer,
+    rotary,
+)
 
 VOCAB, PROMPT, RESPONSE = 5, 5, 4
 LENGTH = PROMPT + RESPONSE
@@ -161,7 +166,7 @@ def test_rotary_products_depend_on_the_distance_only():
 
     def product(t, s):
         turned = [
-            rotary(x[None, None, None, None], jnp.array([p]))
+            rotary(x[None, None, None], jnp.array([p]))
             for x, p in ((query, t), (key, s))
         ]
         return float((turned[0] * turned[1]).sum())
@@ -169,6 +174,28 @@ def test_rotary_products_depend_on_the_distance_only():
     assert product(3, 1) == pytest.approx(product(9, 7), rel=1e-5)
     assert product(0, 0) == pytest.approx(float(query @ key), rel=1e-5)
     assert abs(product(3, 1) - product(3, 2)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "num_axes"),
+    [((8, 3), 1), ((3, 8), 1), ((3, 2, 4), 1), ((2, 4, 3), 2)],
+)
+def test_dense_products_and_their_gradients_are_those_of_dot_general(
+    kernel_shape, num_axes
+):
+    k_x, k_kernel, k_out = jax.random.split(jax.random.key(0), 3)
+    kernel = jax.random.normal(k_kernel, kernel_shape)
+    x = jax.random.normal(k_x, (5, 2, *kernel_shape[:num_axes]))
+    axes = (tuple(range(2, 2 + num_axes)), tuple(range(num_axes)))
+    numbers = (axes, ((), ()))
+    out, pull = jax.vjp(lambda *p: dot_rows(*p, numbers), x, kernel)
+    expected, expected_pull = jax.vjp(
+        lambda *p: jax.lax.dot_general(*p, numbers), x, kernel
+    )
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
+    grad = jax.random.normal(k_out, out.shape)
+    for ours, theirs in zip(pull(grad), expected_pull(grad), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def num_parameters(cfg, max_len):

@@ -357,7 +357,7 @@ def test_constant_groups_leave_the_parameters_alone(baseline):
 def losses_of(loss_type, num_minibatches):
     rewards = ("small_worlds:always_a_tenth", OWN)
     cfg = PolicyGradientConfig(
-        rollout=RolloutConfig(6, 3, rewards=rewards, reward_weights=(1.0, 1.0)),
+        rollout=RolloutConfig(9, 3, rewards=rewards, reward_weights=(1.0, 1.0)),
         loss_type=loss_type,
         baseline="none",
         scale_rewards="none",

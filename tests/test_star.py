@@ -75,13 +75,13 @@ def test_one_minibatch_is_the_mean_loss_of_exactly_the_kept_samples():
 
     They are sampled at temperature 1.5 and learned at temperature 1.
     """
-    cfg = config(16, 4, 64, 1)
+    cfg = config(32, 4, 128, 1)
     state, new, metrics, rollout = one_round(cfg, FROZEN)
     params = np.asarray(state.params, float)
     log_prob, mask, token = kept_log_probs(params, rollout)
     num_kept = len(token)
-    assert 4 < num_kept < 60
-    assert metrics["kept_ratio"] == (num_kept, 64)
+    assert 4 < num_kept < 120
+    assert metrics["kept_ratio"] == (num_kept, 128)
     assert metrics["updates"] == (1, 1)
     np.testing.assert_allclose(
         metrics["loss"], (-(log_prob * mask).sum() / num_kept, 1), rtol=1e-5
@@ -128,7 +128,7 @@ def test_epochs_are_shuffled_differently():
     """With one sample per minibatch, Adam ends elsewhere if the order differs."""
     ends = []
     for num_epochs in (1, 2):
-        cfg = config(16, 4, 1, num_epochs)
+        cfg = config(32, 4, 1, num_epochs)
         ends.append(one_round(cfg, FROZEN)[1].opt_state)
     # b1 = 0.9: the mean after the second epoch is (1 + 0.9^n) times that after the
     # first if both epochs have the same order of n minibatches.

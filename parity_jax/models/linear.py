@@ -142,25 +142,25 @@ def make_linear(task: Task) -> Model:
         return vocabulary_logits(stop_BxGxT, bit_BxGxT)
 
     def empty_cache(terms: HeadTerms, num_generations: int, response_len: int) -> Array:
-        """The signs of the earlier tokens, BxGxT; 0 where there is none yet."""
-        return jnp.zeros((terms.gate_base.shape[0], num_generations, response_len))
+        """The signs of the earlier tokens, NxT; 0 where there is none yet."""
+        return jnp.zeros((terms.gate_base.shape[0] * num_generations, response_len))
 
     def decode_step(
         params: LinearParams,
         token_BxG: Array,
         index: Array,
         terms: HeadTerms,
-        cache_BxGxT: Array,
+        cache_NxT: Array,
     ) -> tuple[Array, Array]:
         y_BxG = token_signs(token_BxG).astype(jnp.float32)
-        cache_BxGxT = cache_BxGxT.at[..., index].set(y_BxG)
+        cache_NxT = cache_NxT.at[:, index].set(y_BxG.ravel())
         head = jnp.minimum(index, d - 2)
         base, flip = terms.chain_base[:, head, None], terms.chain_flip[:, head, None]
-        num = min(cache_BxGxT.shape[-1], d - 1)
-        earlier_BxG = cache_BxGxT[..., :num] @ earlier_weights(params)[head, :num]
-        bit_BxG = base + y_BxG * flip + earlier_BxG
+        num = min(cache_NxT.shape[-1], d - 1)
+        earlier_N = cache_NxT[:, :num] @ earlier_weights(params)[head, :num]
+        bit_BxG = base + y_BxG * flip + earlier_N.reshape(y_BxG.shape)
         stop_BxG = stop_logit(index, -gate_logit(terms, y_BxG), d)
-        return vocabulary_logits(stop_BxG, bit_BxG), cache_BxGxT
+        return vocabulary_logits(stop_BxG, bit_BxG), cache_NxT
 
     return Model(init, prompt_pass, response_pass, empty_cache, decode_step)
 

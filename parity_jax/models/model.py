@@ -9,7 +9,7 @@ from jax import Array
 from parity_jax.types import Key, Params
 
 Context = Any  # what the responses need of their prompts; floats, B in front
-Cache = Any  # what a response needs of its earlier tokens while decoding
+Cache = Any  # what responses need of their earlier tokens; N = B G rows in front
 
 
 class Model(NamedTuple):

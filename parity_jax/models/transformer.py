@@ -5,6 +5,7 @@ then shared by the G responses of that prompt, in training and in decoding alike
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +19,10 @@ from parity_jax.types import Key, Params
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer, BxGxLxHxK (H counts key-value heads)."""
+    """Keys and values of one layer, NxJxLxK: N = B G rows, J key-value heads.
+
+    In this order a decoding step writes and reads its cache as it lies.
+    """
 
     key: Array
     value: Array
@@ -27,20 +31,57 @@ class KV(NamedTuple):
 Layers = tuple[KV, ...]
 
 
-def rotary(x_BxGxTxHxK: Array, position_T: Array, base: float = 10_000.0) -> Array:
+def rotary(x_NxHxTxK: Array, position_T: Array, base: float = 10_000.0) -> Array:
     """Rotate pairs (k, k + K/2) of each head by position * base^(-2k/K)."""
-    half = x_BxGxTxHxK.shape[-1] // 2
+    half = x_NxHxTxK.shape[-1] // 2
     frequency_K = base ** (-jnp.arange(half) / half)
     angle_TxK = position_T[:, None].astype(jnp.float32) * frequency_K[None]
-    cos_TxHxK = jnp.cos(angle_TxK)[:, None, :].astype(x_BxGxTxHxK.dtype)
-    sin_TxHxK = jnp.sin(angle_TxK)[:, None, :].astype(x_BxGxTxHxK.dtype)
-    left, right = jnp.split(x_BxGxTxHxK, 2, axis=-1)
-    cos, sin = cos_TxHxK[None, None], sin_TxHxK[None, None]
+    cos = jnp.cos(angle_TxK).astype(x_NxHxTxK.dtype)[None, None]
+    sin = jnp.sin(angle_TxK).astype(x_NxHxTxK.dtype)[None, None]
+    left, right = jnp.split(x_NxHxTxK, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1)
 
 
+@jax.custom_vjp
+def row_product(x_NxD: Array, kernel_DxF: Array) -> Array:
+    """x @ kernel, whose gradients are products of the shapes that a CPU runs fast.
+
+    Left to itself the kernel's gradient transposes the rows first, or is tall: half the
+    rate of the other products in measurements.
+    """
+    return x_NxD @ kernel_DxF
+
+
+def _row_product_fwd(x_NxD: Array, kernel_DxF: Array) -> tuple[Array, Any]:
+    return x_NxD @ kernel_DxF, (x_NxD, kernel_DxF)
+
+
+def _row_product_bwd(saved: Any, grad_NxF: Array) -> tuple[Array, Array]:
+    x_NxD, kernel_DxF = saved
+    if kernel_DxF.shape[0] > kernel_DxF.shape[1]:  # the barrier keeps it wide
+        kernel_grad = jax.lax.optimization_barrier(grad_NxF.T @ x_NxD).T
+    else:
+        kernel_grad = x_NxD.T @ grad_NxF
+    return grad_NxF @ kernel_DxF.T, kernel_grad
+
+
+row_product.defvjp(_row_product_fwd, _row_product_bwd)
+
+
+def dot_rows(x: Array, kernel: Array, dimension_numbers: Any, **_: Any) -> Array:
+    """`row_product` in the place of `lax.dot_general` in dense layers."""
+    (axes, _), _ = dimension_numbers
+    num = len(axes)  # the last ones of x, the first ones of the kernel
+    rows = x.reshape(-1, prod(x.shape[-num:]))
+    out = row_product(rows, kernel.reshape(rows.shape[1], -1))
+    return out.reshape(*x.shape[:-num], *kernel.shape[num:])
+
+
 class Attention(nn.Module):
-    """Causal attention of T new positions to the prompt and to their own response."""
+    """Causal attention of T new positions to the prompt and to their own response.
+
+    Rows are N = B G, the queries of a key-value head Q = (heads / key-value heads) T.
+    """
 
     cfg: TransformerConfig
 
@@ -54,7 +95,8 @@ class Attention(nn.Module):
         index: Array | int,
     ) -> tuple[Array, KV]:
         cfg = self.cfg
-        num_groups = cfg.num_heads // cfg.num_kv_heads
+        batch_size, num_generations, num_tokens, _ = x_BxGxTxD.shape
+        num_rows, heads = batch_size * num_generations, cfg.num_kv_heads
         head_size = cfg.width // cfg.num_heads
         dtype = jnp.dtype(cfg.dtype)
         init = nn.initializers.normal(cfg.init_std)
@@ -62,12 +104,17 @@ class Attention(nn.Module):
         def project(name: str, num_heads: int) -> Array:
             shape = (num_heads, head_size)
             dense = nn.DenseGeneral(
-                shape, use_bias=cfg.bias, dtype=dtype, kernel_init=init, name=name
+                shape,
+                use_bias=cfg.bias,
+                dtype=dtype,
+                kernel_init=init,
+                dot_general=dot_rows,
+                name=name,
             )
-            return dense(x_BxGxTxD)
+            return dense(x_BxGxTxD).reshape(num_rows, num_tokens, *shape).swapaxes(1, 2)
 
-        query = project("query", cfg.num_heads)
-        own = KV(project("key", cfg.num_kv_heads), project("value", cfg.num_kv_heads))
+        query = project("query", cfg.num_heads)  # NxHxTxK
+        own = KV(project("key", heads), project("value", heads))
         if cfg.positions == "rotary":
             query = rotary(query, position_T)
             own = own._replace(key=rotary(own.key, position_T))
@@ -82,31 +129,32 @@ class Attention(nn.Module):
             )
             own_position_S = position_T[0] - index + jnp.arange(own.key.shape[2])
 
-        query = query.reshape(*query.shape[:3], cfg.num_kv_heads, num_groups, head_size)
-        query = query * head_size**-0.5
-        scores = jnp.einsum("bgtjmk,bgsjk->bgjmts", query, own.key)
+        query = query.reshape(num_rows, heads, -1, head_size) * head_size**-0.5
+        scores_NxJxSxQ = jnp.einsum("njsk,njqk->njsq", own.key, query)  # as keys lie
         visible = self._visible(position_T, own_position_S)
-        scores = jnp.where(visible, scores.astype(jnp.float32), -jnp.inf)
-        if prompt is not None:
+        scores_NxJxQxS = scores_NxJxSxQ.swapaxes(2, 3).astype(jnp.float32)
+        scores_NxJxQxS = jnp.where(visible, scores_NxJxQxS, -jnp.inf)
+        if prompt is None:
+            weights_NxJxQxS = jax.nn.softmax(scores_NxJxQxS, -1).astype(dtype)
+            out_NxJxQxK = weights_NxJxQxS @ own.value
+        else:
+            by_prompt = (batch_size, num_generations, heads)
             prompt_len = prompt.key.shape[2]
-            prompt_scores = jnp.einsum(
-                "bgtjmk,bljk->bgjmtl", query, prompt.key[:, 0]
-            ).astype(jnp.float32)
+            query = query.reshape(*by_prompt, -1, head_size)
+            prompt_scores = jnp.einsum("bgjqk,bjlk->bgjql", query, prompt.key)
+            prompt_scores = prompt_scores.astype(jnp.float32)
             if cfg.sliding_window:
                 visible = self._visible(position_T, jnp.arange(prompt_len))
-                prompt_scores = jnp.where(visible, prompt_scores, -jnp.inf)
-            scores = jnp.concatenate([prompt_scores, scores], -1)
-        weights = jax.nn.softmax(scores, -1).astype(dtype)
-        if prompt is None:
-            out = jnp.einsum("bgjmts,bgsjk->bgtjmk", weights, own.value)
-        else:
-            out = jnp.einsum(
-                "bgjmtl,bljk->bgtjmk", weights[..., :prompt_len], prompt.value[:, 0]
-            )
-            out += jnp.einsum(
-                "bgjmts,bgsjk->bgtjmk", weights[..., prompt_len:], own.value
-            )
-        out = out.reshape(*out.shape[:3], cfg.num_heads, head_size)
+                prompt_scores = jnp.where(visible[None], prompt_scores, -jnp.inf)
+            prompt_scores = prompt_scores.reshape(num_rows, heads, -1, prompt_len)
+            scores = jnp.concatenate([prompt_scores, scores_NxJxQxS], -1)
+            weights = jax.nn.softmax(scores, -1).astype(dtype)
+            out_NxJxQxK = weights[..., prompt_len:] @ own.value
+            weights = weights[..., :prompt_len].reshape(*by_prompt, -1, prompt_len)
+            out = jnp.einsum("bgjql,bjlk->bgjqk", weights, prompt.value)
+            out_NxJxQxK += out.reshape(out_NxJxQxK.shape)
+        out_NxHxTxK = out_NxJxQxK.reshape(num_rows, cfg.num_heads, -1, head_size)
+        out = out_NxHxTxK.swapaxes(1, 2).reshape(*x_BxGxTxD.shape[:3], -1, head_size)
         residual_init = nn.initializers.normal(cfg.init_std / (2 * cfg.depth) ** 0.5)
         dense = nn.DenseGeneral(
             cfg.width,
@@ -114,16 +162,19 @@ class Attention(nn.Module):
             use_bias=cfg.bias,
             dtype=dtype,
             kernel_init=residual_init,
+            dot_general=dot_rows,
             name="out",
         )
         return dense(out), own
 
     def _visible(self, query_position_T: Array, key_position_S: Array) -> Array:
+        """Which keys the queries of a key-value head see, 1x1xQxS."""
         distance = query_position_T[:, None] - key_position_S[None, :]
         visible = distance >= 0
         if self.cfg.sliding_window:
             visible &= distance < self.cfg.sliding_window
-        return visible[None, None, None, None]
+        num_groups = self.cfg.num_heads // self.cfg.num_kv_heads
+        return jnp.tile(visible, (num_groups, 1))[None, None]
 
 
 class Mlp(nn.Module):
@@ -139,7 +190,12 @@ class Mlp(nn.Module):
         def dense(features: int, name: str, std: float = cfg.init_std) -> nn.Dense:
             init = nn.initializers.normal(std)
             return nn.Dense(
-                features, use_bias=cfg.bias, dtype=dtype, kernel_init=init, name=name
+                features,
+                use_bias=cfg.bias,
+                dtype=dtype,
+                kernel_init=init,
+                dot_general=dot_rows,
+                name=name,
             )
 
         hidden = dense(cfg.mlp_width, "up")(x)
@@ -277,8 +333,8 @@ def make_transformer(
 
     def empty_cache(prompt: Layers, num_generations: int, response_len: int) -> Layers:
         def empty(x: Array) -> Array:
-            batch_size, _, _, num_heads, head_size = x.shape
-            shape = (batch_size, num_generations, response_len, num_heads, head_size)
+            batch_size, num_heads, _, head_size = x.shape
+            shape = (batch_size * num_generations, num_heads, response_len, head_size)
             return jnp.zeros(shape, x.dtype)
 
         return jax.tree.map(empty, prompt)
