@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c8_c11_timing.py \
                --workdir=runs/c8_c11_timing [--config.scale=paper]
-Device     2 CPU cores, about 5 minutes; paper scale: one GPU
+Device     2 CPU cores, about 10 minutes; paper scale: one GPU
 Expected   GRPO from a checkpoint at which the chain is learned generalises; from one
            before, answers may grow but stay wrong; at p_cot = 0.01 the length grows
            from almost every checkpoint; at p_cot = 0 nothing is there to be amplified
@@ -34,6 +34,7 @@ from parity_jax.config import (
 )
 from parity_jax.plots import save_figure
 from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
+from parity_jax.theory import majority_at_k, pass_at_k
 from parity_jax.types import Hypers
 
 RARE, FREQUENT = 0.01, 0.25
@@ -57,7 +58,7 @@ SCALES = {
         16,
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
-        (50, 150, 400, 1200),
+        (50, 150, 400, 1200, 4800),
         (0.0, RARE, 0.05, FREQUENT),
         RolloutConfig(num_prompts=32, num_generations=8),
         40,
@@ -173,7 +174,32 @@ def claims(scores: xr.Dataset, num_bits: int) -> list[Claim]:
             "0.1",
             bool((abs(accuracy.sel(p_cot=0) - 0.5) <= 0.1).all()),
         ),
+        votes(before, after),
     ]
+
+
+def votes(before: xr.Dataset, after: xr.Dataset) -> Claim:
+    """pass@4 and maj@4 at temperature 1, where the chain is learned before RL."""
+    late = before["parent_step"].values[-1]
+    measured, gaps = {}, []
+    for stage, scores in (("before", before), ("after", after)):
+        scores = scores.sel(p_cot=FREQUENT, parent_step=late)
+        p_long = scores["t1/p_long"].clip(1e-6, 1 - 1e-6)
+        for name, function in (("pass@4", pass_at_k), ("maj@4", majority_at_k)):
+            value = scores[f"t1/{name}"]
+            predicted = p_long.copy(data=function(p_long.values, 4))
+            gaps.append(float(abs(value - predicted).max()))
+            measured[f"{name} {stage}"] = by_member(value)
+            measured[f"{name} {stage}, predicted"] = by_member(predicted)
+    return Claim(
+        "C2-votes",
+        "pass@4 and maj@4 before and after RL are those of the ideal policy with the "
+        "measured P(long)",
+        f"the closed forms, at p_cot = {FREQUENT} from step {late}",
+        measured,
+        "0.05",
+        max(gaps) <= 0.05,
+    )
 
 
 def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
