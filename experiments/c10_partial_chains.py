@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c10_partial_chains.py \
                --workdir=runs/c10_partial_chains [--config.scale=paper]
-Device     2 CPU cores, about 7 minutes; paper scale: one GPU
+Device     2 CPU cores, about 11 minutes; paper scale: one GPU
 Expected   chains that show every second running parity let pre-training alone
            generalise although p_cot < 1/3; where they do follows the blind coin of
            `greedy_accuracy`
@@ -59,7 +59,7 @@ SCALES = {
         16,
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
-        2400,
+        6000,
         p_cot=(0.1, 0.25),
         p_leap=(0.0, 0.45),
         seeds=(0, 1),
