@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c8_c11_timing.py \
                --workdir=runs/c8_c11_timing [--config.scale=paper]
-Device     2 CPU cores, about 10 minutes; paper scale: one GPU
+Device     2 CPU cores, about 9 minutes; paper scale: one GPU
 Expected   GRPO from a checkpoint at which the chain is learned generalises; from one
            before, answers may grow but stay wrong; at p_cot = 0.01 the length grows
            from almost every checkpoint; at p_cot = 0 nothing is there to be amplified
@@ -59,7 +59,7 @@ SCALES = {
         mistral(2, 64, num_heads=4, num_kv_heads=2),
         64,
         (50, 150, 400, 1200, 4800),
-        (0.0, RARE, 0.05, FREQUENT),
+        (0.0, RARE, FREQUENT),
         RolloutConfig(num_prompts=32, num_generations=8),
         40,
         (0, 1),

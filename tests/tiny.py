@@ -41,7 +41,7 @@ POLICY_GRADIENT = PolicyGradientConfig(
     rollout=RolloutConfig(num_prompts=4, num_generations=4)
 )
 STAR = StarConfig(
-    rollout=RolloutConfig(num_prompts=32, num_generations=1),
+    rollout=RolloutConfig(num_prompts=256, num_generations=1),
     batch_size=8,
     num_epochs=2,
 )
