@@ -24,7 +24,7 @@ lint: $(DEV_STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports
 
 CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map \
-	c8_c11_timing c9_sample_complexity c10_partial_chains \
+	c8_c11_timing c9_sample_complexity c10_partial_chains multiplication \
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise
 
 claims: $(STAMP)  ## Every claim at CPU scale and the report: about 80 minutes; resumable
