@@ -173,6 +173,7 @@ def test_positions_are_drawn_independently():
         jax.random.key(7), *model_and_table, prompt, temperature_G, 3, 2
     )
     token = np.asarray(response.token[0])
+    assert set(token.ravel().tolist()) == {2, 3, 4}  # never what has no probability
     sigma = np.sqrt(1 / 3 * 2 / 3 / num_samples)
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert abs((token[:, i] == token[:, j]).mean() - 1 / 3) <= 4 * sigma
