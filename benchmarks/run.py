@@ -129,7 +129,7 @@ def draw(
     return state, {"loss": Mean.over(response.log_prob)}
 
 
-def training(members: Population, num_steps: int = 1) -> Window:
+def steps_of(members: Population, num_steps: int = 1) -> Window:
     """Steps of all members, in one call as between two records of a run."""
     states = [members.init(None)]
 
@@ -198,7 +198,7 @@ def next_token(bench: Bench, num_bits: int) -> None:
     cases: dict[str, tuple[int, Window]] = {
         members_of(num): (
             num * batch * NUM_STEPS,
-            training(population(cfg, num_bits, num), NUM_STEPS),
+            steps_of(population(cfg, num_bits, num), NUM_STEPS),
         )
         for num in (1, 2)
     }
@@ -226,11 +226,11 @@ def rollouts(bench: Bench, num_bits: int, p_long: float) -> None:
     where = f"d={num_bits}, {num_prompts} x {GROUP}, P(long) {p_long:g}"
     cfg = PolicyGradientConfig(RolloutConfig(num_prompts, GROUP), loss_type="dapo")
 
-    def ours(**options: Any) -> dict[str, tuple[int, Window]]:
+    def ours(only_samples: bool) -> dict[str, tuple[int, Window]]:
         return {
             members_of(n): (
                 n * num,
-                training(population(cfg, num_bits, n, table, **options)),
+                steps_of(population(cfg, num_bits, n, table, only_samples)),
             )
             for n in (1, 2)
         }
@@ -241,7 +241,7 @@ def rollouts(bench: Bench, num_bits: int, p_long: float) -> None:
         lambda: baseline.sample(torch_gpt, torch_prompt, GROUP, torch_table),
     )
     bench.measure(f"rollouts, {where}", "responses", cases)
-    cases = ours()
+    cases = ours(only_samples=False)
     cases["torch"] = (
         num,
         lambda: baseline.grpo_step(
@@ -276,7 +276,7 @@ def star_and_evaluation(bench: Bench) -> None:
     bench.measure(
         "STaR round, d=16, 512 samples",
         "samples",
-        {"2 members": (2 * 512, training(members))},
+        {"2 members": (2 * 512, steps_of(members))},
     )
     states = members.init(None)
     bench.measure(
@@ -297,14 +297,14 @@ def populations(bench: Bench) -> None:
     cases = {
         members_of(num): (
             num * 128 * NUM_STEPS,
-            training(population(cfg, 16, num), NUM_STEPS),
+            steps_of(population(cfg, 16, num), NUM_STEPS),
         )
         for num in (2, 4, 8)
     }
     vmap = population(cfg, 16, 4, num_devices=1, vmap_width=4)
-    cases["4 members by vmap"] = (4 * 128 * NUM_STEPS, training(vmap, NUM_STEPS))
+    cases["4 members by vmap"] = (4 * 128 * NUM_STEPS, steps_of(vmap, NUM_STEPS))
     solo = population(cfg, 16, 1)
-    cases["1 member"] = (128 * NUM_STEPS, training(solo, NUM_STEPS))
+    cases["1 member"] = (128 * NUM_STEPS, steps_of(solo, NUM_STEPS))
     bench.measure("population, next-token, d=16", "sequences", cases)
     rows = bench.rows[-len(cases) :]
     for row in rows:  # time of the members over that of solo runs

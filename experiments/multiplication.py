@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/multiplication.py \
                --workdir=runs/multiplication
-Device     2 CPU cores, about 15 minutes
+Device     2 CPU cores, about 8 minutes
 Expected   3 x 3 digits, 25% long demonstrations: after next-token prediction sampled
            answers are long with probability p_cot, greedy ones are short and nearly
            always wrong; GRPO with the end-to-end reward makes them long and lifts exact

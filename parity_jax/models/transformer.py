@@ -77,6 +77,21 @@ def dot_rows(x: Array, kernel: Array, dimension_numbers: Any, **_: Any) -> Array
     return out.reshape(*x.shape[:-num], *kernel.shape[num:])
 
 
+def dense_options(cfg: TransformerConfig, std: float) -> dict[str, Any]:
+    """What the dense layers of a block have in common."""
+    return {
+        "use_bias": cfg.bias,
+        "dtype": jnp.dtype(cfg.dtype),
+        "kernel_init": nn.initializers.normal(std),
+        "dot_general": dot_rows,
+    }
+
+
+def residual_std(cfg: TransformerConfig) -> float:
+    """Initial std of what is added to the residual stream, 2 depth times (GPT-2)."""
+    return cfg.init_std / (2 * cfg.depth) ** 0.5
+
+
 class Attention(nn.Module):
     """Causal attention of T new positions to the prompt and to their own response.
 
@@ -99,17 +114,11 @@ class Attention(nn.Module):
         num_rows, heads = batch_size * num_generations, cfg.num_kv_heads
         head_size = cfg.width // cfg.num_heads
         dtype = jnp.dtype(cfg.dtype)
-        init = nn.initializers.normal(cfg.init_std)
 
         def project(name: str, num_heads: int) -> Array:
             shape = (num_heads, head_size)
             dense = nn.DenseGeneral(
-                shape,
-                use_bias=cfg.bias,
-                dtype=dtype,
-                kernel_init=init,
-                dot_general=dot_rows,
-                name=name,
+                shape, name=name, **dense_options(cfg, cfg.init_std)
             )
             return dense(x_BxGxTxD).reshape(num_rows, num_tokens, *shape).swapaxes(1, 2)
 
@@ -155,16 +164,8 @@ class Attention(nn.Module):
             out_NxJxQxK += out.reshape(out_NxJxQxK.shape)
         out_NxHxTxK = out_NxJxQxK.reshape(num_rows, cfg.num_heads, -1, head_size)
         out = out_NxHxTxK.swapaxes(1, 2).reshape(*x_BxGxTxD.shape[:3], -1, head_size)
-        residual_init = nn.initializers.normal(cfg.init_std / (2 * cfg.depth) ** 0.5)
-        dense = nn.DenseGeneral(
-            cfg.width,
-            axis=(-2, -1),
-            use_bias=cfg.bias,
-            dtype=dtype,
-            kernel_init=residual_init,
-            dot_general=dot_rows,
-            name="out",
-        )
+        options = dense_options(cfg, residual_std(cfg))
+        dense = nn.DenseGeneral(cfg.width, axis=(-2, -1), name="out", **options)
         return dense(out), own
 
     def _visible(self, query_position_T: Array, key_position_S: Array) -> Array:
@@ -185,25 +186,16 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         cfg = self.cfg
-        dtype = jnp.dtype(cfg.dtype)
 
         def dense(features: int, name: str, std: float = cfg.init_std) -> nn.Dense:
-            init = nn.initializers.normal(std)
-            return nn.Dense(
-                features,
-                use_bias=cfg.bias,
-                dtype=dtype,
-                kernel_init=init,
-                dot_general=dot_rows,
-                name=name,
-            )
+            return nn.Dense(features, name=name, **dense_options(cfg, std))
 
         hidden = dense(cfg.mlp_width, "up")(x)
         if cfg.mlp == "swiglu":
             hidden = nn.silu(dense(cfg.mlp_width, "gate")(x)) * hidden
         else:
             hidden = nn.gelu(hidden, approximate=True)
-        return dense(cfg.width, "down", cfg.init_std / (2 * cfg.depth) ** 0.5)(hidden)
+        return dense(cfg.width, "down", residual_std(cfg))(hidden)
 
 
 def _norm(cfg: TransformerConfig) -> nn.Module:
