@@ -85,7 +85,9 @@ def shrunk(path: Path) -> bytes:
     image = Image.open(path).convert("RGB")
     image.thumbnail((MAX_WIDTH, image.height))
     out = io.BytesIO()
-    image.quantize(NUM_COLOURS).save(out, "PNG", optimize=True)
+    # median cut, the default, may drop the colour of a thin line
+    few = image.quantize(NUM_COLOURS, method=Image.Quantize.FASTOCTREE)
+    few.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
