@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c10_partial_chains.py \
                --workdir=runs/c10_partial_chains [--config.scale=paper]
-Device     2 CPU cores, about 11 minutes; paper scale: one GPU
+Device     2 CPU cores, about 18 minutes; paper scale: one GPU
 Expected   chains that show every second running parity let pre-training alone
            generalise although p_cot < 1/3; where they do follows the blind coin of
            `greedy_accuracy`
@@ -57,9 +57,9 @@ class Scale(NamedTuple):
 SCALES = {
     "cpu": Scale(
         16,
-        mistral(2, 64, num_heads=4, num_kv_heads=2),
+        mistral(4, 64, num_heads=4, num_kv_heads=2),  # depth 2 may miss the leap chain
         64,
-        6000,
+        4000,
         p_cot=(0.1, 0.25),
         p_leap=(0.0, 0.45),
         seeds=(0, 1),
