@@ -27,7 +27,7 @@ CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map 
 	c8_c11_timing c9_sample_complexity c10_partial_chains multiplication \
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise
 
-claims: $(STAMP)  ## Every claim at CPU scale and the report: 73 minutes on 2 cores; resumable
+claims: $(STAMP)  ## Every claim at CPU scale and the report: 78 minutes on 2 cores; resumable
 	set -e; for name in $(CLAIMS); do $(RUN) -m experiments.main \
 		--config=experiments/$$name.py --workdir=runs/$$name; done
 	$(RUN) -m experiments.report $(CLAIMS:%=runs/%)

@@ -2,7 +2,7 @@
 
 Command    python -m experiments.main --config=experiments/c10_partial_chains.py \
                --workdir=runs/c10_partial_chains [--config.scale=paper]
-Device     2 CPU cores, about 18 minutes; paper scale: one GPU
+Device     2 CPU cores, about 15 minutes; paper scale: one GPU
 Expected   chains that show every second running parity let pre-training alone
            generalise although p_cot < 1/3; where they do follows the blind coin of
            `greedy_accuracy`
@@ -168,14 +168,16 @@ def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
     last = scores.isel(step=-1, drop=True)
     figure, (accuracy, length, training) = plt.subplots(1, 3, figsize=(11, 3.4))
     leap, curve = last["p_leap"].values, np.linspace(0, max(last["p_leap"].values), 400)
-    for p_cot, color in zip(last["p_cot"].values, (BLUE, ACCENT), strict=False):
+    looks = ((BLUE, "top"), (ACCENT, "bottom"))  # the lines end nearly in one point
+    for p_cot, (color, va) in zip(last["p_cot"].values, looks, strict=False):
         at = last.sel(p_cot=p_cot)
         dots(accuracy, leap, at["greedy/accuracy"], color)
         overlay(accuracy, curve, greedy_accuracy(p_cot, curve), BLIND_COIN, color)
         dots(length, leap, at["greedy/length_mean"], color)
         mean = at["greedy/length_mean"].mean("seed")
         length.plot(leap, mean, color=color)
-        label_line(length, leap[-1], float(mean[-1]), f"p_cot = {p_cot:g}", color)
+        end = float(mean[-1])
+        label_line(length, leap[-1], end, f"p_cot = {p_cot:g}", color, va=va)
     for p_leap, color in zip(leap, CYCLE, strict=False):
         values = scores["greedy/accuracy"].isel(p_cot=0).sel(p_leap=p_leap)
         draw_members(training, scores["step"], values, color)
