@@ -82,7 +82,10 @@ def run_seconds(run: Path) -> float:
 
 def shrunk(path: Path) -> bytes:
     """A figure as a PNG of few colours, at most MAX_WIDTH wide."""
-    image = Image.open(path).convert("RGB")
+    saved = Image.open(path)
+    if saved.mode == "P":  # an earlier report's: doing it again would lose more
+        return path.read_bytes()
+    image = saved.convert("RGB")
     image.thumbnail((MAX_WIDTH, image.height))
     out = io.BytesIO()
     # median cut, the default, may drop the colour of a thin line
