@@ -1,6 +1,7 @@
 """Evaluation on fresh or given prompts: greedy and sampled from one prompt pass."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -11,35 +12,65 @@ import numpy as np
 from jax import Array
 from scipy.stats import hypergeom
 
-from parity_jax.config import ConfigError, EvaluateConfig
-from parity_jax.decode import sample, tempered
-from parity_jax.masked import Mean, Metrics, has_ended, num_tokens
-from parity_jax.models import Model, response_logits
-from parity_jax.types import EOS, Hypers, Key, Params, Task
+from parity_jax.config import ConfigError, number_text, require, require_positive
+from parity_jax.decode import sample
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.models.model import Model, response_logits
+from parity_jax.policy import tempered
+from parity_jax.responses import has_ended, left_padded, num_tokens
+from parity_jax.tasks.task import Task
+from parity_jax.types import Data, Key, Params, Prompt
 
-Evaluate = Callable[[Key, Params], Metrics]
+Evaluate = Callable[[Key, Params, Data], Metrics]
+MIN_TEMPERATURE, MAX_SAMPLES = 1e-3, 1024
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on fresh prompts: greedy, and sampled at each temperature."""
+
+    num_prompts: int = 512
+    temperatures: tuple[float, ...] = (0.75, 1.0, 1.5)
+    num_samples: int = 1  # responses to each prompt at each temperature
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_prompts", "num_samples")
+        allowed = f"must be at most {MAX_SAMPLES}"
+        few = self.num_samples <= MAX_SAMPLES
+        require(few, "num_samples", self.num_samples, allowed)
+        for value in self.temperatures:
+            allowed = f"must be finite and >= {MIN_TEMPERATURE:g} (greedy is always in)"
+            inside = MIN_TEMPERATURE <= value < np.inf
+            require(inside, "temperatures", value, allowed)
+        distinct = len(set(self.temperatures)) == len(self.temperatures)
+        require(distinct, "temperatures", self.temperatures, "must be distinct")
 
 
 def decodings(cfg: EvaluateConfig) -> dict[str, float]:
     """Name and temperature of every way the model is decoded; greedy is 0."""
-    return {"greedy": 0.0} | {f"t{t:g}": t for t in cfg.temperatures}
+    return {"greedy": 0.0} | {f"t{number_text(t)}": t for t in cfg.temperatures}
 
 
-def read_prompts(path: str, task: Task) -> Array:
-    """The prompts of a text file, one a line; ConfigError names a bad line."""
+def read_prompts(path: str, task: Task) -> Prompt:
+    """The prompts of a text file, one a line; ConfigError names a bad line.
+
+    A byte order mark, blank lines and spaces at the end of a line do not count.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("eval_file", path, f"cannot be read: {error}") from None
-    if not lines:
-        raise ConfigError("eval_file", path, "must have at least one line")
     prompts = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            prompts.append(task.read_prompt(line))
+            prompts.append(task.read_prompt(line.rstrip()))
         except ValueError as error:
             raise ConfigError("eval_file", path, f"line {number}: {error}") from None
-    return jnp.stack(prompts)
+    if not prompts:
+        raise ConfigError("eval_file", path, "must have at least one prompt")
+    return left_padded(prompts, task.format)
 
 
 class Scored(NamedTuple):
@@ -48,24 +79,22 @@ class Scored(NamedTuple):
     correct: Array  # the last token is right and the response has ended
     cot: Array  # every token is right (the task's "cot" reward)
     is_long: Array  # the response shows its work
-    ended: Array  # it has an EOS
-    length: Array  # tokens before EOS
+    ended: Array  # it has an end
+    length: Array  # tokens before the end
     first_wrong: Array  # first token, from 1, that departs from the worked solution
     departs: Array  # whether there is one
-    p_stop: Array  # P(EOS) where a short response stops, given the tokens before
+    p_stop: Array  # P(end) where a short response ends, given the tokens before
     is_begun: Array  # whether these tokens begin the worked solution
 
 
-def make_evaluate(
-    cfg: EvaluateConfig, task: Task, model: Model, given_BxL: Array | None = None
-) -> Evaluate:
+def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
     """Scores named `<decoding>/<score>`: means over prompts and their samples.
 
-    The prompts are the given ones, or num_prompts fresh ones.
+    The prompts are those of `Data.eval_prompts`, or num_prompts fresh ones.
 
     accuracy, cot, p_long, ended     shares of the responses, see `Scored`
     accuracy_long, accuracy_short    accuracy given that the work is shown, or not
-    length_mean, length_median       tokens before EOS
+    length_mean, length_median       tokens before the end
     first_wrong     over long responses that depart from the worked solution
     p_stop_begun, p_stop_departed    exact from the logits (at the temperature of the
                     decoding; greedy: 1), by whether the tokens before are right
@@ -76,29 +105,26 @@ def make_evaluate(
     num_samples = [1 if t == 0 else cfg.num_samples for t in temperatures.values()]
     temperature_G = np.repeat(list(temperatures.values()), num_samples)
     tables = success_tables(cfg.num_samples)
+    short_len, end_ids = task.format.short_len, list(task.format.end_ids)
 
-    def evaluate(key: Key, params: Params) -> Metrics:
-        k_prompt, k_sample = jax.random.split(key)
-        prompt_BxL = given_BxL
-        if prompt_BxL is None:
-            prompt_BxL = task.sample_prompts(k_prompt, cfg.num_prompts)
-        # Without noise nothing is drawn: these are the worked solutions.
-        worked = task.demonstrate(k_prompt, prompt_BxL, Hypers(p_cot=1.0))
-        response = sample(
-            k_sample,
-            model,
-            params,
-            worked.prompt,
-            jnp.array(temperature_G),
-            task.response_len,
-            task.short_len,
-        )
-        begin_BxGxT = response.token[..., : task.short_len]
-        logits = response_logits(model, params, worked.prompt, begin_BxGxT)[:, :, -1]
+    def p_stop(params: Params, prompt: Prompt, token_BxGxT: Array) -> Array:
+        """P(end) where a short response ends, given the tokens before, BxG."""
+        begin_BxGxT = token_BxGxT[..., :short_len]
+        logits = response_logits(model, params, prompt, begin_BxGxT)[:, :, -1]
         logits = tempered(logits, jnp.array(temperature_G)[None, :, None])
-        p_stop_BxG = jax.nn.softmax(logits)[..., EOS]
-        scored = score(task, worked.prompt, worked.response, response.token, p_stop_BxG)
-        diagnostics = task.diagnostics(worked.prompt, response.token)
+        return jax.nn.softmax(logits)[..., end_ids].sum(-1)
+
+    def evaluate(key: Key, params: Params, data: Data) -> Metrics:
+        k_prompt, k_sample = jax.random.split(key)
+        prompt = data.eval_prompts
+        if prompt is None:
+            prompt = task.sample_prompts(k_prompt, cfg.num_prompts, data.task)
+        response = sample(
+            k_sample, model, params, prompt, jnp.array(temperature_G), task.format
+        )
+        p_stop_BxG = p_stop(params, prompt, response.token)
+        scored = score(task, prompt, response.token, p_stop_BxG, data)
+        diagnostics = task.diagnostics(prompt, response.token, data.task)
         metrics: Metrics = {}
         ends = np.cumsum(num_samples)
         for name, end, num in zip(temperatures, ends, num_samples, strict=True):
@@ -118,20 +144,22 @@ def make_evaluate(
 
 
 def score(
-    task: Task, prompt_BxL: Array, worked_BxT: Array, token_BxGxT: Array, p_stop: Array
+    task: Task, prompt: Prompt, token_BxGxT: Array, p_stop_BxG: Array, data: Data
 ) -> Scored:
-    """Every score of every response; `worked` are the whole right responses."""
-    is_wrong_BxGxT = token_BxGxT != worked_BxT[:, None]
+    """Every score of every response."""
+    worked_Bx1xT = task.solution(prompt, data.task).worked[:, :1]
+    is_wrong_BxGxT = token_BxGxT != worked_Bx1xT
+    begins_wrong_BxGxT = is_wrong_BxGxT[..., : task.format.short_len - 1]
     return Scored(
-        correct=task.rewards["e2e"](prompt_BxL, token_BxGxT) > 0,
-        cot=task.rewards["cot"](prompt_BxL, token_BxGxT) > 0,
+        correct=task.rewards["e2e"](prompt, token_BxGxT, data.task) > 0,
+        cot=task.rewards["cot"](prompt, token_BxGxT, data.task) > 0,
         is_long=task.is_long(token_BxGxT),
-        ended=has_ended(token_BxGxT),
-        length=num_tokens(token_BxGxT).astype(jnp.float32),
+        ended=has_ended(token_BxGxT, task.format),
+        length=num_tokens(token_BxGxT, task.format).astype(jnp.float32),
         first_wrong=1.0 + jnp.argmax(is_wrong_BxGxT, -1),
         departs=is_wrong_BxGxT.any(-1),
-        p_stop=p_stop,
-        is_begun=~is_wrong_BxGxT[..., : task.short_len - 1].any(-1),
+        p_stop=p_stop_BxG,
+        is_begun=~begins_wrong_BxGxT.any(-1),
     )
 
 

@@ -20,31 +20,34 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.masked import Metrics
-from parity_jax.models import Model, forced_logits
-from parity_jax.rows import add_rows, blocks_of, gradient_rows, take_rows
-from parity_jax.types import Params
+from parity_jax.blocks import add_rows, blocks_of, gradient_rows, take_rows
+from parity_jax.metrics import Metrics
+from parity_jax.models.model import Model, forced_scores
+from parity_jax.policy import TokenScores
+from parity_jax.types import Params, Prompt
 
-# (logits_BxGxTxV, target) -> loss and metrics, sums over the tokens of target.mask
-TokenLoss = Callable[[Array, Any], tuple[Array, Metrics]]
+# (scores, target) -> loss and metrics, sums over the tokens of target.mask
+TokenLoss = Callable[[TokenScores, Any], tuple[Array, Metrics]]
 
 
 def response_gradient(
     loss: TokenLoss,
     model: Model,
     params: Params,
-    prompt_BxL: Array,
+    prompt: Prompt,
     target: Any,
     short_len: int,
+    temperature: Array | float = 1.0,
 ) -> tuple[Params, Array, Metrics]:
     """Gradient, loss and metrics of all responses; target is a `Target`."""
-    context, pull = jax.vjp(lambda p: model.prompt_pass(p, prompt_BxL), params)
+    context, pull = jax.vjp(lambda p: model.prompt_pass(p, prompt), params)
     mask_BxGxT = target.mask
     batch_size, num_generations, response_len = mask_BxGxT.shape
     is_long_BxG = mask_BxGxT[..., short_len:].any(-1)
 
     def of_part(params: Params, context: Any, target: Any) -> tuple[Array, Metrics]:
-        return loss(forced_logits(model, params, context, target.token), target)
+        scores = forced_scores(model, params, context, target.token, temperature)
+        return loss(scores, target)
 
     gradient = jax.value_and_grad(of_part, argnums=(0, 1), has_aux=True)
     short = target._replace(mask=mask_BxGxT & ~is_long_BxG[..., None])

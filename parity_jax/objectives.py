@@ -4,26 +4,33 @@ Names and formulas follow TRL where it has them. Shapes: rewards and advantages 
 everything per token BxGxT.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import PolicyGradientConfig
-from parity_jax.masked import Mean, Metrics
-from parity_jax.types import Hypers
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.policy import TokenScores
+
+Baseline = Literal["none", "batch", "group", "leave_one_out"]
+Spread = Literal["none", "batch", "group"]  # whose standard deviation divides
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "reinforce"]
+Level = Literal["token", "sequence"]
+KlEstimator = Literal["none", "k1", "k2", "k3"]
+LengthPrice = Literal["additive", "multiplicative"]
 
 
 class Target(NamedTuple):
-    """What the next-token loss reads beside the logits."""
+    """What the next-token loss reads beside the scores."""
 
     token: Array  # BxGxT int
     mask: Array  # BxGxT bool, tokens that carry loss
 
 
 class PolicyTarget(NamedTuple):
-    """What `policy_loss` reads beside the logits; made by `policy_target`."""
+    """What `policy_loss` reads beside the scores; made by `policy_target`."""
 
     token: Array  # BxGxT int
     mask: Array  # BxGxT bool, tokens that carry loss
@@ -34,62 +41,56 @@ class PolicyTarget(NamedTuple):
     reference_log_prob: Array | None  # BxGxT
 
 
-def token_log_probs(logits: Array, token: Array) -> Array:
-    """log softmax(logits) at each token; logits have a vocabulary axis behind it."""
-    log_probs = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(log_probs, token[..., None], -1)[..., 0]
-
-
-def token_entropy(logits: Array) -> Array:
-    """Entropy of softmax(logits) in nats, without the vocabulary axis."""
-    log_probs = jax.nn.log_softmax(logits)
-    return -(jnp.exp(log_probs) * log_probs).sum(-1)
-
-
 def next_token_loss(
-    logits_BxGxTxV: Array, target: Target, num_sequences: Array | int
+    scores: TokenScores, target: Target, num_sequences: Array | int
 ) -> tuple[Array, Metrics]:
     """Mean over sequences of sum_j -log pi(y_j | x, y_<j) (paper section 3)."""
-    loss_BxGxT = -token_log_probs(logits_BxGxTxV, target.token)
+    loss_BxGxT = -scores.log_prob
     loss = jnp.where(target.mask, loss_BxGxT, 0).sum() / num_sequences
     return loss, {"token_loss": Mean.over(loss_BxGxT, target.mask)}
 
 
 def priced_reward(
-    correct_BxG: Array, num_tokens_BxG: Array, max_tokens: int, price: Array, mode: str
+    correct_BxG: Array,
+    num_tokens_BxG: Array,
+    max_tokens: int,
+    price: Array,
+    form: LengthPrice,
 ) -> Array:
     """Reward less the price of length; num_tokens does not count EOS.
 
     additive: r - price * |y| / max_tokens; multiplicative: r * (1 - price * |y| / max).
     """
     cost_BxG = price * num_tokens_BxG / max_tokens
-    if mode == "additive":
+    if form == "additive":
         return correct_BxG - cost_BxG
     return correct_BxG * (1 - cost_BxG)
 
 
-def advantages(reward_BxG: Array, cfg: PolicyGradientConfig) -> Array:
-    """(reward - baseline) / (std + std_eps), both as the config names them.
+def advantages(
+    reward_BxG: Array, baseline: Baseline, scale_by: Spread, ddof: int, eps: float
+) -> Array:
+    """(reward - baseline) / (std + eps), BxG; the std is of the batch or the group.
 
     Where the std is 0 nothing is divided. Mean and std are taken of what lies above the
     least reward: equal rewards then give exactly 0, which rounding would not.
     """
-    centred_BxG = reward_BxG - _baseline(reward_BxG, cfg.baseline)
-    if cfg.scale_rewards == "none":
+    centred_BxG = reward_BxG - _baseline(reward_BxG, baseline)
+    if scale_by == "none":
         return centred_BxG
-    axis = None if cfg.scale_rewards == "batch" else -1
+    axis = None if scale_by == "batch" else -1
     above_BxG = reward_BxG - reward_BxG.min(axis, keepdims=True)
-    std = above_BxG.std(axis, ddof=cfg.std_ddof, keepdims=True)
-    return centred_BxG / jnp.where(std > 0, std + cfg.std_eps, 1)
+    std = above_BxG.std(axis, ddof=ddof, keepdims=True)
+    return centred_BxG / jnp.where(std > 0, std + eps, 1)
 
 
-def _baseline(reward_BxG: Array, kind: str) -> Array:
-    if kind == "none":
+def _baseline(reward_BxG: Array, baseline: Baseline) -> Array:
+    if baseline == "none":
         return jnp.zeros_like(reward_BxG)
-    axis = None if kind == "batch" else -1
+    axis = None if baseline == "batch" else -1
     least = reward_BxG.min(axis, keepdims=True)
     above_BxG = reward_BxG - least
-    if kind != "leave_one_out":
+    if baseline != "leave_one_out":
         return least + above_BxG.mean(axis, keepdims=True)
     others_BxG = above_BxG.sum(-1, keepdims=True) - above_BxG
     return least + others_BxG / (reward_BxG.shape[-1] - 1)
@@ -100,7 +101,9 @@ def is_zero_std(reward_BxG: Array) -> Array:
     return reward_BxG.max(-1) == reward_BxG.min(-1)
 
 
-def kl_estimate(log_prob: Array, reference_log_prob: Array, estimator: str) -> Array:
+def kl_estimate(
+    log_prob: Array, reference_log_prob: Array, estimator: KlEstimator
+) -> Array:
     """Per-token estimate of KL(policy || reference) from samples of the policy.
 
     With x = log_prob - reference: k1 = x; k2 = x^2 / 2; k3 = exp(-x) + x - 1.
@@ -112,7 +115,7 @@ def kl_estimate(log_prob: Array, reference_log_prob: Array, estimator: str) -> A
 
 
 def token_weights(
-    mask_BxGxT: Array, loss_type: str, rollout_tokens: Array | float
+    mask_BxGxT: Array, loss_type: LossType, rollout_tokens: Array | float
 ) -> Array:
     """Weights of the tokens in a loss, BxGxT: one over what loss_type divides by.
 
@@ -142,7 +145,7 @@ def policy_target(
     reference_log_prob_BxGxT: Array | None,
     advantage_BxG: Array,
     rollout_tokens: Array | float,
-    loss_type: str,
+    loss_type: LossType,
 ) -> PolicyTarget:
     """The target of one minibatch; every denominator is known before its loss is."""
     return PolicyTarget(
@@ -157,24 +160,25 @@ def policy_target(
 
 
 def policy_loss(
-    logits_BxGxTxV: Array,
+    scores: TokenScores,
     target: PolicyTarget,
     hypers: Hypers,
-    cfg: PolicyGradientConfig,
+    level: Level = "token",
+    kl_estimator: KlEstimator = "none",
+    is_kl_in_loss: bool = True,
 ) -> tuple[Array, Metrics]:
     """Clipped surrogate with optional KL and entropy terms, and its diagnostics.
 
     Per token -min(min(c, delta) A, clip(c, 1 - epsilon, 1 + epsilon_high) A), where c
     is the probability ratio to the policy that sampled: exp(log_ratio) of the token, or
-    of the mean over the response's tokens (importance_sampling_level="sequence"). The
-    logits must be divided by the sampling temperature already: the policy that is
-    trained is the one that was sampled. A sum over responses: those of a minibatch may
-    come in parts.
+    of the mean over the response's tokens (level="sequence"). The scores are those at
+    the sampling temperature: the policy that is trained is the one that was sampled. A
+    sum over responses: those of a minibatch may come in parts.
     """
     mask_BxGxT, advantage_BxGxT = target.mask, target.advantage
-    log_prob_BxGxT = token_log_probs(logits_BxGxTxV, target.token)
+    log_prob_BxGxT, entropy_BxGxT = scores
     log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - target.old_log_prob, 0)
-    if cfg.importance_sampling_level == "sequence":
+    if level == "sequence":
         num_tokens_BxGx1 = jnp.maximum(mask_BxGxT.sum(-1, keepdims=True), 1)
         mean_BxGx1 = log_ratio_BxGxT.sum(-1, keepdims=True) / num_tokens_BxGx1
         log_ratio_BxGxT = jnp.broadcast_to(mean_BxGx1, log_ratio_BxGxT.shape)
@@ -186,7 +190,6 @@ def policy_loss(
 
     is_low = (ratio_BxGxT < low) & (advantage_BxGxT < 0)
     is_high = (ratio_BxGxT > high) & (advantage_BxGxT > 0)
-    entropy_BxGxT = token_entropy(logits_BxGxTxV)
     metrics = {
         "entropy": Mean.over(entropy_BxGxT, mask_BxGxT),
         "clip_ratio/low_mean": Mean.over(is_low, mask_BxGxT),
@@ -197,9 +200,9 @@ def policy_loss(
         # A token outside the mask may be impossible: its k3 would be infinite.
         reference_BxGxT = target.reference_log_prob
         own_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT, reference_BxGxT)
-        kl_BxGxT = kl_estimate(own_BxGxT, reference_BxGxT, cfg.kl_estimator)
+        kl_BxGxT = kl_estimate(own_BxGxT, reference_BxGxT, kl_estimator)
         metrics["kl"] = Mean.over(kl_BxGxT, mask_BxGxT)
-        if cfg.kl_in == "loss":
+        if is_kl_in_loss:
             loss_BxGxT += hypers.beta * kl_BxGxT
     bonus_BxGxT = hypers.entropy_coef * target.entropy_weight * entropy_BxGxT
     loss_BxGxT = target.weight * loss_BxGxT - bonus_BxGxT

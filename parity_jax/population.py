@@ -6,23 +6,36 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from parity_jax.config import ConfigError, PopulationConfig, unknown_name
-from parity_jax.masked import Mean, Metrics
+from parity_jax.config import ConfigError, Label, number_text, require, unknown_name
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
 from parity_jax.stages import Stage
-from parity_jax.types import DIVERGED, RUNNING, Hypers, Params, StageState
+from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
 
 Axes = Mapping[str, tuple[float, ...]]
-Label = dict[str, float]  # the value of every axis for one member
+
+
+@dataclass(frozen=True)
+class PopulationConfig:
+    """How the members of one program are laid out; results agree to rounding."""
+
+    num_devices: int = 0  # members are sharded over so many devices; 0: all local ones
+    vmap_width: int = 0  # members per vmap on a device; 0: all on GPU/TPU, 1 on CPU
+
+    def __post_init__(self) -> None:
+        for name in ("num_devices", "vmap_width"):
+            value = getattr(self, name)
+            require(value >= 0, name, value, "must be 0 (automatic) or positive")
 
 
 def member_labels(axes: Axes) -> list[Label]:
@@ -57,7 +70,7 @@ def parent_index(
     """
     for name, value in pinned.items():
         if name not in parent_axes:
-            raise unknown_name(name, value, parent_axes).under("parent_member")
+            raise unknown_name(f"parent_member.{name}", value, parent_axes)
 
     def value_of(label: Label, name: str) -> float | None:
         own = None if name == "parent_step" else label.get(name)
@@ -70,22 +83,50 @@ def parent_index(
         for name, values in parent_axes.items():
             wanted = value_of(label, name)
             allowed = f"must be one of the parent's {tuple(values)}; parent_member says"
-            allowed += f" which, e.g. parent_member.{name}={values[0]:g}"
+            allowed += f" which, e.g. parent_member.{name}={number_text(values[0])}"
             if wanted not in values:
-                raise ConfigError(name, wanted, allowed)
+                raise ConfigError(f"parent_member.{name}", wanted, allowed)
             index = index * len(values) + list(values).index(wanted)
         index_P.append(index)
     return np.array(index_P)
 
 
 class Population(NamedTuple):
-    """The compiled functions of all members; states and metrics have P in front."""
+    """The programs of all members; states and metrics have P in front."""
 
     labels: list[Label]
+    data: Data
     init: Any  # (params_P or None) -> states
-    run: Any  # (states, num_steps) -> states, metrics merged over the steps
-    evaluate: Any  # (states) -> metrics
-    sequences_per_step: int  # of one member
+    # (states, metrics so far, num_steps, data) -> states, metrics with the steps' own
+    run: Any
+    evaluate: Any  # (states, data) -> metrics
+    no_metrics: Any  # () -> metrics of no step yet
+    placed: NamedSharding  # of states and metrics
+
+    def advance(
+        self, states: StageState, metrics: Metrics, num_steps: int
+    ) -> tuple[StageState, Metrics]:
+        """num_steps further steps of all members; states and metrics are used up."""
+        return self.run(states, metrics, num_steps, self.data)
+
+    def scores(self, states: StageState) -> Metrics:
+        """Evaluation of all members."""
+        return self.evaluate(states, self.data)
+
+    def place(self, tree: Any) -> Any:
+        """Arrays with P in front laid out as the programs take them."""
+        return jax.device_put(tree, self.placed)
+
+    def shapes(self) -> tuple[StageState, Metrics]:
+        """Shapes of states and evaluation; traces all programs, compiles none."""
+
+        def laid_out(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placed)
+
+        states = jax.tree.map(laid_out, jax.eval_shape(self.init, None))
+        metrics = self.no_metrics()
+        self.run.eval_shape(states, metrics, 1, self.data)
+        return states, self.evaluate.eval_shape(states, self.data)
 
 
 def layout(cfg: PopulationConfig, num_members: int) -> tuple[list[jax.Device], int]:
@@ -96,58 +137,107 @@ def layout(cfg: PopulationConfig, num_members: int) -> tuple[list[jax.Device], i
 
 
 def make_population(
-    cfg: PopulationConfig, stage: Stage, axes: Axes, hypers: Hypers
+    cfg: PopulationConfig,
+    stage: Stage,
+    axes: Axes,
+    hypers: Hypers,
+    data: Data | None = None,
 ) -> Population:
-    """Compile a stage for all members of the product of the axes."""
+    """The programs of a stage for all members of the product of the axes.
+
+    Each is traced and compiled once, at its first call; a second trace is an error.
+    """
     labels = member_labels(axes)
     num_members = len(labels)
+    data = Data() if data is None else data
     devices, width = layout(cfg, num_members)
     mesh = jax.make_mesh(
         (len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices
     )
     by_member = PartitionSpec("member")
     num_padded = -num_members % len(devices)  # copies of member 0, thrown away
+    # States come from init, a checkpoint or the step before: always laid out alike.
+    placed = NamedSharding(mesh, PartitionSpec() if num_padded else by_member)
 
     def over_members(f: Any) -> Any:
-        """f of one member as a compiled f of all; further arguments are shared."""
+        """f of one member's trees as an f of all; `shared` is the same for each."""
 
-        def on_device(tree: Any, *shared: Any) -> Any:
+        def on_device(trees: Any, shared: Any) -> Any:
             one = partial(_call_one, f, shared)
             if width == 1:
-                return jax.lax.map(one, tree)
-            return jax.lax.map(one, tree, batch_size=width)
+                return jax.lax.map(one, trees)
+            return jax.lax.map(one, trees, batch_size=width)
 
-        def on_all(tree: Any, *shared: Any) -> Any:
-            tree = jax.tree.map(partial(_pad, num_padded), tree)
-            specs = (by_member, *[PartitionSpec()] * len(shared))
+        def on_all(trees: Any, shared: Any) -> Any:
+            trees = jax.tree.map(partial(_pad, num_padded), trees)
             sharded = jax.shard_map(
                 on_device,
                 mesh=mesh,
-                in_specs=specs,
+                in_specs=(by_member, PartitionSpec()),
                 out_specs=by_member,
                 check_vma=False,
             )
-            return jax.tree.map(lambda x: x[:num_members], sharded(tree, *shared))
+            return jax.tree.map(lambda x: x[:num_members], sharded(trees, shared))
 
         return on_all
+
+    init_all = over_members(stage.init)
+    run_all = over_members(partial(run_member, stage))
+    evaluate_all = over_members(stage.evaluate)
 
     def init(params: Params | None) -> StageState:
         keys = jnp.stack([jax.random.key(int(label["seed"])) for label in labels])
         members = (keys, member_hypers(hypers, labels), params)
-        return jax.jit(over_members(lambda member: stage.init(*member)))(members)
+        program = jax.jit(lambda *trees: init_all(trees, ()), out_shardings=placed)
+        return program(*members)
 
-    run = over_members(partial(run_member, stage))
-    return Population(
-        labels=labels,
-        init=init,
-        run=jax.jit(run, donate_argnums=0),
-        evaluate=jax.jit(over_members(stage.evaluate)),
-        sequences_per_step=stage.sequences_per_step,
+    @partial(
+        jax.jit,
+        donate_argnums=(0, 1),
+        in_shardings=(placed, placed, None, None),
+        out_shardings=(placed, placed),
     )
+    @traced_once
+    def run(
+        states: StageState, metrics: Metrics, num_steps: Array, data: Data
+    ) -> tuple[StageState, Metrics]:
+        return run_all((states, metrics), (num_steps, data))
+
+    @partial(jax.jit, in_shardings=(placed, None), out_shardings=placed)
+    @traced_once
+    def evaluate(states: StageState, data: Data) -> Metrics:
+        return evaluate_all((states,), (data,))
+
+    @cache
+    def metric_shapes() -> Metrics:
+        states = jax.eval_shape(init, None)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
+        return jax.eval_shape(stage.step, one, data)[1]
+
+    def no_metrics() -> Metrics:
+        def zeros(x: Array) -> np.ndarray:
+            return np.zeros((num_members, *x.shape), x.dtype)
+
+        return jax.device_put(jax.tree.map(zeros, metric_shapes()), placed)
+
+    return Population(labels, data, init, run, evaluate, no_metrics, placed)
 
 
-def _call_one(f: Any, shared: tuple[Any, ...], member: Any) -> Any:
-    return f(member, *shared)
+def traced_once(f: Any) -> Any:
+    """f, whose second trace is an error: its program would be compiled twice."""
+    traces: list[None] = []
+
+    def once(*args: Any) -> Any:
+        traces.append(None)
+        if len(traces) > 1:
+            raise RuntimeError(f"the program {f.__name__!r} was traced a second time")
+        return f(*args)
+
+    return once
+
+
+def _call_one(f: Any, shared: tuple[Any, ...], trees: tuple[Any, ...]) -> Any:
+    return f(*trees, *shared)
 
 
 def _pad(num_padded: int, x: Array) -> Array:
@@ -155,31 +245,31 @@ def _pad(num_padded: int, x: Array) -> Array:
 
 
 def run_member(
-    stage: Stage, state: StageState, num_steps: Array
+    stage: Stage, state: StageState, metrics: Metrics, num_steps: Array, data: Data
 ) -> tuple[StageState, Metrics]:
-    """num_steps guarded steps of one member, metrics merged.
+    """num_steps guarded steps of one member, their metrics added to those so far.
 
     num_steps is traced: one program serves chunks of every length, so that how a run is
     cut into chunks changes nothing, bit for bit.
     """
-    metrics_shape = jax.eval_shape(stage.step, state)[1]
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics_shape)
 
     def body(_: int, carry: tuple[StageState, Metrics]) -> tuple[StageState, Metrics]:
         state, metrics = carry
-        state, new = guarded_step(stage, state)
+        state, new = guarded_step(stage, state, data)
         return state, jax.tree.map(jnp.add, metrics, new)
 
-    return jax.lax.fori_loop(0, num_steps, body, (state, zero))
+    return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
 
-def guarded_step(stage: Stage, state: StageState) -> tuple[StageState, Metrics]:
+def guarded_step(
+    stage: Stage, state: StageState, data: Data
+) -> tuple[StageState, Metrics]:
     """A step of a running member; one that fails is frozen as it was before the step.
 
     A member fails when its loss or a parameter is not finite, or when the stage says so
     in `status`. A frozen member adds nothing to the metrics.
     """
-    new, metrics = stage.step(state)
+    new, metrics = stage.step(state, data)
     loss: Mean = metrics["loss"]
     finite = [jnp.isfinite(loss.total)]
     finite += [jnp.isfinite(x).all() for x in jax.tree.leaves(new.params)]

@@ -1,23 +1,22 @@
 """Shared types and the shape legend.
 
 Letters in array names (`reward_BxG` is batch x group):
-    P member   B batch (prompts)   G responses of one prompt   L prompt position
-    T response position   V vocabulary   D width   H heads   K head size
-    S key position   F MLP width   N layer
+    P member   B batch (prompts)   G responses of one prompt   N rows, B x G of them
+    L prompt position   T response position   S key position   V vocabulary
+    D width   F MLP width   H heads   J key-value heads   K head size
+    Q queries of a key-value head: (H / J) x T   R rows of a block   U updates
+    M steps of a chain, or ways to work a solution out   I, O digits of a factor, a product
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from jax import Array
+
+from parity_jax.hypers import Hypers
 
 Key = Array  # a typed PRNG key, scalar
 Params = Any  # a pytree of float arrays
-
-PAD, EOS = 0, 1  # token ids common to all tasks; PAD never carries loss
 
 # What a member is doing (`StageState.status`).
 RUNNING, DIVERGED, NOTHING_KEPT = 0, 1, 2
@@ -28,39 +27,32 @@ STATUS_TEXT = {
 }
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Hypers:
-    """Everything that is only a number: traced, so any field can be a population axis.
+class ResponseFormat:
+    """How the responses of a task end; its functions are in `responses`."""
 
-    The first group describes the data, the second the training. Ranges are checked in
-    `config.check_hypers`.
-    """
+    pad_id: int  # behind the end; never an end, never carries loss
+    end_ids: tuple[int, ...]  # any of them ends a response, and carries loss
+    max_len: int  # T, tokens of the longest response with its end
+    # So many tokens are run for all responses together; those that are longer go on
+    # in blocks of rows. The length of a short response with its end, if there is one.
+    short_len: int
 
-    p_cot: Any = 0.25  # share of full chains among the demonstrations
-    p_leap: Any = 0.0  # share of leap chains (every k-th running parity)
-    emit_noise: Any = 0.0  # flip probability of a shown chain token, not propagated
-    step_noise: Any = 0.0  # flip probability of a chain step, propagated
-    short_noise: Any = 0.0  # flip probability of a short answer
-    learning_rate: Any = 1e-3
-    temperature: Any = 1.0  # of the responses that are sampled for training
-    epsilon: Any = 0.2  # the probability ratio is clipped to [1 - epsilon, ..
-    epsilon_high: Any = 0.2  # .. 1 + epsilon_high]
-    delta: Any = 1e6  # cap of the unclipped ratio (two-sided clip); 1e6: none
-    beta: Any = 0.0  # weight of the KL divergence to the reference
-    entropy_coef: Any = 0.0  # weight of the entropy bonus
-    length_price: Any = 0.0  # alpha, price of the longest response
-    ridge: Any = 1e-3  # lambda of the linear model, (lambda / 2) |w|^2
-    false_positive: Any = 0.0  # probability that a reward of 0 is seen as 1
-    false_negative: Any = 0.0  # probability that a reward of 1 is seen as 0
+
+class Prompt(NamedTuple):
+    """Prompts; shorter ones are padded on the left, so that all end at L - 1."""
+
+    token: Array  # BxL int
+    mask: Array | None = None  # BxL bool, true on tokens; None: no prompt is padded
+    row: Array | None = None  # B int, rows of the task's data; None: it has none
 
 
 class Batch(NamedTuple):
-    """Demonstrations, the longest responses first."""
+    """Demonstrations: a response to each prompt. Their order carries no meaning."""
 
-    prompt: Array  # BxL int
-    response: Array  # BxT int, EOS ends it, PAD after
-    mask: Array  # BxT bool, true up to and including EOS
+    prompt: Prompt
+    response: Array  # BxT int, padded behind the end
+    mask: Array  # BxT bool, true up to and including the end
 
 
 class Response(NamedTuple):
@@ -68,7 +60,14 @@ class Response(NamedTuple):
 
     token: Array  # BxGxT int
     log_prob: Array  # BxGxT float32, of the sampled token at the sampling temperature
-    mask: Array  # BxGxT bool, true on generated tokens up to and including EOS
+    mask: Array  # BxGxT bool, true on generated tokens up to and including the end
+
+
+class Data(NamedTuple):
+    """What all members of a run share: an argument of its programs, no constant."""
+
+    task: Any = ()  # a pytree of arrays that the task owns
+    eval_prompts: Prompt | None = None  # None: evaluation draws fresh ones
 
 
 class StageState(NamedTuple):
@@ -81,48 +80,3 @@ class StageState(NamedTuple):
     hypers: Hypers
     status: Array  # int32 scalar, RUNNING or why the member is frozen
     reference: Params | None  # parameters the stage started from, if it needs them
-
-
-# (prompt_BxL, response_BxGxT) -> reward_BxG in {0, 1}
-Reward = Callable[[Array, Array], Array]
-
-# By name a number of each response and whether the response has it, BxG both.
-Diagnostics = dict[str, tuple[Array, Array]]
-
-
-class Task(Protocol):
-    """The contract between a task and everything else; its functions are jit-able."""
-
-    vocab_size: int
-    prompt_len: int  # L
-    response_len: int  # T, the longest response with its EOS
-    short_len: int  # length of a short response with its EOS
-    rewards: dict[str, Reward]  # "e2e": the answer is right; "cot": every token is
-
-    def sample_prompts(self, key: Key, num_prompts: int) -> Array:
-        """Fresh prompts, prompt_BxL."""
-        ...
-
-    def demonstrate(self, key: Key, prompt_BxL: Array, hypers: Hypers) -> Batch:
-        """One demonstration of each prompt from the mixture, longest first."""
-        ...
-
-    def is_long(self, response_BxGxT: Array) -> Array:
-        """Whether a response shows its work, BxG."""
-        ...
-
-    def diagnostics(self, prompt_BxL: Array, response_BxGxT: Array) -> Diagnostics:
-        """Further scores of responses that evaluation averages."""
-        ...
-
-    def to_text(self, token_T: Array | np.ndarray) -> str:
-        """Tokens as a readable line (on the host)."""
-        ...
-
-    def from_text(self, text: str) -> Array:
-        """The tokens of such a line; ValueError names what it cannot read."""
-        ...
-
-    def read_prompt(self, line: str) -> Array:
-        """The prompt that a line of text begins with; ValueError says what is wrong."""
-        ...

@@ -1,94 +1,49 @@
-"""Static configuration: frozen, hashable dataclasses, strict from end to end.
+"""Configs as plain data: strict construction, comparison, overrides, labels.
 
-What changes shapes or the program stands here; what is only a number stands in
-`types.Hypers`. A bad value raises `ConfigError`: one line with field, value and what is
-allowed, before anything is compiled or written.
+A config is a frozen dataclass beside what it configures. A bad value raises
+`ConfigError`: one line with field, value and what is allowed.
 """
 
 from parity_jax.config.checks import (
-    AXES,
-    HYPER_BOUNDS,
     ConfigError,
-    check_hyper,
-    check_hypers,
+    UserCodeError,
+    in_code_of,
     require,
+    require_finite,
     require_positive,
+    under,
     unknown_name,
     unknown_value,
 )
+from parity_jax.config.compare import differences, lines_of
 from parity_jax.config.convert import (
+    Configured,
     from_dict,
-    to_config_dict,
+    import_object,
+    kind_of,
     to_dict,
 )
-from parity_jax.config.experiment import (
-    EvaluateConfig,
-    Experiment,
-    PopulationConfig,
-    RunConfig,
-    check_axes,
-)
-from parity_jax.config.model import (
-    LinearConfig,
-    MultiplicationConfig,
-    ParityConfig,
-    TaskConfig,
-    TransformerConfig,
-    gpt2,
-    mistral,
-)
-from parity_jax.config.stage import (
-    LinearPretrainConfig,
-    LinearStarConfig,
-    PolicyGradientConfig,
-    PretrainConfig,
-    RolloutConfig,
-    SgdConfig,
-    StageConfig,
-    StarConfig,
-    dapo,
-    dr_grpo,
-    gspo,
-    reinforce,
-    rloo,
-)
+from parity_jax.config.labels import Label, label_text, number_text, parse_label
 
 __all__ = [
-    "AXES",
-    "HYPER_BOUNDS",
     "ConfigError",
-    "EvaluateConfig",
-    "Experiment",
-    "LinearConfig",
-    "LinearPretrainConfig",
-    "LinearStarConfig",
-    "MultiplicationConfig",
-    "ParityConfig",
-    "PolicyGradientConfig",
-    "PopulationConfig",
-    "PretrainConfig",
-    "RolloutConfig",
-    "RunConfig",
-    "SgdConfig",
-    "StageConfig",
-    "StarConfig",
-    "TaskConfig",
-    "TransformerConfig",
-    "check_axes",
-    "check_hyper",
-    "check_hypers",
-    "dapo",
-    "dr_grpo",
+    "Configured",
+    "Label",
+    "UserCodeError",
+    "differences",
     "from_dict",
-    "gpt2",
-    "gspo",
-    "mistral",
-    "reinforce",
+    "in_code_of",
+    "import_object",
+    "kind_of",
+    "label_text",
+    "lines_of",
+    "number_text",
+    "parse_label",
     "require",
+    "require_finite",
     "require_positive",
-    "rloo",
-    "to_config_dict",
     "to_dict",
+    "under",
     "unknown_name",
     "unknown_value",
 ]

@@ -1,112 +1,145 @@
 """Configs to plain dicts and back, strictly: anything unknown is an error."""
 
 import dataclasses
+import importlib
+import math
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax.core import FrozenDict
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from parity_jax.config.checks import (
-    AXES,
     ConfigError,
     require,
+    under,
     unknown_name,
     unknown_value,
 )
 
 
-def to_config_dict(config: Any) -> ConfigDict:
-    """The ml_collections form that absl flags can override field by field.
+class Configured:
+    """Base of a family of configs (tasks, models, stages), told apart by `kind`.
 
-    A union of configs carries its `kind`; every possible axis is listed, maybe empty,
-    and every one of a parent member, maybe None.
+    A class of your own needs no kind: it is named `package.module:Class`.
     """
-    return ConfigDict(to_dict(config, every_axis=True))
+
+    kind: ClassVar[str] = ""
+
+    def resolved(self) -> typing.Self:
+        """The config with every field given that follows from others."""
+        return self
 
 
-def to_dict(config: Any, every_axis: bool = False) -> Any:
-    """Plain dicts and tuples; `from_dict` inverts it."""
+def kind_of(cls: type[Configured]) -> str:
+    """The name of a config's class in a plain dict."""
+    return cls.__dict__.get("kind") or f"{cls.__module__}:{cls.__qualname__}"
+
+
+def family_class(family: type[Configured], kind: Any) -> type[Configured]:
+    """The class of a family that a kind names; ConfigError if there is none."""
+    known = {c.kind: c for c in family.__subclasses__() if c.__dict__.get("kind")}
+    if isinstance(kind, str) and ":" in kind:
+        found = import_object(kind, "kind")
+        fits = isinstance(found, type) and issubclass(found, family)
+        allowed = f"must name a dataclass that derives from {family.__name__}"
+        require(fits and dataclasses.is_dataclass(found), "kind", kind, allowed)
+        return found
+    allowed = f"must be one of {', '.join(sorted(known))}, or package.module:Class"
+    require(kind in known, "kind", kind, allowed)
+    return known[kind]
+
+
+def import_object(name: str, field: str) -> Any:
+    """What `package.module:name` names; ConfigError of `field` if it is not there."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # an import runs code of the user's own
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        allowed = f"cannot be imported: {text}"
+        if isinstance(error, ModuleNotFoundError):
+            allowed += "; it is looked for in the current folder and the experiment's"
+        raise ConfigError(field, name, allowed) from error
+
+
+def to_dict(config: Any) -> Any:
+    """Plain dicts, lists and numbers, as JSON has them; `from_dict` inverts it.
+
+    One of a family carries its `kind`.
+    """
+    if isinstance(config, FrozenDict | dict):
+        return {k: to_dict(v) for k, v in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
     if not dataclasses.is_dataclass(config):
         return config
-    out: dict[str, Any] = {"kind": config.kind} if hasattr(config, "kind") else {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.name == "axes":
-            value = (dict.fromkeys(AXES, ()) if every_axis else {}) | dict(value)
-        elif f.name == "parent_member":
-            unset = {axis: placeholder(float) for axis in AXES} if every_axis else {}
-            value = unset | dict(value)
-        elif isinstance(value, FrozenDict):
-            value = {k: to_dict(v, every_axis) for k, v in value.items()}
-        else:
-            value = to_dict(value, every_axis)
-        out[f.name] = value
-    return out
+    is_one_of = isinstance(config, Configured)
+    head = {"kind": kind_of(type(config))} if is_one_of else {}
+    fields = dataclasses.fields(config)
+    return head | {f.name: to_dict(getattr(config, f.name)) for f in fields}
 
 
 def from_dict(kind: Any, value: Any) -> Any:
     """Build a config of type `kind` from plain dicts; anything unknown is an error."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        if value is None and types.NoneType in args:
+        if value is None:
+            require(types.NoneType in args, "", value, "must be given")
             return None
-        return _from_union(tuple(a for a in args if a is not types.NoneType), value)
+        return from_dict(next(a for a in args if a is not types.NoneType), value)
+    if is_family(kind):
+        require(isinstance(value, dict), "", value, "must be a mapping with a kind")
+        rest = {k: v for k, v in value.items() if k != "kind"}
+        return _from_fields(family_class(kind, value.get("kind")), rest)
     if dataclasses.is_dataclass(kind):
+        require(isinstance(value, dict), "", value, "must be a mapping")
         return _from_fields(kind, value)
     if origin is FrozenDict:
-        return _from_mapping(args[1], value)
+        require(isinstance(value, dict), "", value, "must be a mapping")
+        return FrozenDict({k: _child(k, args[1], v) for k, v in value.items()})
     if origin is tuple:
-        items = value if isinstance(value, (tuple, list)) else (value,)
-        return tuple(from_dict(args[0], item) for item in items)
+        require(isinstance(value, tuple | list), "", value, "must be a list")
+        return tuple(from_dict(args[0], item) for item in value)
     if origin is Literal:
         if value not in args:
             raise unknown_value("", value, args)
         return value
     if kind is Any or kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number, "", value, "must be a number")
+        require(math.isfinite(value), "", value, "must be a finite number")
         return value if kind is Any else float(value)
     require(type(value) is kind, "", value, f"must be of type {kind.__name__}")
     return value
 
 
-def _child(name: str, kind: Any, value: Any) -> Any:
-    """from_dict with the field's name put before the path of an error."""
-    try:
-        return from_dict(kind, value)
-    except ConfigError as error:
-        path = f"{name}.{error.name}" if error.name else name
-        raise ConfigError(path, error.value, error.allowed) from None
+def is_family(kind: Any) -> bool:
+    """Whether a field of this type may hold one of several configs."""
+    is_class = isinstance(kind, type) and issubclass(kind, Configured)
+    return is_class and not dataclasses.is_dataclass(kind)
 
 
-def _from_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    by_kind = {kind.kind: kind for kind in kinds}
-    require(isinstance(value, dict), "", value, "must be a mapping")
-    kind = value.get("kind")
-    allowed = f"must be one of {', '.join(sorted(by_kind))}"
-    require(kind in by_kind, "kind", kind, allowed)
-    return _from_fields(by_kind[kind], value)
-
-
-def _from_fields(kind: Any, value: Any) -> Any:
-    require(isinstance(value, dict), "", value, "must be a mapping")
-    value = {k: v for k, v in value.items() if k != "kind" or not hasattr(kind, "kind")}
+def field_types(kind: Any) -> dict[str, Any]:
+    """The type of every field of a config."""
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def _child(name: str, kind: Any, value: Any) -> Any:
+    with under(name):
+        return from_dict(kind, value)
+
+
+def _from_fields(cls: Any, value: dict[str, Any]) -> Any:
+    known = field_types(cls)
     for name in value:
-        if name not in names:
-            raise unknown_name(name, value[name], names)
-    return kind(**{n: _child(n, hints[n], v) for n, v in value.items()})
-
-
-def _from_mapping(item: Any, value: Any) -> FrozenDict:
-    require(isinstance(value, dict), "", value, "must be a mapping")
-    if typing.get_origin(item) is tuple:  # axes: an empty tuple is an unused one
-        axes = {k: _child(k, tuple[Any, ...], v) for k, v in value.items()}
-        return FrozenDict({k: v for k, v in axes.items() if v})
-    if item is float:  # parent_member: None is unset
-        value = {k: v for k, v in value.items() if v is not None}
-    return FrozenDict({name: _child(name, item, v) for name, v in value.items()})
+        if name not in known:
+            raise unknown_name(name, value[name], known)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in value
+    ]
+    require(not missing, missing[0] if missing else "", None, "must be given")
+    return cls(**{name: _child(name, known[name], v) for name, v in value.items()})

@@ -16,17 +16,38 @@ error rate of the second bit, and greedy decoding goes on iff C max P(y_2) > 1 -
 differences vanish with eps_2; `greedy_signs` decides stage by stage, as the paper does.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.models.model import Model
-from parity_jax.tasks.parity import MINUS, PLUS, token_signs
-from parity_jax.types import EOS, Key, Task
+from parity_jax.config import ConfigError, kind_of, require
+from parity_jax.models.model import Model, ModelConfig
+from parity_jax.tasks.parity import EOS, MINUS, PLUS, ParityConfig, token_signs
+from parity_jax.tasks.task import Task, TaskConfig
+from parity_jax.types import Key, Prompt
 
 NEVER = -1e9  # logit of a token that cannot come; finite, so that 0 * NEVER is 0
+
+
+@dataclass(frozen=True)
+class LinearConfig(ModelConfig):
+    """The chain of linear predictors of the paper's theory; it has no sizes."""
+
+    kind: ClassVar[str] = "linear"
+
+    def make(self, task: Task) -> Model:
+        return make_linear(task)
+
+    def check(self, task: TaskConfig) -> None:
+        """Its responses stop at bit 1 or d."""
+        if not isinstance(task, ParityConfig):
+            allowed = "must be 'parity' with the linear model"
+            raise ConfigError("task.kind", kind_of(type(task)), allowed)
+        allowed = "must be 1 with the linear model: it stops after bit 1 or bit d"
+        require(task.leap == 1, "task.leap", task.leap, allowed)
 
 
 class LinearParams(NamedTuple):
@@ -54,9 +75,9 @@ def zero_params(num_bits: int) -> LinearParams:
     )
 
 
-def prompt_signs(prompt_BxL: Array) -> Array:
+def prompt_signs(prompt: Prompt) -> Array:
     """The bits of a prompt (without its separator) as floats in {-1, +1}, B x d."""
-    return token_signs(prompt_BxL[:, :-1]).astype(jnp.float32)
+    return token_signs(prompt.token[:, :-1]).astype(jnp.float32)
 
 
 def first_logit(params: LinearParams, x_BxL: Array) -> Array:
@@ -116,15 +137,18 @@ def vocabulary_logits(stop: Array, bit: Array) -> Array:
 
 
 def make_linear(task: Task) -> Model:
-    """The linear model of the parity task; initial weights are 0."""
+    """The linear model of the parity task; initial weights are 0.
+
+    Its hidden states are the vocabulary logits themselves.
+    """
     d = task.prompt_len - 1
 
     def init(key: Key) -> LinearParams:
         del key
         return zero_params(d)
 
-    def prompt_pass(params: LinearParams, prompt_BxL: Array) -> tuple[Array, HeadTerms]:
-        x_BxL = prompt_signs(prompt_BxL)
+    def prompt_pass(params: LinearParams, prompt: Prompt) -> tuple[Array, HeadTerms]:
+        x_BxL = prompt_signs(prompt)
         bit_B = first_logit(params, x_BxL)
         logits_BxV = vocabulary_logits(jnp.full_like(bit_B, NEVER), bit_B)
         return logits_BxV, head_terms(params, x_BxL)
@@ -162,7 +186,10 @@ def make_linear(task: Task) -> Model:
         stop_BxG = stop_logit(index, -gate_logit(terms, y_BxG), d)
         return vocabulary_logits(stop_BxG, bit_BxG), cache_NxT
 
-    return Model(init, prompt_pass, response_pass, empty_cache, decode_step)
+    def unembed(params: LinearParams, logits: Array) -> Array:
+        return logits
+
+    return Model(init, prompt_pass, response_pass, empty_cache, decode_step, unembed)
 
 
 class ExactPolicy(NamedTuple):

@@ -16,17 +16,24 @@ which starts again from w = 0 as in the paper's Theorem 2. `params` is the avera
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import LinearPretrainConfig, LinearStarConfig, SgdConfig
+from parity_jax.config import (
+    ConfigError,
+    kind_of,
+    require_finite,
+    require_positive,
+)
 from parity_jax.evaluate import Evaluate
-from parity_jax.masked import Mean, Metrics, masked_mean
-from parity_jax.models import Model
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics, masked_mean
 from parity_jax.models.linear import (
+    LinearConfig,
     LinearParams,
     chain_logits,
     exact_policy,
@@ -37,19 +44,96 @@ from parity_jax.models.linear import (
     prompt_signs,
     zero_params,
 )
-from parity_jax.stages.rollout import Sampler, resolve_rewards, rollout_metrics
-from parity_jax.stages.stage import Stage, StepKeys, evaluator
-from parity_jax.stages.star import flatten_groups, is_kept
+from parity_jax.models.model import Model, ModelConfig
+from parity_jax.stages.rollout import (
+    RolloutConfig,
+    Sampler,
+    resolve_rewards,
+    rollout_metrics,
+)
+from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator
+from parity_jax.stages.star import check_unpriced, flatten_groups, is_kept
 from parity_jax.tasks.parity import token_signs
+from parity_jax.tasks.task import Task
 from parity_jax.types import (
     NOTHING_KEPT,
     RUNNING,
-    Hypers,
+    Data,
     Key,
     Params,
+    Prompt,
     StageState,
-    Task,
 )
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """Updates of the linear model's SGD; the defaults are the paper's algorithm."""
+
+    batch_size: int = 1  # examples whose gradients one update averages
+    max_step_size: float = 0.0  # s in eta_t = 1 / (ridge t + 1/s); 0: 1 / (ridge t)
+    max_chain_step_size: float = 0.0  # the same for the chain heads
+    average_power: int = 0  # iterate t weighs like t^power in the average; 0: all alike
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size")
+        for name in ("max_step_size", "max_chain_step_size", "average_power"):
+            require_finite(self, name)
+
+
+@dataclass(frozen=True)
+class LinearPretrainConfig(StageConfig):
+    """Next-token prediction of the linear model (paper section 6)."""
+
+    kind: ClassVar[str] = "linear_pretrain"
+    sgd: SgdConfig = field(default_factory=SgdConfig)
+    num_updates: int = 1000  # of one step
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_updates")
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.num_updates * self.sgd.batch_size
+
+    def make(self, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+        return make_linear_pretrain(self, task, model, evaluate)
+
+    def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        check_linear(model)
+
+
+@dataclass(frozen=True)
+class LinearStarConfig(StageConfig):
+    """STaR on the linear model (paper section 6); one step is one round."""
+
+    kind: ClassVar[str] = "linear_star"
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(num_prompts=16384, num_generations=1)
+    )
+    sgd: SgdConfig = field(default_factory=SgdConfig)
+    num_updates: int = 10_000  # of one round, on draws from the kept samples
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_updates")
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.rollout.num_responses
+
+    def make(self, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+        return make_linear_star(self, task, model, evaluate)
+
+    def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        check_linear(model)
+        check_unpriced(hypers)
+
+
+def check_linear(model: ModelConfig) -> None:
+    """ConfigError unless the model is the linear one: only it has these heads."""
+    if not isinstance(model, LinearConfig):
+        allowed = "must be 'linear' for this stage"
+        raise ConfigError("model.kind", kind_of(type(model)), allowed)
 
 
 class Examples(NamedTuple):
@@ -67,10 +151,10 @@ class Sgd(NamedTuple):
     t: LinearParams  # int32 scalars, updates of each head
 
 
-def as_examples(prompt_BxL: Array, response_BxT: Array) -> Examples:
+def as_examples(prompt: Prompt, response_BxT: Array) -> Examples:
     """Tokens as signs, separator and last token (never a bit) left out."""
     y_BxT = token_signs(response_BxT[:, :-1]).astype(jnp.float32)
-    return Examples(prompt_signs(prompt_BxL), y_BxT)
+    return Examples(prompt_signs(prompt), y_BxT)
 
 
 def head_losses(params: LinearParams, examples: Examples) -> LinearParams:
@@ -146,11 +230,11 @@ def make_linear_pretrain(
 ) -> Stage:
     """One step is num_updates updates on fresh demonstrations."""
 
-    def step(state: StageState) -> tuple[StageState, Metrics]:
+    def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         def draw(key: Key) -> Examples:
             k_prompt, k_demonstration = jax.random.split(key)
-            prompt_BxL = task.sample_prompts(k_prompt, cfg.sgd.batch_size)
-            batch = task.demonstrate(k_demonstration, prompt_BxL, state.hypers)
+            prompt = task.sample_prompts(k_prompt, cfg.sgd.batch_size, data.task)
+            batch = task.demonstrate(k_demonstration, prompt, state.hypers, data.task)
             return as_examples(batch.prompt, batch.response)
 
         keys = jax.random.split(StepKeys.of(state).data, cfg.num_updates)
@@ -165,7 +249,6 @@ def make_linear_pretrain(
         init=make_sgd_init(model, task.prompt_len - 1),
         step=step,
         evaluate=with_exact_scores(task, evaluate),
-        sequences_per_step=cfg.num_updates * cfg.sgd.batch_size,
     )
 
 
@@ -174,11 +257,10 @@ def make_linear_star(
 ) -> Stage:
     """One step is one round: sample, keep what is right, refit from w = 0."""
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
-    num_samples = cfg.rollout.num_prompts * cfg.rollout.num_generations
 
-    def step(state: StageState) -> tuple[StageState, Metrics]:
+    def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         keys = StepKeys.of(state)
-        rollout = sampler(state, keys)
+        rollout = sampler(state, keys, data)
         samples = flatten_groups(rollout)
         kept_N, token_NxT = is_kept(samples), samples.response.token[:, 0]
         num_kept = kept_N.sum()
@@ -190,7 +272,8 @@ def make_linear_star(
 
         def examples_of(place_B: Array) -> Examples:
             row_B = order_N[place_B]
-            return as_examples(samples.prompt[row_B], token_NxT[row_B])
+            prompt = Prompt(samples.prompt.token[row_B])
+            return as_examples(prompt, token_NxT[row_B])
 
         start = zero_sgd(task.prompt_len - 1)
         sgd, loss = run_sgd(cfg.sgd, state.hypers.ridge, start, place_UxB, examples_of)
@@ -213,7 +296,6 @@ def make_linear_star(
         init=make_sgd_init(model, task.prompt_len - 1),
         step=step,
         evaluate=with_exact_scores(task, evaluate),
-        sequences_per_step=num_samples,
     )
 
 
@@ -244,21 +326,22 @@ def scored_inputs(key: Key, task: Task) -> Array:
     """All 2^d inputs if there are at most NUM_SCORED, else so many random ones, Bxd."""
     d = task.prompt_len - 1
     if 2**d > NUM_SCORED:
-        return prompt_signs(task.sample_prompts(key, NUM_SCORED))
+        return prompt_signs(task.sample_prompts(key, NUM_SCORED, task.data))
     number_Bx1, bit_1xL = jnp.arange(2**d)[:, None], jnp.arange(d)[None]
     return 1.0 - 2.0 * (number_Bx1 >> bit_1xL & 1)
 
 
 def with_exact_scores(
     task: Task, evaluate: Evaluate
-) -> Callable[[StageState], Metrics]:
+) -> Callable[[StageState, Data], Metrics]:
     """Evaluation by sampling, and `exact/<score>` without."""
     sampled = evaluator(evaluate)
 
-    def scores(state: StageState) -> Metrics:
+    def scores(state: StageState, data: Data) -> Metrics:
         k_input = jax.random.fold_in(StepKeys.of(state).evaluate, 1)
         x_BxL = scored_inputs(k_input, task)
-        return sampled(state) | exact_scores(state.params, x_BxL, state.hypers.p_cot)
+        exact = exact_scores(state.params, x_BxL, state.hypers.p_cot)
+        return sampled(state, data) | exact
 
     return scores
 

@@ -7,36 +7,164 @@ for every step:
         params <- Adam(params, grad of the clipped surrogate of A and pi / pi_old)
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax import optim
-from parity_jax.config import PolicyGradientConfig
-from parity_jax.decode import tempered
+from parity_jax.config import require, require_finite, require_positive
 from parity_jax.evaluate import Evaluate
 from parity_jax.gradient import response_gradient
-from parity_jax.masked import Mean, Metrics, has_ended
-from parity_jax.models import Model, response_logits
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.models.model import Model, ModelConfig, response_scores
 from parity_jax.objectives import (
+    Baseline,
+    KlEstimator,
+    Level,
+    LossType,
     PolicyTarget,
+    Spread,
     advantages,
     is_zero_std,
     kl_estimate,
     policy_loss,
     policy_target,
-    token_log_probs,
 )
+from parity_jax.optim import OptimizerConfig
+from parity_jax.policy import TokenScores
+from parity_jax.responses import has_ended
 from parity_jax.stages.rollout import (
     Rollout,
+    RolloutConfig,
     Sampler,
     resolve_rewards,
     rollout_metrics,
 )
-from parity_jax.stages.stage import Stage, StepKeys, evaluator, make_init
-from parity_jax.types import Params, StageState, Task
+from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
+from parity_jax.tasks.task import Task
+from parity_jax.types import Data, Params, StageState
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig(StageConfig):
+    """REINFORCE and the GRPO family from one loss; names as in TRL (paper section 4).
+
+    The defaults are GRPO. `reinforce(..)`, `rloo(..)`, `dr_grpo(..)`, `dapo(..)` and
+    `gspo(..)` below are the published combinations.
+    """
+
+    kind: ClassVar[str] = "policy_gradient"
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    baseline: Baseline = "group"
+    scale_rewards: Spread = "group"  # divide by whose std
+    std_ddof: int = 0  # 0: population, 1: sample standard deviation
+    std_eps: float = 1e-4  # added to the standard deviation
+    loss_type: LossType = "grpo"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    importance_sampling_level: Level = "token"
+    num_iterations: int = 1  # mu: passes over each batch of rollouts
+    num_minibatches: int = 1  # optimizer steps of a pass; groups stay whole
+    kl_estimator: KlEstimator = "none"
+    kl_in: Literal["loss", "reward"] = "loss"
+    mask_truncated_completions: bool = False  # responses without EOS carry no loss
+    zero_std_groups: Literal["keep", "drop", "resample"] = "keep"
+    max_resamples: int = 4  # further batches drawn per step to replace such groups
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_iterations", "num_minibatches", "max_resamples")
+        require(self.std_ddof in (0, 1), "std_ddof", self.std_ddof, "must be 0 or 1")
+        require_finite(self, "std_eps")
+        prompts, parts = self.rollout.num_prompts, self.num_minibatches
+        allowed = f"must divide rollout.num_prompts={prompts}"
+        require(prompts % parts == 0, "num_minibatches", parts, allowed)
+        self._refuse_degenerate()
+
+    def _refuse_degenerate(self) -> None:
+        """Combinations that are known to explode or to do nothing."""
+        groups = self.rollout.num_generations
+        needs_group = (
+            self.baseline in ("group", "leave_one_out")
+            or self.scale_rewards == "group"
+            or self.zero_std_groups != "keep"
+        )
+        allowed = "must be at least 2 for a baseline, std or filter within the group"
+        enough = groups >= 2 or not needs_group
+        require(enough, "rollout.num_generations", groups, allowed)
+        allowed = (
+            "must be 'none' with baseline='leave_one_out': one success among G gives "
+            "the others a tiny std and the advantage explodes"
+        )
+        explodes = self.baseline == "leave_one_out" and self.scale_rewards != "none"
+        require(not explodes, "scale_rewards", self.scale_rewards, allowed)
+        idle = (
+            self.kl_estimator == "k1"
+            and self.kl_in == "loss"
+            and self.num_updates == 1
+        )
+        allowed = (
+            "does nothing in the loss on-policy, its expected gradient is zero: "
+            "use k2 or k3, or kl_in='reward'"
+        )
+        require(not idle, "kl_estimator", self.kl_estimator, allowed)
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps on the responses of one rollout."""
+        return self.num_iterations * self.num_minibatches
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.rollout.num_responses
+
+    def make(self, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+        return make_policy_gradient(self, task, model, evaluate)
+
+    def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        idle = self.rollout.num_generations == 2 and self.scale_rewards == "group"
+        allowed = (
+            "has no size with num_generations=2 and scale_rewards='group': the std of "
+            "two rewards divides it away; use more generations or scale_rewards='none'"
+        )
+        price = hypers.length_price
+        require(price == 0 or not idle, "length_price", price, allowed)
+
+
+def reinforce(**overrides: Any) -> PolicyGradientConfig:
+    """REINFORCE: plain rewards, token log-probabilities summed over each response."""
+    preset: dict[str, Any] = dict(
+        baseline="none", scale_rewards="none", loss_type="reinforce"
+    )
+    return PolicyGradientConfig(**preset | overrides)
+
+
+def rloo(**overrides: Any) -> PolicyGradientConfig:
+    """RLOO: the baseline of a response is the mean reward of its group's others."""
+    return reinforce(baseline="leave_one_out", **overrides)
+
+
+def dr_grpo(**overrides: Any) -> PolicyGradientConfig:
+    """Dr. GRPO: group mean without std, constant length normalisation."""
+    preset: dict[str, Any] = {"scale_rewards": "none", "loss_type": "dr_grpo"}
+    return PolicyGradientConfig(**preset | overrides)
+
+
+def dapo(**overrides: Any) -> PolicyGradientConfig:
+    """DAPO: token-level loss, truncated and zero-std rows left out.
+
+    Its clip-higher is hypers.epsilon_high = 0.28.
+    """
+    preset: dict[str, Any] = dict(
+        loss_type="dapo", mask_truncated_completions=True, zero_std_groups="resample"
+    )
+    return PolicyGradientConfig(**preset | overrides)
+
+
+def gspo(**overrides: Any) -> PolicyGradientConfig:
+    """GSPO: one ratio per response; its clip is about epsilon = 3e-4, high = 4e-4."""
+    return PolicyGradientConfig(importance_sampling_level="sequence", **overrides)
 
 
 class Minibatch(NamedTuple):
@@ -52,12 +180,14 @@ def make_policy_gradient(
     cfg: PolicyGradientConfig, task: Task, model: Model, evaluate: Evaluate
 ) -> Stage:
     """The stage of a config; ConfigError for rewards that do not exist."""
-    optimizer = optim.adamw() if cfg.optimizer == "adam" else optim.sgd()
+    optimizer = cfg.optimizer.make()
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
+    short_len = task.format.short_len
 
     def log_probs(params: Params, rollout: Rollout, temperature: Array) -> Array:
-        logits = response_logits(model, params, rollout.prompt, rollout.response.token)
-        return token_log_probs(tempered(logits, temperature), rollout.response.token)
+        token = rollout.response.token
+        scores = response_scores(model, params, rollout.prompt, token, temperature)
+        return scores.log_prob
 
     def prepare(state: StageState, rollout: Rollout) -> Minibatch:
         """Advantages and the mask of the tokens that carry loss."""
@@ -70,10 +200,13 @@ def make_policy_gradient(
                 kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
                 reward_BxG -= state.hypers.beta * jnp.where(mask, kl, 0).sum(-1)
         if cfg.mask_truncated_completions:
-            mask &= has_ended(rollout.response.token)[..., None]
+            mask &= has_ended(rollout.response.token, task.format)[..., None]
         if cfg.zero_std_groups != "keep":
             mask &= ~is_zero_std(rollout.reward)[:, None, None]
-        return Minibatch(rollout, mask, advantages(reward_BxG, cfg), reference)
+        advantage_BxG = advantages(
+            reward_BxG, cfg.baseline, cfg.scale_rewards, cfg.std_ddof, cfg.std_eps
+        )
+        return Minibatch(rollout, mask, advantage_BxG, reference)
 
     def update(
         state: StageState, part: Minibatch, rollout_tokens: Array
@@ -89,19 +222,26 @@ def make_policy_gradient(
             cfg.loss_type,
         )
 
-        def loss_fn(logits: Array, target: PolicyTarget) -> tuple[Array, Metrics]:
-            logits = tempered(logits, state.hypers.temperature)
-            return policy_loss(logits, target, state.hypers, cfg)
+        def loss_fn(scores: TokenScores, target: PolicyTarget) -> tuple[Array, Metrics]:
+            return policy_loss(
+                scores,
+                target,
+                state.hypers,
+                cfg.importance_sampling_level,
+                cfg.kl_estimator,
+                cfg.kl_in == "loss",
+            )
 
+        prompt, temperature = part.rollout.prompt, state.hypers.temperature
         grads, loss, metrics = response_gradient(
-            loss_fn, model, state.params, part.rollout.prompt, target, task.short_len
+            loss_fn, model, state.params, prompt, target, short_len, temperature
         )
-        state, grad_norm = optim.apply(optimizer, state, grads)
+        state, grad_norm = optimizer.apply(state, grads)
         means = {"loss": Mean.over(loss), "grad_norm": Mean.over(grad_norm)}
         return state, metrics | means
 
-    def step(state: StageState) -> tuple[StageState, Metrics]:
-        rollout, effective_ratio = draw_rollout(cfg, sampler, state)
+    def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
+        rollout, effective_ratio = draw_rollout(cfg, sampler, state, data)
         batch = prepare(state, rollout)
         rollout_tokens = batch.mask.sum() / cfg.num_minibatches
         parts = jax.tree.map(
@@ -116,20 +256,19 @@ def make_policy_gradient(
         metrics |= rollout_metrics(rollout, task) | {
             "effective_rollout_ratio": Mean.over(effective_ratio),
             "advantage_abs": Mean.over(jnp.abs(batch.advantage)),
-            "updates": Mean.over(jnp.float32(cfg.num_iterations * cfg.num_minibatches)),
+            "updates": Mean.over(jnp.float32(cfg.num_updates)),
         }
         return state._replace(step=state.step + 1), metrics
 
     return Stage(
-        init=make_init(model, optimizer, cfg.kl_estimator != "none"),
+        init=make_init(model, optimizer.transformation, cfg.kl_estimator != "none"),
         step=step,
         evaluate=evaluator(evaluate),
-        sequences_per_step=cfg.rollout.num_prompts * cfg.rollout.num_generations,
     )
 
 
 def draw_rollout(
-    cfg: PolicyGradientConfig, sampler: Sampler, state: StageState
+    cfg: PolicyGradientConfig, sampler: Sampler, state: StageState, data: Data
 ) -> tuple[Rollout, Array]:
     """The rollout of a step, and the share of the drawn groups that it uses.
 
@@ -137,7 +276,7 @@ def draw_rollout(
     that carry signal take the places of those that do not.
     """
     keys = StepKeys.of(state)
-    rollout = sampler(state, keys)
+    rollout = sampler(state, keys, data)
     if cfg.zero_std_groups != "resample":
         return rollout, jnp.float32(1)
 
@@ -147,9 +286,8 @@ def draw_rollout(
 
     def replace(carry: tuple[Rollout, Array]) -> tuple[Rollout, Array]:
         old, num_draws = carry
-        new = sampler(
-            state, StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys))
-        )
+        again = StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys))
+        new = sampler(state, again, data)
         return fill_groups(old, new), num_draws + 1
 
     rollout, num_draws = jax.lax.while_loop(wanting, replace, (rollout, jnp.int32(1)))

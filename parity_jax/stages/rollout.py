@@ -1,27 +1,64 @@
 """Prompts, sampled responses and their rewards, for every post-training stage."""
 
-import importlib
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import ConfigError, RolloutConfig, require, unknown_value
+from parity_jax.config import (
+    import_object,
+    in_code_of,
+    require,
+    require_positive,
+    unknown_value,
+)
 from parity_jax.decode import sample
-from parity_jax.masked import Mean, Metrics, has_ended, num_tokens
-from parity_jax.models import Model
-from parity_jax.objectives import is_zero_std, priced_reward
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.models.model import Model
+from parity_jax.objectives import LengthPrice, is_zero_std, priced_reward
+from parity_jax.responses import has_ended, num_tokens
 from parity_jax.stages.stage import StepKeys
-from parity_jax.types import Hypers, Key, Response, Reward, StageState, Task
+from parity_jax.tasks.task import Reward, Task
+from parity_jax.types import Data, Key, Prompt, Response, StageState
 
 POOL = 0x9E3779B9  # folded into the member's key: the fixed pool is outside all steps
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What post-training samples and how it is rewarded."""
+
+    num_prompts: int = 64  # prompts of a step, B
+    num_generations: int = 8  # responses of a prompt, G
+    # Names of the task's rewards, or `package.module:function` of your own with the
+    # signature of `tasks.Reward`; what is trained on is their weighted sum.
+    rewards: tuple[str, ...] = ("e2e",)
+    reward_weights: tuple[float, ...] = (1.0,)
+    length_price_form: LengthPrice = "additive"  # the price is hypers.length_price
+    num_unique_prompts: int = 0  # size of a fixed pool of prompts; 0: always fresh
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_prompts", "num_generations")
+        require(bool(self.rewards), "rewards", (), "must name at least one reward")
+        allowed = f"must give one weight for each of rewards={self.rewards}"
+        matches = len(self.reward_weights) == len(self.rewards)
+        require(matches, "reward_weights", self.reward_weights, allowed)
+        pool = self.num_unique_prompts
+        require(pool >= 0, "num_unique_prompts", pool, "must be 0 (fresh) or positive")
+
+    @property
+    def num_responses(self) -> int:
+        """Responses of one step, B G."""
+        return self.num_prompts * self.num_generations
 
 
 class Rollout(NamedTuple):
     """G sampled responses to each of B prompts."""
 
-    prompt: Array  # BxL int
+    prompt: Prompt
     response: Response
     reward: Array  # BxG, what is trained on: weighted, noisy, priced
     correct: Array  # BxG, the task's end-to-end reward itself
@@ -32,39 +69,50 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
     functions = []
     for name in cfg.rewards:
         if ":" in name:
-            functions.append(_own_reward(name))
+            function = import_object(name, "rollout.rewards")
+            require(callable(function), "rollout.rewards", name, "must name a function")
+            functions.append(own_reward(name, function))
         elif name in task.rewards:
             functions.append(task.rewards[name])
         else:
-            raise unknown_value("rewards", name, task.rewards)
+            raise unknown_value("rollout.rewards", name, task.rewards)
     return functions
 
 
-def _own_reward(name: str) -> Reward:
-    """The function that `package.module:function` names."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError("rewards", name, str(error)) from None
-    require(callable(function), "rewards", name, "must name a function")
-    return function
+def own_reward(name: str, function: Reward) -> Reward:
+    """A user's function whose result must be one number of each response.
+
+    Broadcasting a reward of another shape would pay responses for their neighbours.
+    """
+
+    def reward(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
+        with in_code_of(name):
+            value = jnp.asarray(function(prompt, response_BxGxT, data))
+        expected = response_BxGxT.shape[:2]
+        allowed = f"must return an array of shape {expected}, one reward a response"
+        require(value.shape == expected, f"{name} shape", value.shape, allowed)
+        return value.astype(jnp.float32)
+
+    return reward
 
 
 def training_prompts(
-    cfg: RolloutConfig, task: Task, state: StageState, key: Key
-) -> Array:
+    cfg: RolloutConfig, task: Task, state: StageState, key: Key, data: Data
+) -> Prompt:
     """Prompts of one step: fresh, or drawn from the member's fixed pool.
 
     The pool holds num_unique_prompts independent draws (distinct unless the task has
     hardly more prompts than that); a step takes no prompt twice while the pool allows.
     """
     if not cfg.num_unique_prompts:
-        return task.sample_prompts(key, cfg.num_prompts)
+        return task.sample_prompts(key, cfg.num_prompts, data.task)
     k_pool = jax.random.fold_in(state.key, POOL)
-    pool_NxL = task.sample_prompts(k_pool, cfg.num_unique_prompts)
+    pool = task.sample_prompts(k_pool, cfg.num_unique_prompts, data.task)
     with_replacement = cfg.num_prompts > cfg.num_unique_prompts
-    return jax.random.choice(key, pool_NxL, (cfg.num_prompts,), with_replacement)
+    chosen_B = jax.random.choice(
+        key, cfg.num_unique_prompts, (cfg.num_prompts,), with_replacement
+    )
+    return jax.tree.map(lambda x: x[chosen_B], pool)
 
 
 def noisy_reward(key: Key, reward_BxG: Array, hypers: Hypers) -> Array:
@@ -82,52 +130,46 @@ class Sampler(NamedTuple):
     model: Model
     rewards: list[Reward]
 
-    def __call__(self, state: StageState, keys: StepKeys) -> Rollout:
+    def __call__(self, state: StageState, keys: StepKeys, data: Data) -> Rollout:
         """Sample at hypers.temperature and score."""
-        cfg, hypers = self.cfg, state.hypers
-        prompt_BxL = training_prompts(cfg, self.task, state, keys.data)
+        cfg, hypers, task = self.cfg, state.hypers, self.task
+        prompt = training_prompts(cfg, task, state, keys.data, data)
         temperature_G = jnp.full(cfg.num_generations, hypers.temperature)
         response = sample(
-            keys.sample,
-            self.model,
-            state.params,
-            prompt_BxL,
-            temperature_G,
-            self.task.response_len,
-            self.task.short_len,
+            keys.sample, self.model, state.params, prompt, temperature_G, task.format
         )
-        reward_BxG = self._reward(keys.reward, prompt_BxL, response, hypers)
-        correct_BxG = self.task.rewards["e2e"](prompt_BxL, response.token)
-        return Rollout(prompt_BxL, response, reward_BxG, correct_BxG)
+        reward_BxG = self._reward(keys.reward, prompt, response, hypers, data)
+        correct_BxG = task.rewards["e2e"](prompt, response.token, data.task)
+        return Rollout(prompt, response, reward_BxG, correct_BxG)
 
     def _reward(
-        self, key: Key, prompt_BxL: Array, response: Response, hypers: Hypers
+        self, key: Key, prompt: Prompt, response: Response, hypers: Hypers, data: Data
     ) -> Array:
-        cfg = self.cfg
+        cfg, fmt = self.cfg, self.task.format
         total_BxG = jnp.zeros(response.token.shape[:2])
         for i, (reward, weight) in enumerate(
             zip(self.rewards, cfg.reward_weights, strict=True)
         ):
-            clean_BxG = reward(prompt_BxL, response.token)
+            clean_BxG = reward(prompt, response.token, data.task)
             k_reward = jax.random.fold_in(key, i)
             total_BxG += weight * noisy_reward(k_reward, clean_BxG, hypers)
         return priced_reward(
             total_BxG,
-            num_tokens(response.token),
-            self.task.response_len - 1,
+            num_tokens(response.token, fmt),
+            fmt.max_len - 1,
             hypers.length_price,
-            cfg.length_price,
+            cfg.length_price_form,
         )
 
 
 def rollout_metrics(rollout: Rollout, task: Task) -> Metrics:
-    """What TRL logs of its completions, under its names; lengths do not count EOS.
+    """What TRL logs of its completions, under its names; lengths do not count the end.
 
     Lengths are of the responses as sampled, before any loss mask.
     """
     token, reward_BxG = rollout.response.token, rollout.reward
-    length_BxG = num_tokens(token).astype(jnp.float32)
-    ended_BxG, correct_BxG = has_ended(token), rollout.correct > 0
+    length_BxG = num_tokens(token, task.format).astype(jnp.float32)
+    ended_BxG, correct_BxG = has_ended(token, task.format), rollout.correct > 0
     is_long_BxG = task.is_long(token)
     num_prompts, num_generations = reward_BxG.shape
     return {

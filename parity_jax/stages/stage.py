@@ -7,19 +7,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from parity_jax.config import Configured
 from parity_jax.evaluate import Evaluate
-from parity_jax.masked import Metrics
-from parity_jax.models import Model
-from parity_jax.types import RUNNING, Hypers, Key, Params, StageState
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Metrics
+from parity_jax.models.model import Model, ModelConfig
+from parity_jax.tasks.task import Task
+from parity_jax.types import RUNNING, Data, Key, Params, StageState
 
 
 class Stage(NamedTuple):
-    """What `population` runs. `sequences_per_step` is what one step trains on."""
+    """What `population` runs."""
 
     init: Callable[[Key, Hypers, Params | None], StageState]
-    step: Callable[[StageState], tuple[StageState, Metrics]]
-    evaluate: Callable[[StageState], Metrics]
-    sequences_per_step: int
+    step: Callable[[StageState, Data], tuple[StageState, Metrics]]
+    evaluate: Callable[[StageState, Data], Metrics]
+
+
+class StageConfig(Configured):
+    """A frozen dataclass that makes a stage, with the rules of its algorithm."""
+
+    @property
+    def sequences_per_step(self) -> int:
+        """How many sequences a member trains on, or samples, in one step."""
+        raise NotImplementedError
+
+    def make(self, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+        """The stage."""
+        raise NotImplementedError
+
+    def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        """ConfigError for a model it cannot train, or numbers that do nothing."""
 
 
 class StepKeys(NamedTuple):
@@ -59,6 +77,6 @@ def make_init(
     return init
 
 
-def evaluator(evaluate: Evaluate) -> Callable[[StageState], Metrics]:
+def evaluator(evaluate: Evaluate) -> Callable[[StageState, Data], Metrics]:
     """Evaluation of a member on prompts that no step trains on."""
-    return lambda state: evaluate(StepKeys.of(state).evaluate, state.params)
+    return lambda state, data: evaluate(StepKeys.of(state).evaluate, state.params, data)

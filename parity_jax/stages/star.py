@@ -11,32 +11,70 @@ One step of this stage is one round. The kept set has no fixed size: it is moved
 front, and only as many minibatches run as it fills.
 """
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax import optim
-from parity_jax.config import StarConfig
+from parity_jax.config import require, require_positive
 from parity_jax.evaluate import Evaluate
 from parity_jax.gradient import response_gradient
-from parity_jax.masked import Mean, Metrics
-from parity_jax.models import Model
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.models.model import Model, ModelConfig
 from parity_jax.objectives import Target, next_token_loss
+from parity_jax.optim import OptimizerConfig
 from parity_jax.stages.rollout import (
     Rollout,
+    RolloutConfig,
     Sampler,
     resolve_rewards,
     rollout_metrics,
 )
-from parity_jax.stages.stage import Stage, StepKeys, evaluator, make_init
-from parity_jax.types import NOTHING_KEPT, Key, Params, StageState, Task
+from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
+from parity_jax.tasks.task import Task
+from parity_jax.types import NOTHING_KEPT, Data, Key, Params, StageState
+
+
+@dataclass(frozen=True)
+class StarConfig(StageConfig):
+    """STaR (paper section 4); one step is one round."""
+
+    kind: ClassVar[str] = "star"
+    rollout: RolloutConfig = field(
+        default_factory=lambda: RolloutConfig(num_prompts=2048, num_generations=1)
+    )
+    batch_size: int = 64
+    num_epochs: int = 3  # passes over the kept samples of a round
+    restart: bool = False  # every round starts from the parameters of the parent run
+    decay: bool = False  # the learning rate falls linearly to 0 over each round
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_size", "num_epochs")
+        samples = self.rollout.num_responses
+        divides = samples % self.batch_size == 0
+        allowed = f"must divide the {samples} samples of a round"
+        require(divides, "batch_size", self.batch_size, allowed)
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.rollout.num_responses
+
+    def make(self, task: Task, model: Model, evaluate: Evaluate) -> Stage:
+        return make_star(self, task, model, evaluate)
+
+    def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        check_unpriced(hypers)
 
 
 def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> Stage:
     """The stage of a config; ConfigError for rewards that do not exist."""
-    optimizer = optim.adamw(cfg.weight_decay)
+    optimizer = cfg.optimizer.make()
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
-    num_samples = cfg.rollout.num_prompts * cfg.rollout.num_generations
+    num_samples, short_len = cfg.rollout.num_responses, task.format.short_len
 
     def gradient(
         params: Params, kept: Rollout, weight_B: Array
@@ -47,12 +85,12 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             kept.response.token, kept.response.mask & weight_B[:, None, None]
         )
         grads, loss, metrics = response_gradient(
-            lambda logits, target: next_token_loss(logits, target, num_sequences),
+            lambda scores, target: next_token_loss(scores, target, num_sequences),
             model,
             params,
             kept.prompt,
             target,
-            task.short_len,
+            short_len,
         )
         return grads, metrics | {"loss": Mean.over(loss)}
 
@@ -75,20 +113,21 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             grads, new = gradient(state.params, part, weight_B)
             done = (index + i / num_minibatches) / cfg.num_epochs
             factor = 1.0 - done if cfg.decay else 1.0
-            state, grad_norm = optim.apply(optimizer, state, grads, factor)
+            state, grad_norm = optimizer.apply(state, grads, factor)
             new["grad_norm"] = Mean.over(grad_norm)
             return state, jax.tree.map(jnp.add, metrics, new)
 
         return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
 
-    def step(state: StageState) -> tuple[StageState, Metrics]:
+    def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         keys = StepKeys.of(state)
-        rollout = sampler(state, keys)
+        rollout = sampler(state, keys, data)
         samples = flatten_groups(rollout)
         num_kept = is_kept(samples).sum()
         if cfg.restart:
             state = state._replace(
-                params=state.reference, opt_state=optimizer.init(state.reference)
+                params=state.reference,
+                opt_state=optimizer.transformation.init(state.reference),
             )
         names = ("loss", "token_loss", "grad_norm")
         metrics = {name: Mean(jnp.float32(0), jnp.float32(0)) for name in names}
@@ -114,11 +153,17 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
         return state._replace(step=state.step + 1, status=status), metrics
 
     return Stage(
-        init=make_init(model, optimizer, cfg.restart),
+        init=make_init(model, optimizer.transformation, cfg.restart),
         step=step,
         evaluate=evaluator(evaluate),
-        sequences_per_step=num_samples,
     )
+
+
+def check_unpriced(hypers: Hypers) -> None:
+    """ConfigError for a price of length, which leaves no sample with reward 1."""
+    allowed = "must be 0 with STaR: it keeps samples whose reward is 1"
+    price = hypers.length_price
+    require(price == 0, "length_price", price, allowed)
 
 
 def flatten_groups(rollout: Rollout) -> Rollout:
@@ -129,7 +174,7 @@ def flatten_groups(rollout: Rollout) -> Rollout:
         return x_BxG.reshape(-1, 1, *x_BxG.shape[2:])
 
     return Rollout(
-        prompt=jnp.repeat(rollout.prompt, num_generations, 0),
+        prompt=jax.tree.map(lambda x: jnp.repeat(x, num_generations, 0), rollout.prompt),
         response=jax.tree.map(one_each, rollout.response),
         reward=one_each(rollout.reward),
         correct=one_each(rollout.correct),

@@ -7,16 +7,22 @@ Prompt: x_1 .. x_d in {-1, +1} and a separator. Running parities t_l = x_1 * ...
 A response does not announce its kind: that shows only in its second token.
 """
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from parity_jax.config import ParityConfig
-from parity_jax.masked import has_ended, num_tokens
-from parity_jax.types import EOS, PAD, Batch, Diagnostics, Hypers, Key, Reward
+from parity_jax.config import require
+from parity_jax.hypers import Hypers
+from parity_jax.responses import has_ended, num_tokens, response_mask
+from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
+from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
-SEP, PLUS, MINUS = 2, 3, 4
+PAD, EOS, SEP, PLUS, MINUS = range(5)
+MAX_BITS = 65_536  # positions of a prompt that a program can be compiled for
 SYMBOLS = np.array(["_", ".", "=", "+", "-"])  # text of PAD, EOS, SEP, PLUS, MINUS
 
 
@@ -30,17 +36,34 @@ def token_signs(token: Array) -> Array:
     return (token == PLUS).astype(jnp.int32) - (token == MINUS).astype(jnp.int32)
 
 
+@dataclass(frozen=True)
+class ParityConfig(TaskConfig):
+    """Parity of num_bits bits."""
+
+    kind: ClassVar[str] = "parity"
+    num_bits: int = 16  # d
+    leap: int = 1  # k: a leap chain shows every k-th running parity, and the last
+
+    def __post_init__(self) -> None:
+        inside = 2 <= self.num_bits <= MAX_BITS
+        require(inside, "num_bits", self.num_bits, f"must be in [2, {MAX_BITS}]")
+        inside = 1 <= self.leap <= self.num_bits
+        require(inside, "leap", self.leap, f"must be in [1, {self.num_bits}]")
+
+    def make(self) -> "Parity":
+        return Parity(self.num_bits, self.leap)
+
+
 class Parity:
-    """The parity task of a `ParityConfig`; implements `tasks.Task`."""
+    """The parity of d bits; leap chains show every k-th running parity."""
 
     vocab_size = len(SYMBOLS)
-    short_len = 2
+    data = ()
 
-    def __init__(self, cfg: ParityConfig):
-        d, k = cfg.num_bits, cfg.leap
-        self.num_bits = d
+    def __init__(self, d: int, k: int = 1):
+        self.num_bits, self.leap = d, k
         self.prompt_len = d + 1
-        self.response_len = d + 1
+        self.format = ResponseFormat(PAD, (EOS,), max_len=d + 1, short_len=2)
         self.rewards: dict[str, Reward] = {
             "e2e": self.reward_e2e,
             "cot": self.reward_cot,
@@ -48,13 +71,16 @@ class Parity:
         # Positions (from 0) of the running parities that a leap chain shows.
         self.leap_positions = np.append(np.arange(k - 1, d - 1, k), d - 1)
 
-    def sample_prompts(self, key: Key, num_prompts: int) -> Array:
-        """Uniform bits and the separator, prompt_BxL with L = d + 1."""
+    def sample_prompts(self, key: Key, num_prompts: int, data: Any = ()) -> Prompt:
+        """Uniform bits and the separator, L = d + 1."""
         sign_BxL = jax.random.rademacher(key, (num_prompts, self.num_bits))
-        return jnp.pad(sign_tokens(sign_BxL), ((0, 0), (0, 1)), constant_values=SEP)
+        token = jnp.pad(sign_tokens(sign_BxL), ((0, 0), (0, 1)), constant_values=SEP)
+        return Prompt(token)
 
-    def demonstrate(self, key: Key, prompt_BxL: Array, hypers: Hypers) -> Batch:
-        """One demonstration of each prompt, longest first.
+    def demonstrate(
+        self, key: Key, prompt: Prompt, hypers: Hypers, data: Any = ()
+    ) -> Batch:
+        """One demonstration of each prompt from the mixture.
 
         The kinds are drawn independently and then sorted, which changes nothing in
         distribution because prompts are independent and identically distributed.
@@ -63,8 +89,8 @@ class Parity:
         `short_noise` flips the short answer.
         """
         k_kind, k_chain, k_leap, k_short = jax.random.split(key, 4)
-        batch_size = prompt_BxL.shape[0]
-        parity_BxL = self.running_parity(prompt_BxL)
+        parity_BxL = self.running_parity(prompt)
+        batch_size = parity_BxL.shape[0]
         u_B = jnp.sort(jax.random.uniform(k_kind, (batch_size,)))
         is_chain_B = u_B < hypers.p_cot
         is_leap_B = u_B < hypers.p_cot + hypers.p_leap
@@ -78,50 +104,64 @@ class Parity:
 
         response_BxT = jnp.where(is_leap_B[:, None], leap, short)
         response_BxT = jnp.where(is_chain_B[:, None], chain, response_BxT)
-        return Batch(prompt_BxL, response_BxT, response_BxT != PAD)
+        return Batch(prompt, response_BxT, response_mask(response_BxT, self.format))
 
-    def reward_e2e(self, prompt_BxL: Array, response_BxGxT: Array) -> Array:
+    def solution(self, prompt: Prompt, data: Any = ()) -> Solution:
+        """The parity alone; the full chain and, if leap > 1, the leap chain."""
+        parity_BxL = self.running_parity(prompt)
+        worked = [self._finish(parity_BxL)]
+        if self.leap > 1:
+            worked.append(self._finish(parity_BxL[:, self.leap_positions]))
+        return Solution(self._finish(parity_BxL[:, -1:]), jnp.stack(worked, 1))
+
+    def reward_e2e(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
+    ) -> Array:
         """1 where the response has ended and its last token is the parity, BxG."""
-        length_BxG = num_tokens(response_BxGxT)
+        length_BxG = num_tokens(response_BxGxT, self.format)
         last_BxGx1 = jnp.maximum(length_BxG - 1, 0)[..., None]
         last_BxG = jnp.take_along_axis(response_BxGxT, last_BxGx1, -1)[..., 0]
-        parity_Bx1 = self.running_parity(prompt_BxL)[:, -1:]
+        parity_Bx1 = self.running_parity(prompt)[:, -1:]
         right_BxG = token_signs(last_BxG) == parity_Bx1
-        return (has_ended(response_BxGxT) & right_BxG).astype(jnp.float32)
+        ended_BxG = has_ended(response_BxGxT, self.format)
+        return (ended_BxG & right_BxG).astype(jnp.float32)
 
-    def reward_cot(self, prompt_BxL: Array, response_BxGxT: Array) -> Array:
+    def reward_cot(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
+    ) -> Array:
         """1 where the response is exactly the full chain or the short answer, BxG."""
-        parity_BxL = self.running_parity(prompt_BxL)
-        chain = self._finish(parity_BxL)[:, None]
-        short = self._finish(parity_BxL[:, -1:])[:, None]
-        equals_chain = (response_BxGxT == chain).all(-1)
-        return (equals_chain | (response_BxGxT == short).all(-1)).astype(jnp.float32)
+        short, worked = self.solution(prompt)
+        equals_chain = (response_BxGxT == worked[:, :1]).all(-1)
+        equals_short = (response_BxGxT == short[:, None]).all(-1)
+        return (equals_chain | equals_short).astype(jnp.float32)
 
     def is_long(self, response_BxGxT: Array) -> Array:
         """Whether the response goes on after its first token, BxG."""
         return (response_BxGxT[..., 0] != EOS) & (response_BxGxT[..., 1] != EOS)
 
-    def diagnostics(self, prompt_BxL: Array, response_BxGxT: Array) -> Diagnostics:
+    def diagnostics(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
+    ) -> Diagnostics:
         """None beyond what evaluation measures of every task."""
         return {}
 
-    def running_parity(self, prompt_BxL: Array) -> Array:
+    def running_parity(self, prompt: Prompt) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""
-        return jnp.cumprod(token_signs(prompt_BxL[:, : self.num_bits]), 1)
+        return jnp.cumprod(token_signs(prompt.token[:, : self.num_bits]), 1)
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
         return "".join(SYMBOLS[np.asarray(token_T)])
 
-    def from_text(self, text: str) -> Array:
+    def from_text(self, text: str) -> np.ndarray:
         token = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-        unknown = set(text) - set(token)
+        unknown = sorted(set(text) - set(token))
         if unknown:
-            raise ValueError(f"text={text!r}: symbols must be among {''.join(SYMBOLS)}")
-        return jnp.array([token[symbol] for symbol in text])
+            allowed = f"symbols must be among {''.join(SYMBOLS)}"
+            raise ValueError(f"symbol {unknown[0]!r}: {allowed}")
+        return np.array([token[symbol] for symbol in text], np.int32)
 
-    def read_prompt(self, line: str) -> Array:
-        token = self.from_text(line)[: self.prompt_len]
-        d = self.num_bits
+    def read_prompt(self, line: str) -> np.ndarray:
+        token, d = self.from_text(line)[: self.prompt_len], self.num_bits
         if len(token) <= d or (token[:d] < PLUS).any() or token[d] != SEP:
             raise ValueError(f"must begin with {d} bits and '=', as in '+-='")
         return token
@@ -129,7 +169,7 @@ class Parity:
     def _finish(self, sign_BxM: Array) -> Array:
         """Signs as tokens with EOS behind, padded to response_BxT."""
         token = jnp.pad(sign_tokens(sign_BxM), ((0, 0), (0, 1)), constant_values=EOS)
-        pad = self.response_len - token.shape[1]
+        pad = self.format.max_len - token.shape[1]
         return jnp.pad(token, ((0, 0), (0, pad)), constant_values=PAD)
 
 

@@ -1,22 +1,10 @@
-"""Masks and masked reductions; metrics stay (total, count) until they are printed."""
+"""Masked reductions; metrics stay (total, count) until they are printed."""
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-from parity_jax.types import EOS
-
-
-def has_ended(response_BxGxT: Array) -> Array:
-    """Whether a response contains EOS, BxG."""
-    return (response_BxGxT == EOS).any(-1)
-
-
-def num_tokens(response_BxGxT: Array) -> Array:
-    """Number of tokens before EOS, BxG int: the length of a response (T if none)."""
-    return (jnp.cumsum(response_BxGxT == EOS, -1) == 0).sum(-1)
 
 
 def masked_mean(x: Array, mask: Array) -> Array:

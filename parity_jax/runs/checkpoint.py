@@ -10,14 +10,15 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from parity_jax.results import RunError
+from parity_jax.metrics import Metrics
+from parity_jax.runs.files import RunError
 from parity_jax.types import StageState
 
 Arrays = dict[str, np.ndarray]
@@ -25,6 +26,14 @@ Arrays = dict[str, np.ndarray]
 
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged, of another program, or cannot be saved."""
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    recorded: int  # step of the last record before it; -1: none
+    arrays: Arrays  # the states', and under "metrics" the metrics since that record
 
 
 class Checkpoints:
@@ -35,22 +44,25 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, read_only: bool = False):
-        self.directory = directory.absolute() / "checkpoints"
+        self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(
             create=not read_only, cleanup_tmp_directories=not read_only
         )
         with _one_line(self.directory, "cannot be opened"):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step: int, states: StageState) -> None:
+    def save(
+        self, step: int, states: StageState, metrics: Metrics, recorded: int
+    ) -> None:
         """Copy the states to the host and write them in the background.
 
-        Waits for the save before; CheckpointError for what went wrong with either.
+        With them go the metrics since the last record, whose step is `recorded`. Waits
+        for the save before; CheckpointError for what went wrong with either.
         """
-        arrays = to_arrays(states)
+        arrays = to_arrays(states) | to_arrays({"metrics": metrics})
+        head = {"step": step, "recorded": recorded, "sha256": digest(arrays)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
-            digest=ocp.args.JsonSave({"step": step, "sha256": digest(arrays)}),
+            state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave(head)
         )
         with _one_line(self.directory / str(step), "cannot be saved"):
             self._manager.save(step, args=args, force=True)
@@ -70,8 +82,8 @@ class Checkpoints:
             with _one_line(self.directory / str(step), "cannot be deleted"):
                 self._manager.delete(step)
 
-    def read(self, step: int) -> Arrays:
-        """All arrays of a step; CheckpointError if it is missing or damaged."""
+    def read(self, step: int) -> Saved:
+        """What was saved at a step; CheckpointError if it is missing or damaged."""
         where = self.directory / str(step)
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
@@ -82,12 +94,14 @@ class Checkpoints:
         with _one_line(where, "cannot be read"):
             saved = self._manager.restore(step, args=args)
             arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
-            expected = {"step": step, "sha256": digest(arrays)}
-        if saved["digest"] != expected:
+            head = dict(saved["digest"])
+            recorded = head.pop("recorded")
+            is_whole = head == {"step": step, "sha256": digest(arrays)}
+        if not is_whole:
             raise CheckpointError(f"{where}: content does not match its digest")
-        return arrays
+        return Saved(step, recorded, arrays)
 
-    def read_latest(self, warn: Callable[[str], None]) -> tuple[int, Arrays] | None:
+    def read_latest(self, warn: Callable[[str], None]) -> Saved | None:
         """The newest whole checkpoint; damaged newer ones are reported and deleted.
 
         None if there is no checkpoint; CheckpointError, and nothing is deleted, if
@@ -96,14 +110,14 @@ class Checkpoints:
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                arrays = self.read(step)
+                saved = self.read(step)
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
             if damage:
                 warn("; ".join([*damage, f"continuing from step {step} instead"]))
                 self.keep_only(range(step + 1))
-            return step, arrays
+            return saved
         if damage:
             raise CheckpointError(
                 f"no whole checkpoint is left: {'; '.join(damage)}; "

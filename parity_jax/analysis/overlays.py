@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from parity_jax import theory
-from parity_jax.plots import INK
+from parity_jax.analysis.plots import INK
 
 Score = Literal["accuracy", "p_long"]
 CALIBRATED = "calibrated, exact chain, parity unlearned"

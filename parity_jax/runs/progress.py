@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from parity_jax.masked import Metrics
+from parity_jax.metrics import Metrics
 
 # Shown if present, as the median over members: (metric, label, format).
 SHOWN = (
@@ -30,9 +30,17 @@ SHOWN = (
 class Report:
     """Progress of one stage run. quiet: nothing but warnings."""
 
-    def __init__(self, name: str, num_steps: int, start: int, quiet: bool):
+    def __init__(
+        self,
+        name: str,
+        num_steps: int = 0,
+        start: int = 0,
+        sequences_per_step: int = 0,  # of all members
+        quiet: bool = True,
+    ):
         self.console = Console(stderr=True)
         self.name, self.num_steps, self.quiet = name, num_steps, quiet
+        self.sequences_per_step = sequences_per_step
         self.start, self.started = start, time.monotonic()
         self.shown: dict[str, str] = {}
         self.bar: Progress | None = None
@@ -51,7 +59,7 @@ class Report:
                 name, total=num_steps, completed=start, text=""
             )
 
-    def update(self, step: int, metrics: Metrics, sequences_per_step: int) -> None:
+    def update(self, step: int, metrics: Metrics) -> None:
         """Show a step; `metrics` has training metrics and, at times, evaluation."""
         if self.quiet:
             return
@@ -60,7 +68,7 @@ class Report:
         rate = (step - self.start) / elapsed if step > self.start else 0.0
         parts = [f"{label} {value}" for label, value in self.shown.items()]
         if rate:
-            parts.append(f"{rate * sequences_per_step:.0f} sequences/s")
+            parts.append(f"{rate * self.sequences_per_step:.0f} sequences/s")
         text = "  ".join(parts)
         if self.bar:
             self.bar.update(self.task, completed=step, text=text)

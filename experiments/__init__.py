@@ -1,1 +1,0 @@
-"""The lab book: one file per figure or claim, and the entry points."""

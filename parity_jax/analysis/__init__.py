@@ -1,0 +1,25 @@
+"""What experiments and notebooks import: metrics, claims, figures."""
+
+from parity_jax.analysis.claims import Check, Claim
+from parity_jax.analysis.results import Results, load_metrics
+from parity_jax.analysis.scores import (
+    by_member,
+    first_step,
+    is_solved,
+    is_stuck,
+    last,
+    mean_interval,
+)
+
+__all__ = [
+    "Check",
+    "Claim",
+    "Results",
+    "by_member",
+    "first_step",
+    "is_solved",
+    "is_stuck",
+    "last",
+    "load_metrics",
+    "mean_interval",
+]

@@ -1,0 +1,159 @@
+"""Claims: a statement beside what a run measured, whose verdict is computed.
+
+    Claim.within("C1", p_long, p_cot, 0.1)
+    Claim.of("C4", accuracy=Check.within(accuracy, 0.5, 0.1), length=Check.equal(n, 1))
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from parity_jax.analysis.legend import LEGEND
+from parity_jax.analysis.scores import by_member
+from parity_jax.runs.files import RunError, read_json, write_json
+
+Relation = Literal["within", "equal", "at least", "at most", "below", "above"]
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "at least": np.greater_equal,
+    "at most": np.less_equal,
+    "below": np.less,
+    "above": np.greater,
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Numbers that are held against others; it holds if all of them do."""
+
+    measured: Any  # a number, or numbers by member
+    relation: Relation
+    expected: Any
+    tolerance: float  # of "within"; 0 elsewhere
+    holds: bool
+
+    @classmethod
+    def within(cls, measured: Any, expected: Any, tolerance: float) -> "Check":
+        """Every |measured - expected| <= tolerance."""
+        gap = abs(xr.DataArray(measured) - expected)
+        relation: Relation = "within" if tolerance else "equal"
+        holds = bool((gap <= tolerance).all())
+        return cls(plain(measured), relation, plain(expected), tolerance, holds)
+
+    @classmethod
+    def equal(cls, measured: Any, expected: Any) -> "Check":
+        """Every measured number is the expected one."""
+        return cls.within(measured, expected, 0)
+
+    @classmethod
+    def at_least(cls, measured: Any, bound: Any) -> "Check":
+        """Every measured number is at least the bound."""
+        return cls._compared(measured, "at least", bound)
+
+    @classmethod
+    def at_most(cls, measured: Any, bound: Any) -> "Check":
+        """Every measured number is at most the bound."""
+        return cls._compared(measured, "at most", bound)
+
+    @classmethod
+    def below(cls, measured: Any, bound: Any) -> "Check":
+        """Every measured number is less than the bound."""
+        return cls._compared(measured, "below", bound)
+
+    @classmethod
+    def above(cls, measured: Any, bound: Any) -> "Check":
+        """Every measured number is greater than the bound."""
+        return cls._compared(measured, "above", bound)
+
+    @classmethod
+    def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
+        # NaN, a number that does not exist, fulfils nothing
+        compared = COMPARE[relation](xr.DataArray(measured), bound)
+        holds = bool(compared.all())
+        return cls(plain(measured), relation, plain(bound), 0.0, holds)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, or of ours, beside what this run measured."""
+
+    id: str
+    claim: str
+    measured: Any
+    relation: Any
+    expected: Any
+    tolerance: Any
+    holds: bool
+
+    @classmethod
+    def of(
+        cls, id: str, text: str = "", seen: dict[str, Any] | None = None, **checks: Check
+    ) -> "Claim":
+        """All checks together; `seen` is shown beside what they measure.
+
+        The text is the legend's unless it is given.
+        """
+        only = next(iter(checks.values())) if len(checks) == 1 else None
+
+        def part(name: str) -> Any:
+            if only is not None:
+                return getattr(only, name)
+            return {k: getattr(check, name) for k, check in checks.items()}
+
+        measured = part("measured")
+        if seen:
+            shown = {k: plain(v) for k, v in seen.items()}
+            head = measured if only is None else {next(iter(checks)): measured}
+            measured = head | shown
+        holds = all(check.holds for check in checks.values())
+        rest = (part("relation"), part("expected"), part("tolerance"))
+        return cls(id, text or LEGEND[id], measured, *rest, holds)
+
+    @classmethod
+    def within(cls, id: str, measured: Any, expected: Any, tolerance: float) -> "Claim":
+        """A claim of one `Check.within`."""
+        return cls.of(id, measured=Check.within(measured, expected, tolerance))
+
+    @classmethod
+    def at_least(cls, id: str, measured: Any, bound: Any) -> "Claim":
+        """A claim of one `Check.at_least`."""
+        return cls.of(id, measured=Check.at_least(measured, bound))
+
+    @classmethod
+    def at_most(cls, id: str, measured: Any, bound: Any) -> "Claim":
+        """A claim of one `Check.at_most`."""
+        return cls.of(id, measured=Check.at_most(measured, bound))
+
+
+def plain(value: Any) -> Any:
+    """Numbers as JSON has them: an array by member, NaN as None."""
+    if isinstance(value, xr.DataArray) and value.dims:
+        return by_member(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    number = float(value)
+    return round(number, 6) if np.isfinite(number) else None
+
+
+def write_claims(path: Path, claims: list[Claim]) -> None:
+    """Write claims.json."""
+    write_json(path, [asdict(claim) for claim in claims])
+
+
+def read_claims(path: Path) -> list[dict[str, Any]]:
+    """What claims.json holds; RunError if it is not a list of claims."""
+    claims = read_json(path)
+    fields = {"id", "claim", "expected", "measured", "tolerance", "holds"}
+    is_list = isinstance(claims, list)
+    if not is_list or not all(isinstance(c, dict) and fields <= {*c} for c in claims):
+        raise RunError(f"{path}: damaged: must be a list of claims")
+    return claims

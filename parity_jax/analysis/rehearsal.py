@@ -1,0 +1,79 @@
+"""An analysis is rehearsed before anything is trained.
+
+Claims and figure are made once of made-up scores that have the names, axes and steps
+which the runs will have. What would fail after hours of training, a score that is not
+measured at this temperature or an axis that was cut away, fails now.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.core import FrozenDict
+
+from parity_jax.config import UserCodeError, kind_of
+from parity_jax.experiment import Experiment
+from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.execute import Job
+from parity_jax.runs.lineage import Lineage, ParentEntry, Process
+from parity_jax.runs.metrics_file import Record
+from parity_jax.runs.resolve import ResolvedRun, resolve
+
+NOBODY = Process("2000-01-01T00:00:00+00:00", "none", FrozenDict(), None, FrozenDict())
+
+
+def rehearse(
+    experiment: Experiment,
+    workdir: Path,
+    jobs: list[Job],
+    analyse: Callable[[Path], None],
+) -> None:
+    """analyse(directory) of made-up scores; UserCodeError if it fails.
+
+    Runs that are done already are taken as they are.
+    """
+    runs, names = resolve(experiment), {job.name: list(job.scores) for job in jobs}
+    with tempfile.TemporaryDirectory() as place:
+        stage = ExperimentDirectory(Path(place))
+        stage.write_config(experiment)
+        for name, run in runs.items():
+            if name in names:
+                make_up(stage.run(name), run, names[name], runs)
+            elif (workdir / name).exists():
+                (Path(place) / name).symlink_to((workdir / name).resolve())
+        try:
+            analyse(Path(place))
+        except UserCodeError as error:
+            raise UserCodeError(f"{error.where} on such runs", error.__cause__) from (
+                error.__cause__
+            )
+
+
+def make_up(
+    directory: RunDirectory,
+    run: ResolvedRun,
+    scores: list[str],
+    runs: dict[str, ResolvedRun],
+) -> None:
+    """The files that an analysis reads, with random scores between 0 and 1."""
+    directory.write_config(run)
+    parent = None
+    if run.parent.path:
+        source = runs.get(run.parent.sibling, run)
+        steps = sorted({*run.parent_steps})
+        per_step = source.stage.sequences_per_step
+        parent = ParentEntry(
+            "", tuple(steps), ("",) * len(steps), tuple(n * per_step for n in steps)
+        )
+    directory.write_lineage(Lineage(kind_of(type(run.stage)), NOBODY, parent))
+    schedule, num = run.schedule, len(run.labels)
+    chance, steps = np.random.default_rng(0), {0, schedule.num_steps}
+    steps |= set(range(0, schedule.num_steps, schedule.eval_every))
+    lines = []
+    for step in sorted(steps):
+        values: dict[str, Any] = {name: chance.random(num).tolist() for name in scores}
+        lines.append(json.dumps(Record("eval", step, 0.0, values)._asdict()) + "\n")
+    directory.metrics.path.write_text("".join(lines))

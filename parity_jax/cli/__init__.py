@@ -1,0 +1,1 @@
+"""The command `parity-jax` and what it can do."""

@@ -1,0 +1,80 @@
+"""The one door for failures: a line for the user, and an exit code.
+
+0   done
+1   the run failed: full disk, damaged files, out of memory, directory in use, ...
+2   a bad config, flag or argument (what is allowed; nothing is written)
+75  a signal asked to stop: what was done is saved, the same command continues
+
+An exception in the user's own file comes with its traceback; so does any other with
+--debug.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import jax
+
+from parity_jax.config import ConfigError, UserCodeError
+from parity_jax.runs.files import RunError
+from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
+
+LOWER = "lower batch_size, num_prompts, num_generations or population.vmap_width"
+
+
+def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
+    """Run a command; its exit code. What went wrong was said in one line."""
+    try:
+        command()
+    except ConfigError as error:
+        return fail(error, 2, debug)
+    except StoppedError as error:
+        return fail(f"{error}; the same command continues", EX_TEMPFAIL, debug)
+    except UserCodeError as error:
+        cause = error.__cause__
+        if cause is not None:
+            traceback.print_exception(cause)
+        return fail(error, 1)
+    except BrokenPipeError:  # nobody reads on: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (RunError, OSError) as error:
+        return fail(error, 1, debug)
+    except KeyboardInterrupt:
+        return fail("stopped", EX_TEMPFAIL, debug)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return fail(out_of_memory(error) or unexpected(error), 1, debug)
+    except Exception as error:
+        return fail(unexpected(error), 1, debug)
+    return 0
+
+
+def fail(error: object, code: int, debug: bool = False) -> int:
+    """Say what is wrong in one line; the exit code."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return code
+
+
+def one_line(error: object) -> str:
+    """The first line of a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to do about a program that asked for too much; empty for other errors."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return f"out of memory{notes}: {text}; {LOWER}"
+    return ""
+
+
+def unexpected(error: BaseException) -> str:
+    """An error that nobody thought of: where it arose, and how to see more."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    text = f"{type(error).__name__}: {one_line(error)}"
+    return f"{text}{where} (--debug shows the traceback)"

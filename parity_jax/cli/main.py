@@ -1,0 +1,55 @@
+"""parity-jax COMMAND ..
+
+    run          an experiment: train, then claims and figure
+    list         the experiments of a folder, a line each
+    inspect      what is in a checkpoint
+    play         type a prompt, see what a member answers
+    report       the claims of finished runs in one table
+    export_hf    a member as a Hugging Face model
+    import_hf    a Hugging Face model as a run
+
+parity-jax COMMAND --help tells more; parity-jax --version the versions.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def main() -> None:
+    """The command of this process; exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """A command; its exit code."""
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(__doc__)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(versions())
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: command={command!r}: must be one of {known}", file=sys.stderr)
+        return 2
+    try:
+        door = importlib.import_module("parity_jax.cli.door")
+        module = importlib.import_module(f"parity_jax.cli.{command}")
+    except KeyboardInterrupt:
+        print("error: stopped", file=sys.stderr)
+        return 75
+    debug = "--debug" in rest
+    return door.through_the_door(lambda: module.main(rest), debug)
+
+
+def versions() -> str:
+    """Of this package and of those that decide its numbers."""
+    parts = [f"parity_jax {importlib.metadata.version('parity-jax')}"]
+    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return ", ".join(parts)

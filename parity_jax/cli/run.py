@@ -1,0 +1,206 @@
+"""Run an experiment: all of its stages, then its claims and its figure.
+
+parity-jax run --config=experiments/headline.py --workdir=runs/headline
+    [--config.scale=paper] [--config.runs.grpo.num_steps=40 ..] [--only=RUN,..]
+    [--dry_run] [--profile=DIR] [--quiet] [--debug] [--flagfile=FILE]
+
+--config.scale=S is the argument of the experiment's get_config; --config=FILE:S says
+the same. Any other --config.a.b=VALUE overrides a field; both --flag=VALUE and --flag
+VALUE are read, and of a flag that is given twice the last one counts. Running the same
+command again continues an interrupted run; with more steps it continues a finished one.
+--only runs some of the stages. --dry_run only tells what will be run and what it will
+cost; --profile leaves a trace (for XProf or Perfetto) of all that is run, so take few
+steps.
+"""
+
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from absl import flags, logging
+
+from parity_jax.analysis.claims import write_claims
+from parity_jax.analysis.plots import save_figure, style
+from parity_jax.analysis.rehearsal import rehearse
+from parity_jax.analysis.results import Results
+from parity_jax.config import ConfigError, in_code_of, require, to_dict
+from parity_jax.config.overrides import Override, apply, parse
+from parity_jax.experiment import Experiment
+from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
+from parity_jax.runs.directory import local_path
+from parity_jax.runs.execute import Job
+from parity_jax.runs.forecast import forecast
+from parity_jax.runs.interrupt import stop_requests
+
+SCALE = "scale"
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags beside the overrides; nothing global is defined."""
+    own = flags.FlagValues()
+    options: dict[str, Any] = {"flag_values": own}
+    flags.DEFINE_string("config", None, "Experiment, FILE or FILE:SCALE.", **options)
+    flags.DEFINE_string("workdir", None, "Directory of the runs.", **options)
+    flags.DEFINE_list("only", [], "Runs to execute; default: all.", **options)
+    flags.DEFINE_bool("dry_run", False, "Only tell what it will cost.", **options)
+    flags.DEFINE_string("profile", None, "Directory of a trace.", **options)
+    flags.DEFINE_bool("quiet", False, "Say nothing but warnings.", **options)
+    flags.DEFINE_bool("debug", False, "Show tracebacks.", **options)
+    flags.DEFINE_bool("help", False, "Show this help.", **options)
+    own.set_gnu_getopt(True)
+    return own
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[Override]]:
+    """Flags and overrides; ConfigError for whatever is neither."""
+    own = define_flags()
+    try:
+        _, *rest = own(["run", *argv], known_only=True)
+    except flags.Error as error:
+        raise ConfigError("flag", " ".join(argv), str(error).splitlines()[0]) from None
+    except OSError as error:
+        raise ConfigError("flagfile", error.filename, "cannot be read") from None
+    return own, parse(rest)
+
+
+def load_experiment(path: str) -> ModuleType:
+    """The module of an experiment file; its folder joins the search for imports."""
+    file = Path(path).expanduser()
+    name = file.stem
+    found = file.is_file() and file.suffix == ".py"
+    require(found, "config", path, "must be an experiment file, FILE.py or FILE.py:SCALE")
+    allowed = f"must have another name: {name} is a module that is imported already"
+    require(name not in sys.modules, "config", path, allowed)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError("config", path, "must be an experiment file")
+    for folder in (str(Path.cwd()), str(file.resolve().parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that `name:Class` finds what the file defines
+    with in_code_of(path):
+        spec.loader.exec_module(module)
+    allowed = "must define get_config() -> Experiment"
+    require(callable(getattr(module, "get_config", None)), "config", path, allowed)
+    return module
+
+
+def read_experiment(module: ModuleType, path: str, scale: str | None) -> Experiment:
+    """What get_config gives at a scale; the default one if it is None."""
+    takes_scale = bool(inspect.signature(module.get_config).parameters)
+    allowed = "this experiment has only one scale"
+    require(scale is None or takes_scale, SCALE, scale, allowed)
+    with in_code_of(path):
+        experiment = module.get_config(*([] if scale is None else [scale]))
+    allowed = "get_config must return an Experiment"
+    is_right = isinstance(experiment, Experiment)
+    require(is_right, "config", type(experiment).__name__, allowed)
+    return experiment
+
+
+def configured(
+    config: str, overrides: Sequence[Override]
+) -> tuple[ModuleType, Experiment]:
+    """The experiment's module, and its config with the overrides."""
+    file, _, scale = config.partition(":")
+    scales = [o.value for o in overrides if o.path == SCALE]
+    module = load_experiment(file)
+    experiment = read_experiment(module, file, [scale or None, *scales][-1])
+    rest = [o for o in overrides if o.path != SCALE]
+    return module, apply(experiment, rest)
+
+
+def analyse(module: ModuleType, workdir: Path) -> None:
+    """The experiment's claims and figure of finished runs, where it has them."""
+    home, results = ExperimentDirectory(workdir), Results(workdir)
+    where = str(module.__file__)
+    with style():
+        if hasattr(module, "claims"):
+            with in_code_of(f"{where}: claims"):
+                claims = module.claims(results)
+            write_claims(home.claims, claims)
+        if hasattr(module, "figure"):
+            with in_code_of(f"{where}: figure"):
+                figure = module.figure(results)
+            save_figure(figure, home.figure)
+
+
+def set_up_jax() -> None:
+    """One CPU device per core (members run side by side); keep compiled programs."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            directory = str(cache / "parity_jax")
+            jax.config.update("jax_compilation_cache_dir", directory)
+        except RuntimeError:  # no home: compile anew each time
+            pass
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        allowed = f"no such device here: {str(error).splitlines()[0:1]}"
+        raise ConfigError("JAX_PLATFORMS", platforms, allowed) from None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what the arguments say."""
+    own, overrides = parse_flags(argv)
+    if own.help:
+        print(__doc__)
+        return
+    with stop_requests() as stops:
+        logging.set_verbosity(logging.ERROR if own.quiet else logging.WARNING)
+        for name in ("config", "workdir"):
+            needed = name != "workdir" or not own.dry_run
+            given = own[name].value is not None
+            require(given or not needed, f"--{name}", None, "is required")
+        workdir = local_path("workdir", own.workdir or "none")
+        with stops.at_once():
+            module, experiment = configured(own.config, overrides)
+            resolve(experiment)  # errors of the config come first
+            set_up_jax()
+            if own.dry_run:
+                show(experiment)
+                forecast(experiment, own.only, print)
+                return
+
+        def rehearsed(jobs: list[Job]) -> None:
+            with stops.at_once():
+                rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
+
+        profile = jax.profiler.trace(own.profile) if own.profile else nullcontext()
+        with profile:
+            finished = run_experiment(
+                experiment, workdir, own.only, own.quiet, stops, rehearsed
+            )
+        if finished:
+            with stops.at_once():
+                analyse(module, workdir)
+
+
+def show(experiment: Experiment) -> None:
+    """Everything that is set, as it will be run."""
+    for name, run in resolve(experiment).items():
+        print(f"{name}:")
+        for field, value in to_dict(run).items():
+            print(f"    {field}: {assignments(value)}")
+
+
+def assignments(part: Any) -> str:
+    """A dict as "a=1 b(c=2)"."""
+    if not isinstance(part, dict):
+        return str(part)
+    words = []
+    for name, value in part.items():
+        nested = isinstance(value, dict) and value
+        words.append(f"{name}({assignments(value)})" if nested else f"{name}={value}")
+    return " ".join(words)

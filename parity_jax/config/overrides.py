@@ -1,0 +1,167 @@
+"""`--config.a.b=value`: text edits of a config's plain dict, built strictly after.
+
+Values are read by the type of their field: numbers, `true` and `false`, text, `none`
+where a field may be unset, and tuples as `0,1,2`, `(0, 1, 2)` or, empty, `()`. A field
+that holds one of several configs takes the kind (`task=multiplication`), and starts
+from that kind's defaults. Overrides apply in their order; the last one of a field wins.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from flax.core import FrozenDict
+
+from parity_jax.config.checks import ConfigError, under, unknown_name
+from parity_jax.config.convert import (
+    family_class,
+    field_types,
+    from_dict,
+    is_family,
+    to_dict,
+)
+from parity_jax.config.labels import parse_number
+
+PREFIX = "config."
+
+
+class Override(NamedTuple):
+    """One flag as it was typed."""
+
+    path: str  # "runs.grpo.num_steps"
+    value: str | None  # None: the flag stood alone, which is `true`
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """The overrides among arguments that are nothing else.
+
+    Both `--config.a.b=v` and `--config.a.b v`; `--config.a.b` alone is true and
+    `--noconfig.a.b` false. ConfigError for any other argument.
+    """
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-")
+        if is_flag and name.startswith(PREFIX):
+            if not equals and rest and not rest[0].startswith("--"):
+                found.append(Override(name.removeprefix(PREFIX), rest.pop(0)))
+            else:
+                path = name.removeprefix(PREFIX)
+                found.append(Override(path, value if equals else None))
+        elif is_flag and name.startswith("no" + PREFIX) and not equals:
+            found.append(Override(name.removeprefix("no" + PREFIX), "false"))
+        elif is_flag:
+            raise ConfigError("flag", argument, "unknown; --helpfull lists the flags")
+        else:
+            raise ConfigError("argument", argument, "unexpected: options start with --")
+    return found
+
+
+def apply(config: Any, overrides: Sequence[Override]) -> Any:
+    """The config with these edits; ConfigError for what cannot be read or built."""
+    kind, plain = type(config), to_dict(config)
+    for path, value in overrides:
+        plain = _edit(kind, plain, path.split("."), value)
+    return from_dict(kind, plain)
+
+
+def _edit(kind: Any, node: Any, path: list[str], value: str | None) -> Any:
+    """The node with the value at the path below it."""
+    kind, optional = _unwrapped(kind)
+    if not path:
+        return _read(kind, optional, value)
+    name, *rest = path
+    if is_family(kind) and name == "kind" and not rest:
+        return _read(kind, optional, value)
+    if node is None:
+        allowed = f"is none here; give its kind first, as in --config.<path>={name}"
+        raise ConfigError("", None, allowed)
+    below = _fields(kind, node)
+    if name not in below and not _is_open(kind):
+        raise unknown_name(name, value, below)
+    child = node.get(name) if isinstance(node, dict) else None
+    with under(name):
+        edited = _edit(_type_below(kind, node, name), child, rest, value)
+    edited_node = dict(node) | {name: edited}
+    if _is_open(kind) and edited in (None, []):  # an unset axis or pin
+        del edited_node[name]
+    return edited_node
+
+
+def _unwrapped(kind: Any) -> tuple[Any, bool]:
+    """The type without `| None`, and whether it had it."""
+    if isinstance(kind, types.UnionType):
+        args = typing.get_args(kind)
+        return next(a for a in args if a is not types.NoneType), True
+    return kind, False
+
+
+def _is_open(kind: Any) -> bool:
+    """A mapping that takes further names (axes, pins); runs are fixed by the file."""
+    if typing.get_origin(kind) is not FrozenDict:
+        return False
+    return not dataclasses.is_dataclass(typing.get_args(kind)[1])
+
+
+def _fields(kind: Any, node: Any) -> dict[str, Any]:
+    if typing.get_origin(kind) is FrozenDict:
+        return dict.fromkeys(node, typing.get_args(kind)[1])
+    if is_family(kind):
+        return field_types(family_class(kind, node.get("kind")))
+    return field_types(kind) if dataclasses.is_dataclass(kind) else {}
+
+
+def _type_below(kind: Any, node: Any, name: str) -> Any:
+    if _is_open(kind):
+        return typing.get_args(kind)[1] | None
+    return _fields(kind, node)[name]
+
+
+def _read(kind: Any, optional: bool, value: str | None) -> Any:
+    """Text as a value of the type; what the value may be is checked when it is built."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is bool:
+        named = {"true": True, "false": False, "1": True, "0": False}
+        text = "true" if value is None else value.strip().lower()
+        if text not in named:
+            raise ConfigError("", value, "must be true or false")
+        return named[text]
+    if value is None:
+        raise ConfigError("", "", "needs a value")
+    if optional and value.strip().lower() == "none":
+        return None
+    if is_family(kind):
+        return _defaults(kind, value)
+    if origin is tuple:
+        return [_read(args[0], False, part) for part in _parts(value)]
+    if kind in (int, float, typing.Any):
+        try:
+            number = int(value) if kind is int else parse_number(value)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError("", value, f"must be {what}") from None
+        return float(number) if kind is float else number
+    if kind is str or origin is typing.Literal:
+        return value
+    raise ConfigError("", value, "has fields of its own: name one of them")
+
+
+def _parts(text: str) -> list[str]:
+    """Items between commas, with or without brackets and quotes."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    parts = [part.strip().strip("'\"") for part in text.split(",")]
+    return parts[:-1] if parts[-1] == "" else parts
+
+
+def _defaults(family: Any, kind: str) -> dict[str, Any]:
+    """The plain dict of a kind with its defaults; only the kind where some are none."""
+    cls = family_class(family, kind)
+    try:
+        return to_dict(cls())
+    except TypeError:  # a field of it has no default: building it says which
+        return {"kind": kind}

@@ -1,0 +1,75 @@
+"""Small files: written whole or not at all, checked when they are read back."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from parity_jax.config import ConfigError, from_dict
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that its message tells in one line."""
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process; RunError if another process holds it.
+
+    The kernel lets go of the lock when the process ends, however it ends.
+    """
+    with (directory / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(f"{directory}: in use by {holder}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically: the file is either the old one or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; numbers that JSON does not have are an error."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; RunError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing") from None
+    except NotADirectoryError:
+        raise RunError(f"{path}: missing") from None
+    except ValueError as error:  # of the text encoding or of JSON
+        raise RunError(f"{path}: damaged: {error}") from None
+
+
+def read_as(kind: Any, path: Path) -> Any:
+    """A JSON file as a dataclass, strictly; RunError if it is not of this form."""
+    try:
+        return from_dict(kind, read_json(path))
+    except ConfigError as error:
+        raise RunError(f"{path}: damaged: {error}") from None

@@ -1,0 +1,75 @@
+"""What an experiment will cost, before it is launched: `--dry_run`."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from parity_jax.experiment import Experiment
+from parity_jax.population import layout
+from parity_jax.runs.resolve import ResolvedRun, make_program, resolve, select
+
+
+def forecast(
+    experiment: Experiment, only: list[str], say: Callable[[str], None]
+) -> None:
+    """One line for each run: layout, bytes, programs, seconds; nothing is written.
+
+    Seconds are of one step and one evaluation from fresh parameters: after training
+    responses may be longer, or shorter.
+    """
+    runs = resolve(experiment)
+    names = select(list(runs), only)
+    total = sum(forecast_run(name, runs[name], say) for name in names)
+    say(f"in all {total / 60:.1f} min")
+
+
+def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> float:
+    """Say what the run will cost; its seconds."""
+    program, schedule = make_program(run), run.schedule
+    num = len(program.labels)
+    devices, width = layout(run.population, num)
+    states, metrics = program.init(None), program.no_metrics()
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(states)) // num
+
+    def compile_all() -> tuple[Any, Any]:
+        step = program.run.lower(states, metrics, 1, program.data).compile()
+        return step, program.evaluate.lower(states, program.data).compile()
+
+    (step, evaluate), compile_seconds = timed(compile_all)
+    needed = step.memory_analysis().temp_size_in_bytes
+    (states, metrics), _ = timed(step, states, metrics, 1, program.data)
+    (states, _), step_seconds = timed(step, states, metrics, 1, program.data)
+    _, eval_seconds = timed(evaluate, states, program.data)
+    num_evaluations = 1 + -(-schedule.num_steps // schedule.eval_every)
+    seconds = schedule.num_steps * step_seconds + num_evaluations * eval_seconds
+    say(
+        f"{name}: {num} members on {len(devices)} devices, {width} to a vmap; "
+        f"{mib(state_bytes)} of state per member, {mib(needed)} to work in"
+        f"{of_device(devices[0])}; 2 programs compiled in {compile_seconds:.0f} s; "
+        f"{step_seconds:.3g} s per step x {schedule.num_steps}, "
+        f"{eval_seconds:.3g} s per evaluation x {num_evaluations}: "
+        f"{seconds / 60:.1f} min"
+    )
+    return compile_seconds + seconds
+
+
+def of_device(device: jax.Device) -> str:
+    """The device's memory, where it tells."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return f" of {mib(limit)}" if limit else ""
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What the work gives, and its seconds."""
+    started = time.perf_counter()
+    result = work(*arguments)
+    leaves = [x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)]
+    jax.block_until_ready(leaves)
+    return result, time.perf_counter() - started
+
+
+def mib(num_bytes: int) -> str:
+    """Bytes, readable."""
+    return f"{num_bytes / 2**20:.1f} MiB"

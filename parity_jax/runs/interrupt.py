@@ -1,0 +1,84 @@
+"""Stopping on request: signals of people and schedulers end a run after its chunk."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from parity_jax.runs.files import RunError
+
+EX_TEMPFAIL = os.EX_TEMPFAIL  # 75, the exit code that asks a queue to try again
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+NOTE = "stopping after this chunk of steps; once more to stop at once\n"
+
+
+class StoppedError(RunError):
+    """A run that was asked to stop, and did after saving its state."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class Stops:
+    """Whether a signal asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._at_once = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While nothing can be lost, a signal raises StoppedError where it comes."""
+        if self.asked:
+            raise StoppedError("stopped")
+        before, self._at_once = self._at_once, True
+        try:
+            yield
+        finally:
+            self._at_once = before
+
+    def note(self, restore: Callable[[], None]) -> None:
+        """A signal came."""
+        self.asked = True
+        restore()
+        if self._at_once:
+            raise StoppedError("stopped")
+        os.write(2, NOTE.encode())
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stops]:
+    """Take note of signals that ask to stop; a second one has its usual effect.
+
+    In the main thread only.
+    """
+    stops = Stops()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    # what the caller ignores (nohup) stays ignored
+    before = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stops.note(restore)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stops
+    finally:
+        restore()

@@ -1,0 +1,129 @@
+"""Where a run comes from: lineage.json and the parameters of its parent."""
+
+import datetime
+import importlib.metadata
+import os
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.core import FrozenDict
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process runs on: all that decides a result beside the config."""
+
+    started: str
+    device: str
+    packages: FrozenDict[str, str]
+    commit: str | None  # of this code; None outside a checkout of it
+    settings: FrozenDict[str, str]  # of JAX that decide numbers
+
+    @property
+    def when(self) -> datetime.datetime:
+        return datetime.datetime.fromisoformat(self.started)
+
+
+@dataclass(frozen=True)
+class ParentEntry:
+    """The parent of a run; several steps if its members started from several."""
+
+    run: str  # its directory, as it was found from the run's own
+    step: tuple[int, ...]
+    params_sha256: tuple[str, ...]  # of the parameters at each of these steps
+    # Training sequences of a member of the parent until each step, its ancestors' too.
+    sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A later process that went on from a step."""
+
+    step: int
+    process: Process
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where parameters come from that no run of ours trained."""
+
+    path: str
+    safetensors_sha256: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """lineage.json."""
+
+    stage: str
+    process: Process
+    parent: ParentEntry | None = None
+    continued: tuple[Continuation, ...] = ()
+    imported: Imported | None = None
+
+    @property
+    def last_process(self) -> Process:
+        return self.continued[-1].process if self.continued else self.process
+
+    def continued_at(self, step: int, now: Process) -> "Lineage":
+        return replace(self, continued=(*self.continued, Continuation(step, now)))
+
+
+def this_process() -> Process:
+    """What this process runs on."""
+    device = jax.devices()[0]
+    return Process(
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        packages=FrozenDict({n: importlib.metadata.version(n) for n in PACKAGES}),
+        commit=git_commit(),
+        settings=FrozenDict(settings()),
+    )
+
+
+# Settings that change what is computed, and those that change its last bits only.
+DECISIVE = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+ROUNDING = ("jax_default_matmul_precision",)
+
+
+def settings() -> dict[str, str]:
+    """Those of this process, with the compiler's flags."""
+    found = {name: str(getattr(jax.config, name)) for name in (*DECISIVE, *ROUNDING)}
+    return found | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+
+
+def git_commit() -> str | None:
+    """The commit of this code with a "+" if files differ from it.
+
+    None where git is missing, or this code is not part of the repository around it (a
+    package that is installed below another project).
+    """
+    code = Path(__file__).resolve()
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(code.parent), *args]
+        try:
+            out = subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        return out.stdout.strip()
+
+    if not git("ls-files", code.name):
+        return None
+    commit = git("rev-parse", "HEAD")
+    return (commit + "+" * bool(git("status", "--porcelain"))) or None
+
+
+def plain(process: Process) -> dict[str, Any]:
+    """What two processes are compared by."""
+    return {
+        "device": process.device,
+        "packages": dict(process.packages),
+        "commit": process.commit,
+        "settings": dict(process.settings),
+    }

@@ -1,0 +1,150 @@
+"""The only host loop: chunk of steps -> metrics -> evaluation -> checkpoint."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from parity_jax.config import label_text
+from parity_jax.experiment import Schedule
+from parity_jax.metrics import Metrics
+from parity_jax.population import Population
+from parity_jax.runs.checkpoint import Checkpoints
+from parity_jax.runs.interrupt import StoppedError
+from parity_jax.runs.metrics_file import MetricsFile
+from parity_jax.runs.progress import Report
+from parity_jax.types import RUNNING, STATUS_TEXT, StageState
+
+
+class Training:
+    """A run in progress: its states, and the files that they go to."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        population: Population,
+        checkpoints: Checkpoints,
+        metrics_file: MetricsFile,
+        report: Report,
+    ):
+        self.schedule, self.population = schedule, population
+        self.checkpoints, self.metrics_file = checkpoints, metrics_file
+        self.report, self.pace = report, Pace(schedule.chunk_seconds)
+
+    def run(
+        self,
+        states: StageState,
+        metrics: Metrics,
+        step: int,
+        recorded: int,
+        should_stop: Callable[[], bool],
+    ) -> StageState:
+        """All members from `step` (-1: a fresh run) until the end or none is running.
+
+        `metrics` are those since the last record. Metrics up to a step are on disk
+        before its checkpoint is, so a run that continues from any checkpoint finds all
+        earlier records. Asked to stop, it saves what it has at the end of the chunk and
+        raises StoppedError.
+        """
+        stopped_P = self.tell_stopped(states, np.zeros(len(states.step), bool))
+        while step < self.schedule.num_steps and not stopped_P.all():
+            target = self.schedule.next_record(step)
+            seconds = 0.0
+            while max(step, 0) < target:
+                if should_stop() and step >= 0:
+                    self.stop(step, states, metrics, recorded)
+                num_steps = self.pace.chunk(target - max(step, 0))
+                started = time.monotonic()
+                states, metrics = self.population.advance(states, metrics, num_steps)
+                jax.block_until_ready(metrics)
+                self.pace.measured(num_steps, time.monotonic() - started)
+                seconds += time.monotonic() - started
+                step = max(step, 0) + num_steps
+            shown = self.record(target, states, metrics, seconds)
+            step = recorded = target
+            metrics = self.population.no_metrics()
+            stopped_P = self.tell_stopped(states, stopped_P)
+            if stopped_P.all() or step in self.schedule.saved_steps():
+                self.save(step, states, {}, recorded)
+            self.report.update(step, shown)
+            if should_stop() and step < self.schedule.num_steps:
+                self.stop(step, states, {}, recorded)
+        self.settle()
+        return states
+
+    def record(
+        self, step: int, states: StageState, metrics: Metrics, seconds: float
+    ) -> Metrics:
+        """Write the metrics of the steps until this one, and its evaluation."""
+        shown: Metrics = {}
+        if step > 0:
+            self.metrics_file.append("train", step, seconds, metrics)
+            shown |= metrics
+        if self.schedule.is_evaluated(step):
+            started = time.monotonic()
+            scores = jax.block_until_ready(self.population.scores(states))
+            seconds = time.monotonic() - started
+            self.metrics_file.append("eval", step, seconds, scores)
+            shown |= scores
+        return shown
+
+    def stop(
+        self, step: int, states: StageState, metrics: Metrics, recorded: int
+    ) -> None:
+        """Save and say so."""
+        if step not in self.checkpoints.steps():
+            self.save(step, states, metrics, recorded)
+        self.settle()
+        raise StoppedError(f"stopped at step {step} and saved")
+
+    def save(
+        self, step: int, states: StageState, metrics: Metrics, recorded: int
+    ) -> None:
+        """Start to save a step; older checkpoints go when a newer one is on disk.
+
+        Step 0 is on disk before anything is trained: what has trained has a checkpoint.
+        """
+        self.settle()
+        self.checkpoints.save(step, states, metrics, recorded)
+        if step == 0:
+            self.checkpoints.wait()
+
+    def settle(self) -> None:
+        """Wait for the last save, then delete the checkpoints that are not to be kept."""
+        self.checkpoints.wait()
+        kept = self.schedule.kept_steps(self.checkpoints.steps())
+        self.checkpoints.keep_only(kept)
+
+    def tell_stopped(self, states: StageState, known_P: np.ndarray) -> np.ndarray:
+        """Which members are frozen; those not known before are reported."""
+        status_P, step_P = np.asarray(states.status), np.asarray(states.step)
+        stopped_P = status_P != RUNNING
+        for i in np.flatnonzero(stopped_P & ~known_P):
+            who = label_text(self.population.labels[i])
+            text = STATUS_TEXT[int(status_P[i])]
+            self.report.warn(
+                f"member {who} {text} after step {step_P[i]}; it stays frozen there"
+            )
+        return stopped_P
+
+
+class Pace:
+    """How many steps fit into some seconds; no result depends on it."""
+
+    def __init__(self, max_seconds: float):
+        self.max_seconds, self.last, self.step_seconds = max_seconds, 0, 0.0
+
+    def chunk(self, wanted: int) -> int:
+        """At most `wanted` steps: few at first, then twice as many as before."""
+        if self.max_seconds == 0:
+            return wanted
+        most = 2 * self.last or 1
+        if self.step_seconds > 0:
+            most = min(most, int(self.max_seconds / self.step_seconds))
+        return max(1, min(wanted, most))
+
+    def measured(self, num_steps: int, seconds: float) -> None:
+        """What a chunk took."""
+        self.last = max(self.last, num_steps)
+        self.step_seconds = seconds / num_steps

@@ -1,0 +1,86 @@
+"""The contract between a task and everything else."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jax import Array
+
+from parity_jax.config import Configured
+from parity_jax.hypers import Hypers
+from parity_jax.types import Batch, Key, Prompt, ResponseFormat
+
+# (prompt, response_BxGxT, the task's data) -> reward_BxG in [0, 1]
+Reward = Callable[[Prompt, Array, Any], Array]
+
+# By name a number of each response and whether the response has it, BxG both.
+Diagnostics = dict[str, tuple[Array, Array]]
+
+
+class Solution(NamedTuple):
+    """Right responses to each prompt; those to hold an answer against."""
+
+    short: Array  # BxT, without any work shown
+    worked: Array  # BxMxT, the ways to work it out; the first is the full chain
+
+
+class Task(Protocol):
+    """What is learned: its functions of arrays are jit-able, those of text are not."""
+
+    vocab_size: int
+    prompt_len: int  # L, of the longest prompt
+    format: ResponseFormat
+    rewards: dict[str, Reward]  # "e2e": the answer is right; "cot": every token is
+    data: Any  # a pytree of arrays, passed back as `data`; () if there is none
+
+    def sample_prompts(self, key: Key, num_prompts: int, data: Any) -> Prompt:
+        """Independent prompts."""
+        ...
+
+    def demonstrate(
+        self, key: Key, prompt: Prompt, hypers: Hypers, data: Any
+    ) -> Batch:
+        """One demonstration of each prompt from the mixture."""
+        ...
+
+    def solution(self, prompt: Prompt, data: Any) -> Solution:
+        """The right responses to each prompt, as shown without noise."""
+        ...
+
+    def is_long(self, response_BxGxT: Array) -> Array:
+        """Whether a response shows its work, BxG."""
+        ...
+
+    def diagnostics(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any
+    ) -> Diagnostics:
+        """Further scores of responses that evaluation averages."""
+        ...
+
+    def to_text(self, token_T: Array | np.ndarray) -> str:
+        """Tokens as a readable line (on the host)."""
+        ...
+
+    def from_text(self, text: str) -> np.ndarray:
+        """The tokens of such a line; ValueError names what it cannot read."""
+        ...
+
+    def read_prompt(self, line: str) -> np.ndarray:
+        """The prompt that a line of text begins with; ValueError says what is wrong."""
+        ...
+
+
+class TaskConfig(Configured):
+    """A frozen dataclass that makes a task."""
+
+    def make(self) -> Task:
+        """The task."""
+        raise NotImplementedError
+
+    def check(self, hypers: Hypers) -> None:
+        """ConfigError for numbers that mean nothing in this task."""
+
+
+def vocabulary(task: Task) -> list[str]:
+    """The text of every token."""
+    return [task.to_text(np.array([v])).strip() for v in range(task.vocab_size)]
