@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.blocks import blocks_of, decode_rows, set_rows, take_rows
-from parity_jax.models.model import Model
+from parity_jax.models.model import Model, run_prompt
 from parity_jax.policy import tempered, token_log_probs
 from parity_jax.responses import is_end
 from parity_jax.types import Key, Params, Prompt, Response, ResponseFormat
@@ -45,10 +45,9 @@ def sample(
     block_size = decode_rows(batch_size * num_generations)
     is_whole = block_size == batch_size * num_generations
     start_len = fmt.max_len if is_whole else min(fmt.short_len, fmt.max_len)
-    first_BxD, context = model.prompt_pass(params, prompt)
-    first_BxV = model.unembed(params, first_BxD)
+    first_BxV, context = run_prompt(model, params, prompt)
     first_BxGxV = jnp.broadcast_to(first_BxV[:, None], (*shape, first_BxV.shape[-1]))
-    start = _Rows(
+    begun = _Rows(
         jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (fmt.max_len,))))(
             jax.random.split(key, shape)
         ),
@@ -57,7 +56,7 @@ def sample(
         model.empty_cache(context, num_generations, start_len),
         empty_response(shape, start_len, fmt),
     )
-    first = draw(start, 0, first_BxGxV, fmt)
+    first = draw(begun, 0, first_BxGxV, fmt)
     rows = go_on(model, params, context, first, 1, start_len, fmt)
     if start_len == fmt.max_len:
         return rows.response

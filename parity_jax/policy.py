@@ -43,18 +43,22 @@ def token_scores(logits: Array, token: Array) -> TokenScores:
 
 def in_pieces(
     score: Callable[[Array, Array], TokenScores],
-    hidden_NxD: Array,
-    token_N: Array,
-    num_pieces: int,
+    hidden: Array,
+    token: Array,
+    num_logits: int,
+    max_logits: int,
 ) -> TokenScores:
-    """score(hidden, token) over rows, in pieces that a gradient computes again.
+    """score(hidden_RxD, token_R) over all tokens, in pieces that a gradient repeats.
 
-    No array of all rows times the vocabulary exists then, forward or backward.
+    So many pieces that none has more than max_logits logits, forward or backward.
     """
-    num_rows = token_N.shape[0]
-    size = -(-num_rows // num_pieces)
-    pad = num_pieces * size - num_rows
-    hidden = jnp.pad(hidden_NxD, ((0, pad), (0, 0))).reshape(num_pieces, size, -1)
-    token = jnp.pad(token_N, (0, pad)).reshape(num_pieces, size)
-    scores = jax.lax.map(jax.checkpoint(lambda piece: score(*piece)), (hidden, token))
-    return TokenScores(*(x.reshape(-1)[:num_rows] for x in scores))
+    num_pieces = -(-num_logits // max_logits)
+    hidden_NxD, token_N = hidden.reshape(-1, hidden.shape[-1]), token.ravel()
+    size = -(-token.size // num_pieces)
+    pad = num_pieces * size - token.size
+    pieces = (
+        jnp.pad(hidden_NxD, ((0, pad), (0, 0))).reshape(num_pieces, size, -1),
+        jnp.pad(token_N, (0, pad)).reshape(num_pieces, size),
+    )
+    scores = jax.lax.map(jax.checkpoint(lambda piece: score(*piece)), pieces)
+    return TokenScores(*(x.ravel()[: token.size].reshape(token.shape) for x in scores))

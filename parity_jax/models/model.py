@@ -50,55 +50,75 @@ class ModelConfig(Configured):
         """ConfigError if the model cannot learn this task at all."""
 
 
+class Start(NamedTuple):
+    """A prompt pass, from which its responses are scored or sampled."""
+
+    first_BxV: Array  # float32 logits of the first response token
+    context: Context
+
+
+def run_prompt(model: Model, params: Params, prompt: Prompt) -> Start:
+    """Run the prompts, once for all of their responses."""
+    hidden_BxD, context = model.prompt_pass(params, prompt)
+    return Start(model.unembed(params, hidden_BxD), context)
+
+
 def forced_logits(
-    model: Model, params: Params, context: tuple[Array, Context], token_BxGxT: Array
+    model: Model, params: Params, start: Start, token_BxGxT: Array
 ) -> Array:
     """Teacher-forced logits of every response token, BxGxTxV, after a prompt pass."""
-    first_BxD, prompt = context
-    first_BxV = model.unembed(params, first_BxD)
-    shape = (*token_BxGxT.shape[:2], 1, first_BxV.shape[-1])
-    first_BxGx1xV = jnp.broadcast_to(first_BxV[:, None, None], shape)
-    rest = model.response_pass(params, token_BxGxT[..., :-1], prompt)
+    shape = (*token_BxGxT.shape[:2], 1, start.first_BxV.shape[-1])
+    first_BxGx1xV = jnp.broadcast_to(start.first_BxV[:, None, None], shape)
+    rest = model.response_pass(params, token_BxGxT[..., :-1], start.context)
     return jnp.concatenate([first_BxGx1xV, model.unembed(params, rest)], 2)
 
 
 def forced_scores(
     model: Model,
     params: Params,
-    context: tuple[Array, Context],
+    start: Start,
     token_BxGxT: Array,
     temperature: Array | float = 1.0,
 ) -> TokenScores:
     """Teacher-forced `TokenScores` of every response token, BxGxT each.
 
-    No array of all tokens times the vocabulary exists where that would be large.
+    Where it would be large, no array of all tokens times the vocabulary exists.
     """
-    first_BxD, prompt = context
-    first_BxV = jax.eval_shape(model.unembed, params, first_BxD)
-    num_logits = token_BxGxT.size * first_BxV.shape[-1]
+    num_logits = token_BxGxT.size * start.first_BxV.shape[-1]
     if num_logits <= MAX_LOGITS:
-        logits = forced_logits(model, params, context, token_BxGxT)
+        logits = forced_logits(model, params, start, token_BxGxT)
         return token_scores(tempered(logits, temperature), token_BxGxT)
-    shape = (*token_BxGxT.shape[:2], 1, first_BxD.shape[-1])
-    first_BxGx1xD = jnp.broadcast_to(first_BxD[:, None, None], shape)
-    rest = model.response_pass(params, token_BxGxT[..., :-1], prompt)
-    hidden_NxD = jnp.concatenate([first_BxGx1xD, rest], 2).reshape(-1, shape[-1])
+    first_BxG = first_scores(start.first_BxV, token_BxGxT[..., 0], temperature)
+    rest_BxGxTxD = model.response_pass(params, token_BxGxT[..., :-1], start.context)
 
     def score(hidden_RxD: Array, token_R: Array) -> TokenScores:
         logits_RxV = model.unembed(params, hidden_RxD)
         return token_scores(tempered(logits_RxV, temperature), token_R)
 
-    num_pieces = -(-num_logits // MAX_LOGITS)
-    flat = in_pieces(score, hidden_NxD, token_BxGxT.ravel(), num_pieces)
-    return TokenScores(*(x.reshape(token_BxGxT.shape) for x in flat))
+    rest = in_pieces(score, rest_BxGxTxD, token_BxGxT[..., 1:], num_logits, MAX_LOGITS)
+    return jax.tree.map(
+        lambda one, many: jnp.concatenate([one[..., None], many], -1), first_BxG, rest
+    )
+
+
+def first_scores(
+    first_BxV: Array, token_BxG: Array, temperature: Array | float
+) -> TokenScores:
+    """`TokenScores` of the first tokens, whose distribution is the prompt's, BxG."""
+    log_probs_BxV = jax.nn.log_softmax(tempered(first_BxV, temperature))
+    log_prob_BxG = jnp.take_along_axis(log_probs_BxV, token_BxG, -1)
+    entropy_B = -(jnp.exp(log_probs_BxV) * log_probs_BxV).sum(-1)
+    return TokenScores(
+        log_prob_BxG, jnp.broadcast_to(entropy_B[:, None], log_prob_BxG.shape)
+    )
 
 
 def response_logits(
     model: Model, params: Params, prompt: Prompt, token_BxGxT: Array
 ) -> Array:
     """Teacher-forced logits of every response token, BxGxTxV."""
-    context = model.prompt_pass(params, prompt)
-    return forced_logits(model, params, context, token_BxGxT)
+    begun = run_prompt(model, params, prompt)
+    return forced_logits(model, params, begun, token_BxGxT)
 
 
 def response_scores(
@@ -109,5 +129,5 @@ def response_scores(
     temperature: Array | float = 1.0,
 ) -> TokenScores:
     """Teacher-forced `TokenScores` of every response token, BxGxT each."""
-    context = model.prompt_pass(params, prompt)
-    return forced_scores(model, params, context, token_BxGxT, temperature)
+    begun = run_prompt(model, params, prompt)
+    return forced_scores(model, params, begun, token_BxGxT, temperature)
