@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PARITY := $(VENV)/bin/parity-jax
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
@@ -12,7 +13,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 .PHONY: headline test lint bench claims soak clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO
-	$(RUN) -m experiments.main --config=experiments/headline.py --workdir=runs/headline
+	$(PARITY) run --config=experiments/headline.py --workdir=runs/headline
 
 test: lint  ## Lint, types, import order, tests
 	$(RUN) -m pytest -n 2 --dist worksteal
@@ -21,6 +22,7 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	cd experiments && ../$(VENV)/bin/mypy --config-file=../pyproject.toml .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports
 
 CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map \
@@ -28,9 +30,9 @@ CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map 
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise
 
 claims: $(STAMP)  ## Every claim at CPU scale and the report: 78 minutes on 2 cores; resumable
-	set -e; for name in $(CLAIMS); do $(RUN) -m experiments.main \
+	set -e; for name in $(CLAIMS); do $(PARITY) run \
 		--config=experiments/$$name.py --workdir=runs/$$name; done
-	$(RUN) -m experiments.report $(CLAIMS:%=runs/%)
+	$(PARITY) report $(CLAIMS:%=runs/%) --output=results
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run

@@ -6,7 +6,6 @@ everything per token BxGxT.
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 

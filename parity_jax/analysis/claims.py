@@ -1,7 +1,7 @@
 """Claims: a statement beside what a run measured, whose verdict is computed.
 
-    Claim.within("C1", p_long, p_cot, 0.1)
-    Claim.of("C4", accuracy=Check.within(accuracy, 0.5, 0.1), length=Check.equal(n, 1))
+Claim.within("C1", p_long, p_cot, 0.1)
+Claim.of("C4", accuracy=Check.within(accuracy, 0.5, 0.1), length=Check.equal(n, 1))
 """
 
 from collections.abc import Callable
@@ -90,7 +90,11 @@ class Claim:
 
     @classmethod
     def of(
-        cls, id: str, text: str = "", seen: dict[str, Any] | None = None, **checks: Check
+        cls,
+        id: str,
+        text: str = "",
+        seen: dict[str, Any] | None = None,
+        **checks: Check,
     ) -> "Claim":
         """All checks together; `seen` is shown beside what they measure.
 

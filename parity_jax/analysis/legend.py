@@ -15,8 +15,8 @@ LEGEND = {
     "C3-below": "below the threshold greedy decoding is short and at chance",
     "C3-above": "above the threshold greedy decoding is long and perfect",
     "C4": "next-token prediction alone stays short and at chance under greedy decoding",
-    "C4-grpo": "GRPO from an early checkpoint makes greedy decoding long and perfect, in "
-    "every architecture",
+    "C4-grpo": "GRPO from an early checkpoint makes greedy decoding long and perfect, "
+    "in every architecture",
     "C4-small": "at small d next-token prediction alone learns the short parity",
     "C5": "GRPO makes greedy decoding perfect and long within 25 updates",
     "C6": "STaR, REINFORCE, GRPO with both rewards solve the task at temperature 1",
@@ -30,7 +30,8 @@ LEGEND = {
     "C8-rare": "at p_cot = 0.01 the length grows from almost every checkpoint",
     "C9": "at the largest d next-token prediction alone does not reach 95% with more "
     "sequences than GRPO needs in all",
-    "C9-alone": "sequences to 95% of next-token prediction alone grow exponentially in d",
+    "C9-alone": "sequences to 95% of next-token prediction alone grow exponentially "
+    "in d",
     "C9-rl": "with GRPO after it they grow polynomially",
     "C10": "leap-2 chains let pre-training alone generalise at p_cot < 1/3, where it "
     "does not without them",
@@ -40,22 +41,25 @@ LEGEND = {
     "M1": "after next-token prediction P(long) at temperature 1 is p_cot",
     "M2": "below p_cot = 1/2 next-token prediction alone stays short under greedy "
     "decoding and gains nothing from as many further sequences as RL uses",
-    "M3": "below p_cot = 1/2 GRPO adds 20 points or more of greedy exact matches to the "
-    "control",
+    "M3": "below p_cot = 1/2 GRPO adds 20 points or more of greedy exact matches to "
+    "the control",
     # the paper's theory, on its linear model
     "T1-long": "for every input, P(full chain) is within epsilon of p_cot",
-    "T1-short": "for every input, P((parity, EOS)) is within epsilon of (1 - p_cot) / 2",
+    "T1-short": "for every input, P((parity, EOS)) is within epsilon of "
+    "(1 - p_cot) / 2",
     "T1-greedy": "greedy decoding is short for p_cot < 1/3 and the right chain above",
     "P1-P3": "every head's error stays below its bound (the paper's SGD, d = 8)",
     "ridge-optimum": "the paper's SGD converges to the ridge optimum: P(y_1 = x_1)",
-    "T2-trajectory": "the probability q_n of the right chain after n rounds follows p_n",
+    "T2-trajectory": "the probability q_n of the right chain after n rounds follows "
+    "p_n",
     "T2-rounds": "greedy decoding becomes perfect after exactly n* rounds, "
     "n* = max(0, floor(log2((1-p)/(2p))) + 1)",
     # beyond the paper
     "PG-updates": "updates until greedy decoding is long follow the reduced model",
     "PG-shortens": "REINFORCE without baseline but with 1/|y| shortens answers (d > 3)",
-    "PG-price": "answers lengthen iff the price of a full chain is below d / (2 (d - 1))",
-    "noise-threshold": "the gate goes on for p_cot above 1 / (3 - 2q), for both kinds of "
-    "noise",
+    "PG-price": "answers lengthen iff the price of a full chain is below "
+    "d / (2 (d - 1))",
+    "noise-threshold": "the gate goes on for p_cot above 1 / (3 - 2q), for both kinds "
+    "of noise",
     "noise-accuracy": "sampled accuracy is (1 + p_cot (1 - 2q)^n) / 2",
 }

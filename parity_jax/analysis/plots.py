@@ -17,10 +17,10 @@ INK, GREY, ACCENT = "#222222", "#8a8a8a", "#d55e00"
 BLUE, GREEN, SKY, PINK = "#0072b2", "#009e73", "#56b4e9", "#cc79a7"
 CYCLE = (BLUE, ACCENT, GREEN, PINK, SKY, INK)
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
     "figure.dpi": 120,
     "font.size": 9,
     "savefig.bbox": "tight",
@@ -48,12 +48,10 @@ def draw_members(
     ax.plot(x, lines.median("member"), color=color, lw=2.2, label=label, **look)
 
 
-def dots(
-    ax: Axes, x: ArrayLike, values: xr.DataArray, color: str, **look: Any
-) -> None:
+def dots(ax: Axes, x: ArrayLike, values: xr.DataArray, color: str, **look: Any) -> None:
     """One dot for every seed over x, the other dimension of values."""
     y = values.transpose(..., "seed").values
-    style = dict(marker="o", ls="", ms=3.5, alpha=0.6) | look
+    style: dict[str, Any] = dict(marker="o", ls="", ms=3.5, alpha=0.6) | look
     ax.plot(x, y, color=color, **style)
 
 

@@ -47,9 +47,8 @@ def rehearse(
         try:
             analyse(Path(place))
         except UserCodeError as error:
-            raise UserCodeError(f"{error.where} on such runs", error.__cause__) from (
-                error.__cause__
-            )
+            cause = error.__cause__ or error
+            raise UserCodeError(f"{error.where} of such runs", cause) from cause
 
 
 def make_up(
@@ -70,10 +69,9 @@ def make_up(
         )
     directory.write_lineage(Lineage(kind_of(type(run.stage)), NOBODY, parent))
     schedule, num = run.schedule, len(run.labels)
-    chance, steps = np.random.default_rng(0), {0, schedule.num_steps}
-    steps |= set(range(0, schedule.num_steps, schedule.eval_every))
-    lines = []
-    for step in sorted(steps):
+    chance, lines = np.random.default_rng(0), []
+    evaluated = {*range(0, schedule.num_steps, schedule.eval_every), schedule.num_steps}
+    for step in sorted(evaluated):
         values: dict[str, Any] = {name: chance.random(num).tolist() for name in scores}
         lines.append(json.dumps(Record("eval", step, 0.0, values)._asdict()) + "\n")
     directory.metrics.path.write_text("".join(lines))

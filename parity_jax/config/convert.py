@@ -74,8 +74,9 @@ def to_dict(config: Any) -> Any:
         return [to_dict(item) for item in config]
     if not dataclasses.is_dataclass(config):
         return config
-    is_one_of = isinstance(config, Configured)
-    head = {"kind": kind_of(type(config))} if is_one_of else {}
+    head: dict[str, Any] = {}
+    if isinstance(config, Configured):
+        head["kind"] = kind_of(type(config))
     fields = dataclasses.fields(config)
     return head | {f.name: to_dict(getattr(config, f.name)) for f in fields}
 
@@ -133,9 +134,9 @@ def _child(name: str, kind: Any, value: Any) -> Any:
 
 def _from_fields(cls: Any, value: dict[str, Any]) -> Any:
     known = field_types(cls)
-    for name in value:
+    for name, item in value.items():
         if name not in known:
-            raise unknown_name(name, value[name], known)
+            raise unknown_name(name, item, known)
     missing = [
         f.name
         for f in dataclasses.fields(cls)

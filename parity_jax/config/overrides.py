@@ -121,7 +121,7 @@ def _type_below(kind: Any, node: Any, name: str) -> Any:
 
 
 def _read(kind: Any, optional: bool, value: str | None) -> Any:
-    """Text as a value of the type; what the value may be is checked when it is built."""
+    """Text as a value of the type; whether it may be is checked when it is built."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is bool:
         named = {"true": True, "false": False, "1": True, "0": False}

@@ -222,7 +222,10 @@ class Attention(nn.Module):
 
     def _project(self, x_BxGxTxD: Array, position_T: Array) -> tuple[Array, KV]:
         """Queries NxHxTxK and the new keys and values, rotated where positions are."""
-        num_rows, num_tokens = x_BxGxTxD.shape[0] * x_BxGxTxD.shape[1], x_BxGxTxD.shape[2]
+        num_rows, num_tokens = (
+            x_BxGxTxD.shape[0] * x_BxGxTxD.shape[1],
+            x_BxGxTxD.shape[2],
+        )
 
         def rows(heads: nn.Module) -> Array:
             out_BxGxTxHxK = heads(x_BxGxTxD)

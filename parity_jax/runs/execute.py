@@ -192,9 +192,7 @@ def check_start(
     is_named |= "parent_step" in run.axes
     allowed = "is not finished; name the checkpoint to start from by parent_step"
     finished = parent.read_finished()
-    require(
-        finished is not None or is_named, f"runs.{name}.parent", where, allowed
-    )
+    require(finished is not None or is_named, f"runs.{name}.parent", where, allowed)
     steps = tuple(parent.saved_steps())
     if sibling in names and finished is not None:
         return  # it may be continued before; what it will have was checked

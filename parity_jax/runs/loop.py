@@ -111,7 +111,7 @@ class Training:
             self.checkpoints.wait()
 
     def settle(self) -> None:
-        """Wait for the last save, then delete the checkpoints that are not to be kept."""
+        """Wait for the last save, then delete the checkpoints that are not kept."""
         self.checkpoints.wait()
         kept = self.schedule.kept_steps(self.checkpoints.steps())
         self.checkpoints.keep_only(kept)

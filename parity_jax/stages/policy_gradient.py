@@ -100,9 +100,7 @@ class PolicyGradientConfig(StageConfig):
         explodes = self.baseline == "leave_one_out" and self.scale_rewards != "none"
         require(not explodes, "scale_rewards", self.scale_rewards, allowed)
         idle = (
-            self.kl_estimator == "k1"
-            and self.kl_in == "loss"
-            and self.num_updates == 1
+            self.kl_estimator == "k1" and self.kl_in == "loss" and self.num_updates == 1
         )
         allowed = (
             "does nothing in the loss on-policy, its expected gradient is zero: "

@@ -173,8 +173,11 @@ def flatten_groups(rollout: Rollout) -> Rollout:
     def one_each(x_BxG: Array) -> Array:
         return x_BxG.reshape(-1, 1, *x_BxG.shape[2:])
 
+    def repeated(x: Array) -> Array:
+        return jnp.repeat(x, num_generations, 0)
+
     return Rollout(
-        prompt=jax.tree.map(lambda x: jnp.repeat(x, num_generations, 0), rollout.prompt),
+        prompt=jax.tree.map(repeated, rollout.prompt),
         response=jax.tree.map(one_each, rollout.response),
         reward=one_each(rollout.reward),
         correct=one_each(rollout.correct),

@@ -37,9 +37,7 @@ class Task(Protocol):
         """Independent prompts."""
         ...
 
-    def demonstrate(
-        self, key: Key, prompt: Prompt, hypers: Hypers, data: Any
-    ) -> Batch:
+    def demonstrate(self, key: Key, prompt: Prompt, hypers: Hypers, data: Any) -> Batch:
         """One demonstration of each prompt from the mixture."""
         ...
 

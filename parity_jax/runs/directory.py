@@ -1,0 +1,165 @@
+"""The files of a run and of an experiment: the only place that knows their names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from parity_jax.config import require, to_dict
+from parity_jax.experiment import Experiment
+from parity_jax.runs.checkpoint import Checkpoints
+from parity_jax.runs.files import RunError, lock, read_as, read_json, write_json
+from parity_jax.runs.lineage import Lineage
+from parity_jax.runs.metrics_file import MetricsFile
+from parity_jax.runs.resolve import ResolvedRun
+from parity_jax.types import StageState
+
+# Object storage has no atomic rename and no locks, which runs rely on.
+REMOTE = ("gs://", "s3://", "http://", "https://", "hdfs://")
+
+
+def local_path(name: str, text: str | Path) -> Path:
+    """A path as it was typed, `~` for the home; ConfigError for one that cannot be."""
+    text = str(text)
+    require(bool(text.strip()), name, text, "must be the path of a directory")
+    allowed = "must be on a file system: mount the bucket, or copy the run to it after"
+    require(not text.lower().startswith(REMOTE), name, text, allowed)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no home to expand to
+        return Path(text)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a complete run says of its members."""
+
+    step: tuple[int, ...]
+    status: tuple[int, ...]
+
+
+class RunDirectory:
+    """config.json, lineage.json, checkpoints/, metrics.jsonl and finished.json."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._config = path / "config.json"
+        self._lineage = path / "lineage.json"
+        self._finished = path / "finished.json"
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def has_config(self) -> bool:
+        """Whether a run began here."""
+        return self._config.exists()
+
+    def read_config(self) -> ResolvedRun:
+        """What the run is; RunError if the file is damaged or of another version."""
+        return read_as(ResolvedRun, self._config)
+
+    def write_config(self, run: ResolvedRun) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._config, to_dict(run))
+
+    def has_lineage(self) -> bool:
+        return self._lineage.exists()
+
+    def read_lineage(self) -> Lineage:
+        return read_as(Lineage, self._lineage)
+
+    def write_lineage(self, lineage: Lineage) -> None:
+        write_json(self._lineage, to_dict(lineage))
+
+    def read_finished(self) -> Finished | None:
+        """None while the run is not complete."""
+        if not self._finished.exists():
+            return None
+        return read_as(Finished, self._finished)
+
+    def write_finished(self, states: StageState) -> None:
+        finished = Finished(tuple(states.step.tolist()), tuple(states.status.tolist()))
+        write_json(self._finished, to_dict(finished))
+
+    def reopen(self) -> None:
+        """The run is not complete any more: it goes on."""
+        self._finished.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float | None:
+        """From the start of the run to its end; pauses of an interrupted one count."""
+        if not self._finished.exists():
+            return None
+        started = self.read_lineage().process.when
+        return max(0.0, self._finished.stat().st_mtime - started.timestamp())
+
+    @contextmanager
+    def checkpoints(self, read_only: bool = False) -> Iterator[Checkpoints]:
+        """The checkpoints, closed at the end."""
+        checkpoints = Checkpoints(self.path / "checkpoints", read_only)
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()
+
+    def saved_steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        with self.checkpoints(read_only=True) as checkpoints:
+            return checkpoints.steps()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held for this process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path):
+            yield
+
+
+class ExperimentDirectory:
+    """config.json, claims.json, figure.png, and a directory for each run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._config = path / "config.json"
+        self.claims = path / "claims.json"
+        self.figure = path / "figure.png"
+
+    def run(self, name: str) -> RunDirectory:
+        return RunDirectory(self.path / name)
+
+    def runs(self) -> list[RunDirectory]:
+        """The runs that began here."""
+        found = [p.parent for p in sorted(self.path.glob("*/config.json"))]
+        return [RunDirectory(path) for path in found]
+
+    def has_config(self) -> bool:
+        return self._config.exists()
+
+    def read_config(self) -> Experiment:
+        return read_as(Experiment, self._config)
+
+    def write_config(self, experiment: Experiment) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._config, to_dict(experiment))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held for this process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path):
+            yield
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a directory is an experiment's; if not, it is a run's, or refused."""
+    config = path / "config.json"
+    allowed = "must be a directory that a run or an experiment made (no config.json)"
+    require(config.exists(), "directory", str(path), allowed)
+    content = read_json(config)
+    if isinstance(content, dict) and "runs" in content:
+        return True
+    if isinstance(content, dict) and "schedule" in content:
+        return False
+    raise RunError(f"{config}: damaged: neither of a run nor of an experiment")

@@ -1,0 +1,100 @@
+"""Metrics of a run, one JSON line per record, appended while it trains.
+
+{"split": "train" | "eval", "step": n, "seconds": s, "values": {name: [P numbers]}}
+Members are in the order of the axes in config.json; null is "not computed". Seconds of
+a train record are those of its steps, of an eval record those of the evaluation.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from parity_jax.metrics import Metrics
+from parity_jax.runs.files import RunError, write_text
+
+SPLITS = ("train", "eval")
+
+
+class Record(NamedTuple):
+    """One line."""
+
+    split: str
+    step: int
+    seconds: float
+    values: dict[str, list[float | None]]  # of every member, by the metric's name
+
+
+class MetricsFile:
+    """The records of a run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, and a last line that was cut off.
+
+        A checkpoint tells the step of the last record before it (-1: none); RunError if
+        that record is gone.
+        """
+        records = self.read()
+        kept = [r for r in records if r.step <= step]
+        if step >= 0 and (not kept or kept[-1].step != step):
+            raise RunError(f"{self.path}: the records up to step {step} are gone")
+        lines = (json.dumps(r._asdict(), allow_nan=False) + "\n" for r in kept)
+        write_text(self.path, "".join(lines))
+
+    def append(self, split: str, step: int, seconds: float, metrics: Metrics) -> None:
+        values = {name: numbers(mean.value()) for name, mean in metrics.items()}
+        record = Record(split, step, round(seconds, 3), values)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record._asdict(), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, num_members: int | None = None) -> list[Record]:
+        """The whole records, without a last line that was cut off; RunError names one
+        that is not a record, or not of so many members.
+        """
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        records: list[Record] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = Record(**json.loads(line))
+                is_right = is_record(record, num_members)
+            except (ValueError, TypeError):
+                is_right = False
+            if not is_right:
+                raise RunError(f"{self.path}: line {number} is damaged")
+            records.append(record)
+        return records
+
+    def last_evaluation(self, step: int) -> Record | None:
+        """The last one at or before a step."""
+        found = [r for r in self.read() if r.split == "eval" and r.step <= step]
+        return found[-1] if found else None
+
+
+def is_record(record: Record, num_members: int | None) -> bool:
+    """Whether what a line holds has the form of a record."""
+    return (
+        record.split in SPLITS
+        and type(record.step) is int
+        and isinstance(record.seconds, int | float)
+        and isinstance(record.values, dict)
+        and all(_is_row(row, num_members) for row in record.values.values())
+    )
+
+
+def _is_row(row: Any, num_members: int | None) -> bool:
+    if not isinstance(row, list) or num_members not in (None, len(row)):
+        return False
+    return all(x is None or type(x) in (int, float) for x in row)
+
+
+def numbers(values_P: jax.Array) -> list[float | None]:
+    """Plain numbers; None for what is not finite."""
+    return [float(v) if np.isfinite(v) else None for v in np.asarray(values_P)]

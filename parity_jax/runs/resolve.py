@@ -1,0 +1,238 @@
+"""From what a user writes to what runs: an `Experiment` becomes `ResolvedRun`s.
+
+Everything that is asked of a run after this is a field of its `ResolvedRun`, which is
+equal to its config.json.
+"""
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flax.core import FrozenDict
+
+from parity_jax.config import (
+    ConfigError,
+    Label,
+    differences,
+    lines_of,
+    require,
+    to_dict,
+    under,
+    unknown_value,
+)
+from parity_jax.evaluate import EvaluateConfig, make_evaluate, read_prompts
+from parity_jax.experiment import Experiment, RunConfig, Schedule
+from parity_jax.hypers import BOUNDS, Hypers, check_hypers
+from parity_jax.models import ModelConfig
+from parity_jax.population import (
+    Population,
+    PopulationConfig,
+    make_population,
+    member_labels,
+    parent_index,
+)
+from parity_jax.stages import StageConfig
+from parity_jax.tasks import TaskConfig
+from parity_jax.types import Data
+
+SIBLING = "../"  # how the path of a parent begins that is a run of the same experiment
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a run starts."""
+
+    path: str  # of the parent's directory, from the run's own; empty: from scratch
+    step: int  # of all members that have no axis for it; -1: the newest there is
+    member: FrozenDict[str, Any]  # axes of the parent that are pinned
+
+    @property
+    def sibling(self) -> str:
+        """The run's name in the same experiment; empty if it is none of it."""
+        is_sibling = self.path.startswith(SIBLING)
+        return self.path.removeprefix(SIBLING) if is_sibling else ""
+
+
+@dataclass(frozen=True)
+class EvalFile:
+    """The file of evaluation prompts; both empty: there is none."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """Everything that defines a run."""
+
+    task: TaskConfig
+    model: ModelConfig
+    stage: StageConfig
+    hypers: Hypers
+    axes: FrozenDict[str, tuple[Any, ...]]  # all of them, seed last: it varies fastest
+    parent: Parent
+    evaluate: EvaluateConfig
+    eval_file: EvalFile
+    schedule: Schedule
+    population: PopulationConfig
+
+    @property
+    def labels(self) -> list[Label]:
+        """The members."""
+        return member_labels(self.axes)
+
+    @property
+    def parent_steps(self) -> list[int]:
+        """For every member the step of its parent; -1 is the parent's newest."""
+        step = self.parent.step
+        return [int(label.get("parent_step", step)) for label in self.labels]
+
+
+def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
+    """All runs, parents first; ConfigError for what cannot be."""
+    require(bool(experiment.runs), "runs", {}, "must name at least one run")
+    eval_file = resolved_file(experiment.eval_file)
+    resolved: dict[str, ResolvedRun] = {}
+    for name in order_of_execution(experiment):
+        config = experiment.runs[name]
+        axes = {**experiment.axes, **config.axes}
+        seeds = axes.pop("seed")
+        run = ResolvedRun(
+            task=(config.task or experiment.task).resolved(),
+            model=(config.model or experiment.model).resolved(),
+            stage=config.stage.resolved(),
+            hypers=config.hypers,
+            axes=FrozenDict({**axes, "seed": seeds}),
+            parent=resolved_parent(experiment, config),
+            evaluate=experiment.evaluate,
+            eval_file=eval_file,
+            schedule=schedule_of(config),
+            population=experiment.population,
+        )
+        check(name, config, run)
+        if run.parent.sibling:
+            parent = resolved[run.parent.sibling]
+            steps = parent.schedule.kept_steps(parent.schedule.saved_steps())
+            check_parent(name, run, parent, config.parent, steps)
+        resolved[name] = run
+    return resolved
+
+
+def order_of_execution(experiment: Experiment) -> list[str]:
+    """The runs, parents first."""
+    names: list[str] = []
+
+    def add(name: str, children: tuple[str, ...]) -> None:
+        if name in children:
+            cycle = " -> ".join((*children, name))
+            raise ConfigError(f"runs.{name}.parent", cycle, "must not be a circle")
+        parent = experiment.runs[name].parent
+        if parent in experiment.runs:
+            add(parent, (*children, name))
+        if name not in names:
+            names.append(name)
+
+    for name in experiment.runs:
+        add(name, ())
+    return names
+
+
+def schedule_of(config: RunConfig) -> Schedule:
+    """The part of a run's config that its numbers do not depend on."""
+    names = [f.name for f in dataclasses.fields(Schedule)]
+    return Schedule(**{name: getattr(config, name) for name in names})
+
+
+def resolved_parent(experiment: Experiment, config: RunConfig) -> Parent:
+    """A sibling's last step is known; another directory's is read at the start."""
+    path, step = config.parent, config.parent_step
+    if path in experiment.runs:
+        if step == -1 and "parent_step" not in config.axes:
+            step = experiment.runs[path].num_steps
+        path = SIBLING + path
+    elif path:
+        path = os.path.abspath(Path(path).expanduser())
+    return Parent(path, step, config.parent_member)
+
+
+def resolved_file(path: str) -> EvalFile:
+    """The file and the digest of what it holds: an edited file is another run."""
+    if not path:
+        return EvalFile("", "")
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError("eval_file", path, f"cannot be read: {reason}") from None
+    return EvalFile(path, hashlib.sha256(content).hexdigest())
+
+
+def check(name: str, config: RunConfig, run: ResolvedRun) -> None:
+    """ConfigError unless model, task, stage and the numbers of all members agree."""
+    try:
+        run.model.check(run.task)
+        for label in run.labels:
+            numbers = {k: v for k, v in label.items() if k in BOUNDS}
+            hypers = dataclasses.replace(run.hypers, **numbers)
+            check_hypers(hypers)
+            run.task.check(hypers)
+            run.stage.check(run.model, hypers)
+    except ConfigError as error:
+        where = error.name.partition(".")[0]
+        is_shared = where in ("task", "model") and getattr(config, where) is None
+        number = "hypers." if error.name in BOUNDS else ""
+        prefix = "" if is_shared else f"runs.{name}.{number}"
+        raise ConfigError(prefix + error.name, error.value, error.allowed) from None
+
+
+def check_parent(
+    name: str,
+    run: ResolvedRun,
+    parent: ResolvedRun,
+    parent_name: str,
+    steps: tuple[int, ...],
+) -> None:
+    """ConfigError unless every member has a parent, at a step that it has."""
+    found = [
+        d
+        for part in ("task", "model")
+        for d in differences(
+            to_dict(getattr(parent, part)), to_dict(getattr(run, part)), part
+        )
+    ]
+    require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
+    for step in sorted({*run.parent_steps} - {-1}):
+        allowed = f"must be a checkpoint of the parent: {listed(steps)}"
+        require(step in steps, f"runs.{name}.parent_step", step, allowed)
+    with under(f"runs.{name}"):
+        parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
+
+
+def listed(steps: tuple[int, ...] | list[int]) -> str:
+    """Steps one by one, or the ends of a long list."""
+    if len(steps) <= 12:
+        return ", ".join(map(str, steps)) or "none"
+    ends = [", ".join(map(str, part)) for part in (steps[:3], steps[-3:])]
+    return f"{ends[0]}, .., {ends[1]} ({len(steps)} steps)"
+
+
+def select(names: list[str], only: list[str]) -> list[str]:
+    """The runs that --only names, in their order; all if it names none."""
+    for name in only:
+        if name not in names:
+            raise unknown_value("only", name, names)
+    return [name for name in names if not only or name in only]
+
+
+def make_program(run: ResolvedRun) -> Population:
+    """The programs of a run; nothing is traced or compiled yet."""
+    task = run.task.make()
+    model = run.model.make(task)
+    evaluate = make_evaluate(run.evaluate, task, model)
+    stage = run.stage.make(task, model, evaluate)
+    path = run.eval_file.path
+    data = Data(task.data, read_prompts(path, task) if path else None)
+    return make_population(run.population, stage, run.axes, run.hypers, data)
