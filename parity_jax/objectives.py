@@ -6,6 +6,7 @@ everything per token BxGxT.
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -19,6 +20,10 @@ LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "reinforce"]
 Level = Literal["token", "sequence"]
 KlEstimator = Literal["none", "k1", "k2", "k3"]
 LengthPrice = Literal["additive", "multiplicative"]
+
+# Bounds of log-ratios before they are exponentiated. Beyond them a token has no
+# gradient: that biases, where the exponential would overflow or dwarf all other tokens.
+MAX_LOG_RATIO, MAX_KL_LOG_RATIO = 20.0, 10.0
 
 
 class Target(NamedTuple):
@@ -36,7 +41,8 @@ class PolicyTarget(NamedTuple):
     weight: Array  # BxGxT, of a token's loss: one over what loss_type divides by
     entropy_weight: Array  # BxGxT, one over the number of tokens
     advantage: Array  # BxGxT
-    old_log_prob: Array  # BxGxT, when it was sampled
+    # BxGxT, before the first update; None: this is the first, so they are its own
+    old_log_prob: Array | None
     reference_log_prob: Array | None  # BxGxT
 
 
@@ -105,12 +111,16 @@ def kl_estimate(
 ) -> Array:
     """Per-token estimate of KL(policy || reference) from samples of the policy.
 
-    With x = log_prob - reference: k1 = x; k2 = x^2 / 2; k3 = exp(-x) + x - 1.
+    With x = log_prob - reference: k1 = x; k2 = x^2 / 2; k3 = exp(-x) + x - 1, with x
+    bounded by MAX_KL_LOG_RATIO.
     """
     x = log_prob - reference_log_prob
     if estimator == "k1":
         return x
-    return x**2 / 2 if estimator == "k2" else jnp.exp(-x) + x - 1
+    if estimator == "k2":
+        return x**2 / 2
+    x = jnp.clip(x, -MAX_KL_LOG_RATIO, MAX_KL_LOG_RATIO)
+    return jnp.exp(-x) + x - 1
 
 
 def token_weights(
@@ -140,7 +150,7 @@ def token_weights(
 def policy_target(
     token_BxGxT: Array,
     mask_BxGxT: Array,
-    old_log_prob_BxGxT: Array,
+    old_log_prob_BxGxT: Array | None,
     reference_log_prob_BxGxT: Array | None,
     advantage_BxG: Array,
     rollout_tokens: Array | float,
@@ -169,19 +179,23 @@ def policy_loss(
     """Clipped surrogate with optional KL and entropy terms, and its diagnostics.
 
     Per token -min(min(c, delta) A, clip(c, 1 - epsilon, 1 + epsilon_high) A), where c
-    is the probability ratio to the policy that sampled: exp(log_ratio) of the token, or
+    is the probability ratio to the policy before the first update on these responses,
+    exactly 1 in that update: exp(log_ratio) of the token, or
     of the mean over the response's tokens (level="sequence"). The scores are those at
     the sampling temperature: the policy that is trained is the one that was sampled. A
     sum over responses: those of a minibatch may come in parts.
     """
     mask_BxGxT, advantage_BxGxT = target.mask, target.advantage
     log_prob_BxGxT, entropy_BxGxT = scores
-    log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - target.old_log_prob, 0)
+    old_BxGxT = target.old_log_prob
+    if old_BxGxT is None:
+        old_BxGxT = jax.lax.stop_gradient(log_prob_BxGxT)
+    log_ratio_BxGxT = jnp.where(mask_BxGxT, log_prob_BxGxT - old_BxGxT, 0)
     if level == "sequence":
         num_tokens_BxGx1 = jnp.maximum(mask_BxGxT.sum(-1, keepdims=True), 1)
         mean_BxGx1 = log_ratio_BxGxT.sum(-1, keepdims=True) / num_tokens_BxGx1
         log_ratio_BxGxT = jnp.broadcast_to(mean_BxGx1, log_ratio_BxGxT.shape)
-    ratio_BxGxT = jnp.exp(log_ratio_BxGxT)
+    ratio_BxGxT = jnp.exp(jnp.minimum(log_ratio_BxGxT, MAX_LOG_RATIO))
     low, high = 1 - hypers.epsilon, 1 + hypers.epsilon_high
     free_BxGxT = jnp.minimum(ratio_BxGxT, hypers.delta) * advantage_BxGxT
     clipped_BxGxT = jnp.clip(ratio_BxGxT, low, high) * advantage_BxGxT

@@ -5,6 +5,7 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 """
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -91,6 +92,51 @@ def parent_index(
     return np.array(index_P)
 
 
+class Program:
+    """A jitted function that is compiled once, at its first call, if it fits."""
+
+    def __init__(self, jitted: Any, devices: list[jax.Device]):
+        self._jitted, self._devices = jitted, devices
+        self._compiled: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(*args)(*args)
+
+    def eval_shape(self, *args: Any) -> Any:
+        """Shapes of what it returns; it is traced, not compiled."""
+        return self._jitted.eval_shape(*args)
+
+    def compiled(self, *args: Any) -> Any:
+        """The executable; MemoryError if it needs more than its devices have."""
+        if self._compiled is None:
+            compiled = self._jitted.lower(*args).compile()
+            needed, limit = memory_needed(compiled), memory_limit(self._devices)
+            if needed > limit:
+                raise MemoryError(
+                    f"{needed / 2**30:.1f} GiB needed, {limit / 2**30:.1f} GiB there"
+                )
+            self._compiled = compiled
+        return self._compiled
+
+
+def memory_needed(compiled: Any) -> int:
+    """Bytes of a device while an executable runs, its arguments included."""
+    sizes = compiled.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
+
+
+def memory_limit(devices: list[jax.Device]) -> int:
+    """Bytes of one device; CPU devices share the machine's."""
+    told = (devices[0].memory_stats() or {}).get("bytes_limit")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return told or whole // len(devices)
+
+
 class Population(NamedTuple):
     """The programs of all members; states and metrics have P in front."""
 
@@ -98,8 +144,8 @@ class Population(NamedTuple):
     data: Data
     init: Any  # (params_P or None) -> states
     # (states, metrics so far, num_steps, data) -> states, metrics with the steps' own
-    run: Any
-    evaluate: Any  # (states, data) -> metrics
+    run: Program
+    evaluate: Program  # (states, data) -> metrics
     no_metrics: Any  # () -> metrics of no step yet
     placed: NamedSharding  # of states and metrics
 
@@ -158,17 +204,19 @@ def make_population(
     num_padded = -num_members % len(devices)  # copies of member 0, thrown away
     # States come from init, a checkpoint or the step before: always laid out alike.
     placed = NamedSharding(mesh, PartitionSpec() if num_padded else by_member)
+    shared = NamedSharding(mesh, PartitionSpec())
+    data = jax.device_put(data, shared)
 
     def over_members(f: Any) -> Any:
-        """f of one member's trees as an f of all; `shared` is the same for each."""
+        """f of one member's trees as an f of all; `rest` is the same for each."""
 
-        def on_device(trees: Any, shared: Any) -> Any:
-            one = partial(_call_one, f, shared)
+        def on_device(trees: Any, rest: Any) -> Any:
+            one = partial(_call_one, f, rest)
             if width == 1:
                 return jax.lax.map(one, trees)
             return jax.lax.map(one, trees, batch_size=width)
 
-        def on_all(trees: Any, shared: Any) -> Any:
+        def on_all(trees: Any, rest: Any) -> Any:
             trees = jax.tree.map(partial(_pad, num_padded), trees)
             sharded = jax.shard_map(
                 on_device,
@@ -177,7 +225,7 @@ def make_population(
                 out_specs=by_member,
                 check_vma=False,
             )
-            return jax.tree.map(lambda x: x[:num_members], sharded(trees, shared))
+            return jax.tree.map(lambda x: x[:num_members], sharded(trees, rest))
 
         return on_all
 
@@ -194,7 +242,7 @@ def make_population(
     @partial(
         jax.jit,
         donate_argnums=(0, 1),
-        in_shardings=(placed, placed, None, None),
+        in_shardings=(placed, placed, shared, shared),
         out_shardings=(placed, placed),
     )
     @traced_once
@@ -203,7 +251,7 @@ def make_population(
     ) -> tuple[StageState, Metrics]:
         return run_all((states, metrics), (num_steps, data))
 
-    @partial(jax.jit, in_shardings=(placed, None), out_shardings=placed)
+    @partial(jax.jit, in_shardings=(placed, shared), out_shardings=placed)
     @traced_once
     def evaluate(states: StageState, data: Data) -> Metrics:
         return evaluate_all((states,), (data,))
@@ -220,7 +268,8 @@ def make_population(
 
         return jax.device_put(jax.tree.map(zeros, metric_shapes()), placed)
 
-    return Population(labels, data, init, run, evaluate, no_metrics, placed)
+    programs = (Program(run, devices), Program(evaluate, devices))
+    return Population(labels, data, init, *programs, no_metrics, placed)
 
 
 def traced_once(f: Any) -> Any:
@@ -236,8 +285,8 @@ def traced_once(f: Any) -> Any:
     return once
 
 
-def _call_one(f: Any, shared: tuple[Any, ...], trees: tuple[Any, ...]) -> Any:
-    return f(*trees, *shared)
+def _call_one(f: Any, rest: tuple[Any, ...], trees: tuple[Any, ...]) -> Any:
+    return f(*trees, *rest)
 
 
 def _pad(num_padded: int, x: Array) -> Array:

@@ -47,8 +47,8 @@ def rehearse(
         try:
             analyse(Path(place))
         except UserCodeError as error:
-            cause = error.__cause__ or error
-            raise UserCodeError(f"{error.where} of such runs", cause) from cause
+            where = f"{error.where}, rehearsed on made-up scores of these runs"
+            raise UserCodeError(where, error.error) from error.error
 
 
 def make_up(

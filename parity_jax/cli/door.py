@@ -32,10 +32,8 @@ def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
     except StoppedError as error:
         return fail(f"{error}; the same command continues", EX_TEMPFAIL, debug)
     except UserCodeError as error:
-        cause = error.__cause__
-        if cause is not None:
-            traceback.print_exception(cause)
-        return fail(error, 1)
+        traceback.print_exception(error.error)
+        return fail(error, 2 if error.is_early else 1)
     except BrokenPipeError:  # nobody reads on: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RunError, OSError) as error:

@@ -30,7 +30,13 @@ from parity_jax.analysis.claims import write_claims
 from parity_jax.analysis.plots import save_figure, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
-from parity_jax.config import ConfigError, in_code_of, require, to_dict
+from parity_jax.config import (
+    ConfigError,
+    UserCodeError,
+    in_code_of,
+    require,
+    to_dict,
+)
 from parity_jax.config.overrides import Override, apply, parse
 from parity_jax.experiment import Experiment
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
@@ -75,7 +81,9 @@ def load_experiment(path: str) -> ModuleType:
     file = Path(path).expanduser()
     name = file.stem
     found = file.is_file() and file.suffix == ".py"
-    require(found, "config", path, "must be an experiment file, FILE.py or FILE.py:SCALE")
+    require(
+        found, "config", path, "must be an experiment file, FILE.py or FILE.py:SCALE"
+    )
     allowed = f"must have another name: {name} is a module that is imported already"
     require(name not in sys.modules, "config", path, allowed)
     spec = importlib.util.spec_from_file_location(name, file)
@@ -112,8 +120,12 @@ def configured(
     """The experiment's module, and its config with the overrides."""
     file, _, scale = config.partition(":")
     scales = [o.value for o in overrides if o.path == SCALE]
-    module = load_experiment(file)
-    experiment = read_experiment(module, file, [scale or None, *scales][-1])
+    try:
+        module = load_experiment(file)
+        experiment = read_experiment(module, file, [scale or None, *scales][-1])
+    except UserCodeError as error:
+        error.is_early = True
+        raise
     rest = [o for o in overrides if o.path != SCALE]
     return module, apply(experiment, rest)
 
@@ -163,15 +175,17 @@ def main(argv: Sequence[str]) -> None:
             needed = name != "workdir" or not own.dry_run
             given = own[name].value is not None
             require(given or not needed, f"--{name}", None, "is required")
-        workdir = local_path("workdir", own.workdir or "none")
+        if own.profile:
+            local_path("profile", own.profile).mkdir(parents=True, exist_ok=True)
         with stops.at_once():
-            module, experiment = configured(own.config, overrides)
-            resolve(experiment)  # errors of the config come first
             set_up_jax()
+            module, experiment = configured(own.config, overrides)
             if own.dry_run:
                 show(experiment)
                 forecast(experiment, own.only, print)
                 return
+
+        workdir = local_path("workdir", own.workdir)
 
         def rehearsed(jobs: list[Job]) -> None:
             with stops.at_once():

@@ -21,7 +21,8 @@ class UserCodeError(RuntimeError):
     def __init__(self, where: str, error: BaseException):
         text = str(error).strip().splitlines()
         super().__init__(f"{where}: {type(error).__name__}: {text[0] if text else ''}")
-        self.where = where
+        self.where, self.error = where, error
+        self.is_early = False  # before anything was written
 
 
 @contextmanager

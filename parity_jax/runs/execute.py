@@ -9,8 +9,8 @@ Damaged files are never used: an older checkpoint is, with a warning, or a RunEr
 what is wrong.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from parity_jax.config import (
     ConfigError,
+    UserCodeError,
     differences,
     kind_of,
     lines_of,
@@ -36,7 +37,11 @@ from parity_jax.runs.checkpoint import (
     from_arrays,
     subtree,
 )
-from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.directory import (
+    ExperimentDirectory,
+    RunDirectory,
+    is_experiment,
+)
 from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import StoppedError, never
 from parity_jax.runs.lineage import (
@@ -87,17 +92,38 @@ def run_experiment(
     says so, the run in progress saves its state and StoppedError is raised.
     """
     runs, home = resolve(experiment), ExperimentDirectory(workdir)
-    jobs = plan(runs, home, select(list(runs), list(only)))
-    if rehearse is not None and jobs:
-        rehearse(jobs)
+    try:
+        jobs = plan(runs, home, select(list(runs), list(only)))
+        if rehearse is not None and jobs:
+            rehearse(jobs)
+    except UserCodeError as error:
+        error.is_early = True
+        raise
     with home.locked():
         home.write_config(experiment)
     for job in jobs:
         if should_stop():
             raise StoppedError(f"stopped before {job.name}")
-        with job.directory.locked():
+        with job.directory.locked(), named_if_out_of_memory(job):
             execute(job, quiet, should_stop)
     return all(home.run(name).read_finished() is not None for name in runs)
+
+
+@contextmanager
+def named_if_out_of_memory(job: Job) -> Iterator[None]:
+    """Says which run asked for too much memory, and what of it to lower."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        text = str(error).strip().splitlines()[:1]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "".join(text):
+            raise RunError(
+                f"run {job.name} ({len(job.program.labels)} members, "
+                f"{job.run.stage.sequences_per_step} sequences a step) is out of "
+                f"memory ({''.join(text)}); lower its batch, prompts or generations, "
+                "the evaluation's prompts, or population.vmap_width"
+            ) from error
+        raise
 
 
 def plan(
@@ -179,6 +205,10 @@ def check_start(
     """ConfigError unless the parent is there, or is to be run before, and is whole."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
     where = sibling or run.parent.path
+    if parent.has_config() and is_experiment(parent.path):
+        names = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
+        allowed = f"is an experiment's directory; name one of its runs: {names}"
+        raise ConfigError(f"runs.{name}.parent", where, allowed)
     if not parent.has_config():
         allowed = "must be a run of the experiment or a run directory"
         if sibling:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from parity_jax.experiment import Experiment
-from parity_jax.population import layout
+from parity_jax.population import layout, memory_limit, memory_needed
 from parity_jax.runs.resolve import ResolvedRun, make_program, resolve, select
 
 
@@ -34,11 +34,11 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(states)) // num
 
     def compile_all() -> tuple[Any, Any]:
-        step = program.run.lower(states, metrics, 1, program.data).compile()
-        return step, program.evaluate.lower(states, program.data).compile()
+        step = program.run.compiled(states, metrics, 1, program.data)
+        return step, program.evaluate.compiled(states, program.data)
 
     (step, evaluate), compile_seconds = timed(compile_all)
-    needed = step.memory_analysis().temp_size_in_bytes
+    needed = memory_needed(step)
     (states, metrics), _ = timed(step, states, metrics, 1, program.data)
     (states, _), step_seconds = timed(step, states, metrics, 1, program.data)
     _, eval_seconds = timed(evaluate, states, program.data)
@@ -46,19 +46,14 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
     seconds = schedule.num_steps * step_seconds + num_evaluations * eval_seconds
     say(
         f"{name}: {num} members on {len(devices)} devices, {width} to a vmap; "
-        f"{mib(state_bytes)} of state per member, {mib(needed)} to work in"
-        f"{of_device(devices[0])}; 2 programs compiled in {compile_seconds:.0f} s; "
+        f"{mib(state_bytes)} of state per member, {mib(needed)} of "
+        f"{mib(memory_limit(devices))} on a device; 2 programs compiled in "
+        f"{compile_seconds:.0f} s; "
         f"{step_seconds:.3g} s per step x {schedule.num_steps}, "
         f"{eval_seconds:.3g} s per evaluation x {num_evaluations}: "
         f"{seconds / 60:.1f} min"
     )
     return compile_seconds + seconds
-
-
-def of_device(device: jax.Device) -> str:
-    """The device's memory, where it tells."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return f" of {mib(limit)}" if limit else ""
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

@@ -171,6 +171,9 @@ class Minibatch(NamedTuple):
     rollout: Rollout
     mask: Array  # BxGxT, tokens that carry loss
     advantage: Array  # BxG
+    # BxGxT of the pass that is trained, which in bfloat16 is not quite the sampler's;
+    # None with one update: the policy is the one that sampled
+    old_log_prob: Array | None
     reference_log_prob: Array | None  # BxGxT
 
 
@@ -189,10 +192,11 @@ def make_policy_gradient(
 
     def prepare(state: StageState, rollout: Rollout) -> Minibatch:
         """Advantages and the mask of the tokens that carry loss."""
-        reward_BxG, reference = rollout.reward, None
-        mask = rollout.response.mask
+        reward_BxG, old, reference = rollout.reward, None, None
+        mask, temperature = rollout.response.mask, state.hypers.temperature
+        if cfg.num_updates > 1:
+            old = log_probs(state.params, rollout, temperature)
         if cfg.kl_estimator != "none":
-            temperature = state.hypers.temperature
             reference = log_probs(state.reference, rollout, temperature)
             if cfg.kl_in == "reward":
                 kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
@@ -204,7 +208,7 @@ def make_policy_gradient(
         advantage_BxG = advantages(
             reward_BxG, cfg.baseline, cfg.scale_rewards, cfg.std_ddof, cfg.std_eps
         )
-        return Minibatch(rollout, mask, advantage_BxG, reference)
+        return Minibatch(rollout, mask, advantage_BxG, old, reference)
 
     def update(
         state: StageState, part: Minibatch, rollout_tokens: Array
@@ -213,7 +217,7 @@ def make_policy_gradient(
         target = policy_target(
             response.token,
             part.mask,
-            response.log_prob,
+            part.old_log_prob,
             part.reference_log_prob,
             part.advantage,
             rollout_tokens,
@@ -239,8 +243,9 @@ def make_policy_gradient(
         return state, metrics | means
 
     def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
-        rollout, effective_ratio = draw_rollout(cfg, sampler, state, data)
+        rollout, sampled, num_draws = draw_rollout(cfg, sampler, state, data)
         batch = prepare(state, rollout)
+        carries_loss_B = batch.mask.any((1, 2))
         rollout_tokens = batch.mask.sum() / cfg.num_minibatches
         parts = jax.tree.map(
             lambda x: x.reshape(cfg.num_minibatches, -1, *x.shape[1:]), batch
@@ -251,8 +256,8 @@ def make_policy_gradient(
 
         state, metrics = jax.lax.scan(one_pass, state, length=cfg.num_iterations)
         metrics = jax.tree.map(jnp.sum, metrics)  # (total, count) of all updates
-        metrics |= rollout_metrics(rollout, task) | {
-            "effective_rollout_ratio": Mean.over(effective_ratio),
+        metrics |= sampled | {
+            "effective_rollout_ratio": Mean.over(carries_loss_B.mean() / num_draws),
             "advantage_abs": Mean.over(jnp.abs(batch.advantage)),
             "updates": Mean.over(jnp.float32(cfg.num_updates)),
         }
@@ -267,29 +272,38 @@ def make_policy_gradient(
 
 def draw_rollout(
     cfg: PolicyGradientConfig, sampler: Sampler, state: StageState, data: Data
-) -> tuple[Rollout, Array]:
-    """The rollout of a step, and the share of the drawn groups that it uses.
+) -> tuple[Rollout, Metrics, Array]:
+    """The rollout that a step trains on, the metrics of all that it drew, their number.
 
     zero_std_groups="resample" draws up to max_resamples further batches; their groups
-    that carry signal take the places of those that do not.
+    that carry signal take the places of those that do not. The metrics are of every
+    batch; `trained/..` are those of the groups that were chosen.
     """
-    keys = StepKeys.of(state)
+    keys, task = StepKeys.of(state), sampler.task
     rollout = sampler(state, keys, data)
+    metrics = rollout_metrics(rollout, task)
     if cfg.zero_std_groups != "resample":
-        return rollout, jnp.float32(1)
+        return rollout, metrics, jnp.float32(1)
 
-    def wanting(carry: tuple[Rollout, Array]) -> Array:
-        rollout, num_draws = carry
+    def wanting(carry: tuple[Rollout, Metrics, Array]) -> Array:
+        rollout, _, num_draws = carry
         return is_zero_std(rollout.reward).any() & (num_draws <= cfg.max_resamples)
 
-    def replace(carry: tuple[Rollout, Array]) -> tuple[Rollout, Array]:
-        old, num_draws = carry
+    def replace(carry: tuple[Rollout, Metrics, Array]) -> tuple:
+        old, metrics, num_draws = carry
         again = StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys))
         new = sampler(state, again, data)
-        return fill_groups(old, new), num_draws + 1
+        metrics = jax.tree.map(jnp.add, metrics, rollout_metrics(new, task))
+        return fill_groups(old, new), metrics, num_draws + 1
 
-    rollout, num_draws = jax.lax.while_loop(wanting, replace, (rollout, jnp.int32(1)))
-    return rollout, 1 / num_draws.astype(jnp.float32)
+    first = (rollout, metrics, jnp.int32(1))
+    rollout, metrics, num_draws = jax.lax.while_loop(wanting, replace, first)
+    for name in ("rollouts", "tokens"):  # of the step, whatever the number of draws
+        metrics[name] = Mean(metrics[name].total, jnp.float32(1))
+    trained = rollout_metrics(rollout, task)
+    for name in ("reward", "accuracy", "p_long", "frac_reward_zero_std"):
+        metrics[f"trained/{name}"] = trained[name]
+    return rollout, metrics, num_draws.astype(jnp.float32)
 
 
 def fill_groups(old: Rollout, new: Rollout) -> Rollout:

@@ -101,18 +101,32 @@ def training_prompts(
 ) -> Prompt:
     """Prompts of one step: fresh, or drawn from the member's fixed pool.
 
-    The pool holds num_unique_prompts independent draws (distinct unless the task has
-    hardly more prompts than that); a step takes no prompt twice while the pool allows.
+    The pool holds num_unique_prompts distinct prompts; a step takes none of them twice
+    while the pool allows.
     """
     if not cfg.num_unique_prompts:
         return task.sample_prompts(key, cfg.num_prompts, data.task)
     k_pool = jax.random.fold_in(state.key, POOL)
-    pool = task.sample_prompts(k_pool, cfg.num_unique_prompts, data.task)
+    pool = distinct_prompts(k_pool, task, cfg.num_unique_prompts, data)
     with_replacement = cfg.num_prompts > cfg.num_unique_prompts
     chosen_B = jax.random.choice(
         key, cfg.num_unique_prompts, (cfg.num_prompts,), with_replacement
     )
     return jax.tree.map(lambda x: x[chosen_B], pool)
+
+
+def distinct_prompts(key: Key, task: Task, num_prompts: int, data: Data) -> Prompt:
+    """So many prompts of which no two are alike, unless 8 times as many draws have not
+    so many different ones (a pool of nearly all prompts there are).
+    """
+    drawn = task.sample_prompts(key, 8 * num_prompts + 64, data.task)
+    num_drawn = drawn.token.shape[0]
+    _, first_N = jnp.unique(
+        drawn.token, axis=0, size=num_drawn, fill_value=-1, return_index=True
+    )
+    is_first_N = jnp.zeros(num_drawn, bool).at[first_N].set(True, mode="drop")
+    order_N = jnp.argsort(~is_first_N, stable=True)[:num_prompts]
+    return jax.tree.map(lambda x: x[order_N], drawn)
 
 
 def noisy_reward(key: Key, reward_BxG: Array, hypers: Hypers) -> Array:

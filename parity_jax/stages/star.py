@@ -185,5 +185,8 @@ def flatten_groups(rollout: Rollout) -> Rollout:
 
 
 def is_kept(samples: Rollout) -> Array:
-    """Whether the reward of a sample is 1 (or more: rewards are weighted sums), N."""
-    return samples.reward[:, 0] >= 1
+    """Whether the reward of a sample is 1 or more, N.
+
+    Rewards are weighted sums: weights that add up to 1 may not in float32.
+    """
+    return samples.reward[:, 0] >= 1 - 1e-5
