@@ -4,26 +4,20 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from parity_jax.config import (
-    EvaluateConfig,
-    Experiment,
-    ParityConfig,
+from parity_jax.evaluate import EvaluateConfig, make_evaluate
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import TransformerConfig, gpt2, mistral
+from parity_jax.population import PopulationConfig
+from parity_jax.stages import (
     PolicyGradientConfig,
-    PopulationConfig,
     PretrainConfig,
     RolloutConfig,
-    RunConfig,
+    Stage,
     StageConfig,
     StarConfig,
-    TransformerConfig,
-    gpt2,
-    mistral,
 )
-from parity_jax.evaluate import make_evaluate
-from parity_jax.models import make_model
-from parity_jax.stages import Stage, make_stage
-from parity_jax.tasks import make_task
-from parity_jax.types import Hypers
+from parity_jax.tasks import ParityConfig
 
 
 def tiny_gpt2(**overrides: Any) -> TransformerConfig:
@@ -48,10 +42,9 @@ STAR = StarConfig(
 
 
 def tiny_stage(cfg: StageConfig, num_bits: int = 4, **model_overrides: Any) -> Stage:
-    task = make_task(ParityConfig(num_bits))
-    model = make_model(tiny_gpt2(**model_overrides), task)
-    evaluate = make_evaluate(EvaluateConfig(8, (1.0,)), task, model)
-    return make_stage(cfg, task, model, evaluate)
+    task = ParityConfig(num_bits).make()
+    model = tiny_gpt2(**model_overrides).make(task)
+    return cfg.make(task, model, make_evaluate(EvaluateConfig(8, (1.0,)), task, model))
 
 
 def tiny_experiment(**overrides: Any) -> Experiment:
