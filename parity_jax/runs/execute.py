@@ -10,7 +10,12 @@ what is wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +26,7 @@ from parity_jax.config import (
     ConfigError,
     UserCodeError,
     differences,
+    in_code_of,
     kind_of,
     lines_of,
     require,
@@ -109,6 +115,13 @@ def run_experiment(
     return all(home.run(name).read_finished() is not None for name in runs)
 
 
+def in_own_code(run: ResolvedRun) -> AbstractContextManager[None]:
+    """Names the user's own task, model and stage in what they raise, if there are."""
+    kinds = [kind_of(type(part)) for part in (run.task, run.model, run.stage)]
+    own = [kind for kind in kinds if ":" in kind]
+    return in_code_of(", ".join(own)) if own else nullcontext()
+
+
 @contextmanager
 def named_if_out_of_memory(job: Job) -> Iterator[None]:
     """Says which run asked for too much memory, and what of it to lower."""
@@ -145,8 +158,9 @@ def plan(
         if run.parent.path and not directory.has_lineage():
             check_start(name, run, directory, names)
         with under(f"runs.{name}"):
-            program = make_program(run)
-            scores = program.shapes()[1]
+            with in_own_code(run):
+                program = make_program(run)
+                scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
     return jobs
 

@@ -36,6 +36,7 @@ from parity_jax.population import (
 )
 from parity_jax.stages import StageConfig
 from parity_jax.tasks import TaskConfig
+from parity_jax.tasks.contract import check_task
 from parity_jax.types import Data
 
 SIBLING = "../"  # how the path of a parent begins that is a run of the same experiment
@@ -230,6 +231,7 @@ def select(names: list[str], only: list[str]) -> list[str]:
 def make_program(run: ResolvedRun) -> Population:
     """The programs of a run; nothing is traced or compiled yet."""
     task = run.task.make()
+    check_task(run.task, task)
     model = run.model.make(task)
     evaluate = make_evaluate(run.evaluate, task, model)
     stage = run.stage.make(task, model, evaluate)
