@@ -79,7 +79,8 @@ def require_finite(
 
 def unknown_name(name: str, value: Any, valid: Iterable[str]) -> ConfigError:
     """Error for a field that does not exist, with the nearest one that does."""
-    return ConfigError(name, value, f"unknown field; {_nearest(name, valid)}")
+    own = name.rpartition(".")[2]
+    return ConfigError(name, value, f"unknown field; {_nearest(own, valid)}")
 
 
 def unknown_value(name: str, value: Any, valid: Iterable[Any]) -> ConfigError:

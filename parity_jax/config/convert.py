@@ -95,6 +95,10 @@ def from_dict(kind: Any, value: Any) -> Any:
         return _from_fields(family_class(kind, value.get("kind")), rest)
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, dict), "", value, "must be a mapping")
+        if issubclass(kind, Configured):
+            own = kind_of(kind)
+            require(value.get("kind", own) == own, "kind", value.get("kind"), own)
+            value = {k: v for k, v in value.items() if k != "kind"}
         return _from_fields(kind, value)
     if origin is FrozenDict:
         require(isinstance(value, dict), "", value, "must be a mapping")

@@ -1,0 +1,113 @@
+"""Flags: every spelling that is documented, and one line for every other."""
+
+import pytest
+from flax.core import FrozenDict
+from tiny import tiny_experiment
+
+from parity_jax.config import ConfigError
+from parity_jax.config.overrides import Override, apply, parse
+from parity_jax.stages import StarConfig
+from parity_jax.tasks import MultiplicationConfig
+
+BOTH = [
+    ("task.num_bits", "5"),
+    ("axes.seed", "20251125,20251126"),
+    ("runs.grpo.hypers.learning_rate", "-1e-4"),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), BOTH)
+def test_both_spellings(path, value):
+    expected = [Override(path, value)]
+    assert parse([f"--config.{path}={value}"]) == expected
+    assert parse([f"--config.{path}", value]) == expected
+    assert parse([f"-config.{path}", value]) == expected
+
+
+def test_booleans_may_stand_alone():
+    flags = ["--config.model.bias", "--noconfig.model.bias", "--config.a.b=false"]
+    assert parse(flags) == [
+        Override("model.bias", None),
+        Override("model.bias", "false"),
+        Override("a.b", "false"),
+    ]
+
+
+@pytest.mark.parametrize("argument", ["--wokdir=x", "stray", "-x"])
+def test_what_is_no_override_is_an_error(argument):
+    with pytest.raises(ConfigError, match=argument.lstrip("-").partition("=")[0]):
+        parse(["--config.task.num_bits=5", argument])
+
+
+def edited(*pairs):
+    return apply(tiny_experiment(), [Override(*pair) for pair in pairs])
+
+
+def test_values_are_read_by_the_type_of_their_field():
+    experiment = edited(
+        ("task.num_bits", "5"),
+        ("model.bias", None),
+        ("runs.pretrain.hypers.p_cot", "0.5"),
+        ("runs.grpo.stage.rollout.rewards", "e2e,cot"),
+        ("runs.grpo.stage.rollout.reward_weights", "(1, 0.5)"),
+        ("runs.grpo.checkpoint_steps", "[1]"),
+        ("evaluate.temperatures", "1"),
+        ("axes.seed", "7,8,9,"),
+        ("axes.p_cot", "0.1,0.2"),
+        ("runs.grpo.task", "none"),
+    )
+    assert experiment.task.num_bits == 5 and experiment.model.bias is True
+    assert experiment.runs["pretrain"].hypers.p_cot == 0.5
+    rollout = experiment.runs["grpo"].stage.rollout
+    assert rollout.rewards == ("e2e", "cot") and rollout.reward_weights == (1.0, 0.5)
+    assert experiment.runs["grpo"].checkpoint_steps == (1,)
+    assert experiment.evaluate.temperatures == (1.0,)
+    assert experiment.axes == FrozenDict({"seed": (7, 8, 9), "p_cot": (0.1, 0.2)})
+
+
+def test_the_last_one_of_a_field_wins_also_of_a_tuple():
+    experiment = edited(("axes.seed", "1,2"), ("axes.seed", "3"))
+    assert experiment.axes["seed"] == (3,)
+
+
+def test_an_empty_tuple_takes_an_axis_away():
+    experiment = edited(("axes.p_cot", "0.1,0.2"), ("axes.p_cot", "()"))
+    assert "p_cot" not in experiment.axes
+
+
+def test_another_kind_starts_from_its_own_defaults():
+    for path in ("task", "task.kind"):
+        experiment = edited((path, "multiplication"), ("task.num_digits", "3"))
+        assert experiment.task == MultiplicationConfig(3)
+    assert edited(("runs.grpo.stage", "star")).runs["grpo"].stage == StarConfig()
+
+
+WRONG = [
+    ("evaluat.num_prompts", "4", "evaluat", "did you mean 'evaluate'"),
+    ("axes.p_cott", "0.1", "axes.p_cott", "did you mean 'p_cot'"),
+    ("task.num_bits", "four", "task.num_bits", "a whole number"),
+    ("task.num_bits", "4.5", "task.num_bits", "a whole number"),
+    ("task.num_bits", "", "task.num_bits", "a whole number"),
+    ("task.num_bits", None, "task.num_bits", "needs a value"),
+    ("task.num_bits", "none", "task.num_bits", "a whole number"),
+    ("task", "none", "task.kind", "must be one of multiplication, parity"),
+    ("task.num_bits.x", "1", "task.num_bits.x", "unknown field"),
+    ("model.bias", "yes", "model.bias", "true or false"),
+    ("runs.grpo", "3", "runs.grpo", "fields of its own"),
+    ("runs.grop.num_steps", "3", "runs.grop", "did you mean 'grpo'"),
+    ("runs.grpo.hypers.p_cot", "much", "runs.grpo.hypers.p_cot", "a number"),
+    ("runs.grpo.hypers.p_cot", "1e999", "runs.grpo.hypers.p_cot", "finite"),
+    ("runs.grpo.hypers.p_cot", "nan", "runs.grpo.hypers.p_cot", "finite"),
+    ("runs.grpo.task.num_bits", "5", "runs.grpo.task", "give its kind first"),
+    ("axes.seed", "0,4294967296", "axes.seed", "in [0, 4294967295]"),
+    ("axes.seed", "a,b", "axes.seed", "a number"),
+    ("axes.seed", "()", "axes.seed", "at least one seed"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "name", "allowed"), WRONG)
+def test_wrong_overrides_are_named(path, value, name, allowed):
+    with pytest.raises(ConfigError) as info:
+        edited((path, value))
+    assert info.value.name.startswith(name) and allowed in str(info.value)
+    assert "\n" not in str(info.value)
