@@ -1,7 +1,7 @@
 """Worlds small enough to enumerate: tabular models, all prompts, all responses."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import numpy as np
 import optax
 from jax import Array
 
+from parity_jax.hypers import Hypers
 from parity_jax.models import Model
-from parity_jax.tasks.parity import MINUS, PLUS, SEP, Parity, token_signs
-from parity_jax.types import EOS, PAD, Hypers, StageState
+from parity_jax.tasks import Parity
+from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
+from parity_jax.types import Prompt, StageState
 
 SURE = 1e9  # a logit that leaves no doubt; finite, so that 0 * SURE is 0
 
@@ -25,48 +27,65 @@ class Heads(NamedTuple):
     chain: Array | float = SURE  # of y_l = y_{l-1} x_l, l = 2 .. d: scalar or d - 1
 
 
+STOP, RIGHT, WRONG, NO = range(4)  # what a token is; NO never comes
+# What each token is where the right bit is MINUS, and where it is PLUS: 2xV.
+MEANING = np.full((2, 5), NO)
+MEANING[:, EOS] = STOP
+MEANING[0, [MINUS, PLUS]] = MEANING[1, [PLUS, MINUS]] = RIGHT, WRONG
+
+
+def heads_table(params: Heads, d: int) -> Array:
+    """Logits of stop, right, wrong and no, (d + 1) x 2 x 4.
+
+    Rows are the number of tokens before, columns whether y_1 was right.
+    """
+    p, no = Heads(*map(jnp.float32, params)), -SURE
+    chain = jnp.broadcast_to(p.chain, (d - 1,))
+    right, wrong = jax.nn.log_sigmoid(jnp.stack([chain[0], -chain[0]]))
+    gates = (p.gate_wrong, p.gate_right)
+    rows = [[[no, p.first, 0.0, no]] * 2]
+    rows += [[[0.0, gate + right, gate + wrong, no] for gate in gates]]
+    rows += [[[no, logit, 0.0, no]] * 2 for logit in chain[1:]]
+    rows += [[[0.0, no, no, no]] * 2]
+    return jnp.array(rows)
+
+
 def make_heads(task: Parity) -> Model:
-    """The policy that `Heads` is the table of; after d tokens it stops."""
+    """The policy that `Heads` is the table of; hidden states are its logits."""
     d = task.num_bits
 
-    def vocabulary(stop: Array, bit: Array) -> Array:
-        """Log-probabilities: EOS by logit `stop`, otherwise PLUS by logit `bit`."""
-        go = jax.nn.log_sigmoid(-stop)
-        never = jnp.full_like(bit, -SURE)
-        plus = go + jax.nn.log_sigmoid(bit)
-        minus = go + jax.nn.log_sigmoid(-bit)
-        token = {EOS: jax.nn.log_sigmoid(stop), PLUS: plus, MINUS: minus}
-        return jnp.stack([token.get(v, never) for v in range(task.vocab_size)], -1)
+    def look_up(params: Heads, place: Any, is_y1_right: Any, is_plus: Array) -> Array:
+        rows = heads_table(params, d)[place, is_y1_right.astype(int)]
+        return jnp.take_along_axis(rows, jnp.array(MEANING)[is_plus.astype(int)], -1)
 
     def init(key: Array) -> Heads:
         del key
         return Heads(*(jnp.float32(x) for x in Heads(0.0)))
 
-    def prompt_pass(params: Heads, prompt_BxL: Array) -> tuple[Array, Array]:
-        x_BxL = token_signs(prompt_BxL[:, :-1]).astype(jnp.float32)
-        bit_B = params.first * x_BxL[:, 0]
-        return vocabulary(jnp.full_like(bit_B, -SURE), bit_B), x_BxL
+    def prompt_pass(params: Heads, prompt: Prompt) -> tuple[Array, Array]:
+        x_BxL = prompt.token[:, :-1] == PLUS
+        start_B = jnp.zeros(len(x_BxL), int)
+        logits_BxV = look_up(params, start_B, start_B, x_BxL[:, 0])
+        return logits_BxV, x_BxL.astype(jnp.float32)
 
-    def after(params: Heads, token: Array, position_T: Array, x_BxL: Array) -> Array:
-        y_BxGxT = token_signs(token)
-        x_BxL = jnp.pad(x_BxL, ((0, 0), (0, 1)))
-        bit = jnp.broadcast_to(params.chain, (d - 1,))[jnp.minimum(position_T, d - 2)]
-        next_x_BxT = x_BxL[:, jnp.minimum(position_T + 1, d)]
-        bit_BxGxT = y_BxGxT * next_x_BxT[:, None] * bit[None, None]
-        is_right_BxGxT = y_BxGxT == x_BxL[:, :1, None]
-        gate_BxGxT = jnp.where(is_right_BxGxT, params.gate_right, params.gate_wrong)
-        later_T = jnp.where(position_T < d - 1, -SURE, SURE)
-        stop = jnp.where((position_T == 0)[None, None], -gate_BxGxT, later_T)
-        return vocabulary(stop, bit_BxGxT)
+    def after(params: Heads, token: Array, index_T: Array, context: Array) -> Array:
+        """Logits behind the tokens at index_T; the gate is behind y_1 alone."""
+        x_BxL, y_BxGxT = context > 0, token == PLUS
+        next_x_Bx1xT = x_BxL[:, jnp.minimum(index_T + 1, d - 1)][:, None]
+        place_BxGxT = jnp.broadcast_to((index_T + 1)[None, None], token.shape)
+        is_y1_right = y_BxGxT == x_BxL[:, :1, None]
+        return look_up(params, place_BxGxT, is_y1_right, y_BxGxT == next_x_Bx1xT)
 
-    def response_pass(params: Heads, token: Array, x_BxL: Array) -> Array:
-        return after(params, token, jnp.arange(token.shape[-1]), x_BxL)
+    def response_pass(params: Heads, token: Array, context: Array) -> Array:
+        return after(params, token, jnp.arange(token.shape[-1]), context)
 
-    def decode_step(params, token_BxG, index, x_BxL, cache):
-        logits = after(params, token_BxG[..., None], index[None], x_BxL)
+    def decode_step(params, token_BxG, index, context, cache):
+        logits = after(params, token_BxG[..., None], index[None], context)
         return logits[:, :, 0], cache
 
-    return Model(init, prompt_pass, response_pass, lambda *_: (), decode_step)
+    return Model(
+        init, prompt_pass, response_pass, lambda *_: (), decode_step, as_they_are
+    )
 
 
 def make_table(task: Parity) -> Model:
@@ -75,38 +94,46 @@ def make_table(task: Parity) -> Model:
     Row i predicts token i + 1 of prompt and response together, so rows before L - 1
     predict prompt tokens, and row L - 1 the first response token.
     """
-    last, shape = task.prompt_len - 1, (task.prompt_len + task.response_len, 5)
+    last = task.prompt_len - 1
+    shape = (task.prompt_len + task.format.max_len, task.vocab_size)
 
-    def prompt_pass(params: Array, prompt_BxL: Array) -> tuple[Array, Array]:
-        batch_size = prompt_BxL.shape[0]
-        return jnp.broadcast_to(params[last], (batch_size, 5)), ()
+    def prompt_pass(params: Array, prompt: Prompt) -> tuple[Array, tuple]:
+        return jnp.broadcast_to(params[last], (len(prompt.token), shape[1])), ()
 
     def response_pass(params: Array, token: Array, context: tuple) -> Array:
         rows_TxV = params[last + 1 : last + 1 + token.shape[-1]]
-        return jnp.broadcast_to(rows_TxV, (*token.shape, 5))
+        return jnp.broadcast_to(rows_TxV, (*token.shape, shape[1]))
 
     def decode_step(params, token_BxG, index, context, cache):
-        return jnp.broadcast_to(params[last + 1 + index], (*token_BxG.shape, 5)), cache
+        row_V = params[last + 1 + index]
+        return jnp.broadcast_to(row_V, (*token_BxG.shape, shape[1])), cache
 
     def init(key: Array) -> Array:
         return jax.random.normal(key, shape)
 
-    return Model(init, prompt_pass, response_pass, lambda *_: (), decode_step)
+    return Model(
+        init, prompt_pass, response_pass, lambda *_: (), decode_step, as_they_are
+    )
 
 
-def no_evaluation(key, params):
+def as_they_are(params: Any, logits: Array) -> Array:
+    """The unembedding of a model whose hidden states are its logits."""
+    return logits
+
+
+def no_evaluation(key, params, data):
     return {}
 
 
-def all_prompts(task: Parity) -> np.ndarray:
+def all_prompts(task: Parity) -> Prompt:
     """Every prompt of the task, 2^d x (d + 1)."""
     bits = itertools.product([PLUS, MINUS], repeat=task.num_bits)
-    return np.array([(*x, SEP) for x in bits])
+    return Prompt(np.array([(*x, SEP) for x in bits]))
 
 
 def all_responses(task: Parity) -> tuple[np.ndarray, np.ndarray]:
     """Every response (PAD after EOS) and its mask, each once, N x T."""
-    size = task.response_len
+    size = task.format.max_len
     going_on = [v for v in range(task.vocab_size) if v != EOS]
     rows = list(itertools.product(going_on, repeat=size))
     for n in range(size):
@@ -122,7 +149,7 @@ def replicate(hypers: Hypers, num: int) -> Hypers:
     return jax.tree.map(lambda x: jnp.full(num, x, jnp.float32), hypers)
 
 
-def first_gradient(state: StageState) -> Array:
+def first_gradient(state: StageState) -> Any:
     """The gradient of the only optimizer step so far: Adam's mean is 0.1 of it."""
     mean = optax.tree_utils.tree_get(state.opt_state, "mu")
     return jax.tree.map(lambda m: m / 0.1, mean)
@@ -135,19 +162,19 @@ def num_updates(state: StageState) -> int:
 # Rewards of a user's own, named "small_worlds:..." in a config.
 
 
-def starts_with_plus(prompt_BxL: Array, response_BxGxT: Array) -> Array:
+def starts_with_plus(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
     return (response_BxGxT[..., 0] == PLUS).astype(jnp.float32)
 
 
-def always_a_tenth(prompt_BxL: Array, response_BxGxT: Array) -> Array:
+def always_a_tenth(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
     return jnp.full(response_BxGxT.shape[:2], 0.1)
 
 
-def never(prompt_BxL: Array, response_BxGxT: Array) -> Array:
+def never(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
     return jnp.zeros(response_BxGxT.shape[:2])
 
 
-def first_five_prompts(prompt_BxL: Array, response_BxGxT: Array) -> Array:
+def first_five_prompts(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
     shape = response_BxGxT.shape[:2]
     return (jax.lax.broadcasted_iota(int, shape, 0) < 5).astype(jnp.float32)
 
