@@ -3,85 +3,73 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from tiny import tiny_gpt2, tiny_stage
 
-from parity_jax.config import ParityConfig, PopulationConfig, PretrainConfig
 from parity_jax.gradient import response_gradient
-from parity_jax.models import make_model
+from parity_jax.hypers import Hypers
 from parity_jax.models.transformer import Transformer
-from parity_jax.objectives import Target, next_token_loss, token_log_probs
-from parity_jax.population import make_population
-from parity_jax.tasks import make_task
-from parity_jax.types import Hypers
+from parity_jax.objectives import Target, next_token_loss
+from parity_jax.policy import token_log_probs
+from parity_jax.population import PopulationConfig, make_population
+from parity_jax.stages import PretrainConfig
+from parity_jax.tasks import ParityConfig
 
 BATCH = 8
-TASK = make_task(ParityConfig(4))
-MODEL = make_model(tiny_gpt2(), TASK)
 
 
-@pytest.fixture(scope="module")
-def params():
-    return jax.jit(MODEL.init)(jax.random.key(0))
-
-
-def demonstrations(num_long):
-    """A batch with exactly num_long long responses."""
-    prompt = TASK.sample_prompts(jax.random.key(1), BATCH)
-    key = jax.random.key(2)
-    long = TASK.demonstrate(key, prompt, Hypers(p_cot=1.0))
-    short = TASK.demonstrate(key, prompt, Hypers(p_cot=0.0))
-    is_long = (jnp.arange(BATCH) < num_long)[:, None]
-    return jax.tree.map(lambda a, b: jnp.where(is_long, a, b), long, short)
-
-
-def step_gradient(params, batch):
-    """Loss and gradient as the stage computes them."""
-    target = Target(batch.response[:, None], batch.mask[:, None])
-    grads, loss, _ = response_gradient(
-        lambda logits, target: next_token_loss(logits, target, BATCH),
-        MODEL,
-        params,
-        batch.prompt,
-        target,
-        TASK.short_len,
-    )
-    return loss, grads
-
-
-def whole_sequence_loss(params, batch, weight_BxL):
-    """Weighted next-token loss of one forward pass over prompt and response."""
-    token = jnp.concatenate([batch.prompt, batch.response], 1)
-    module = Transformer(tiny_gpt2(), TASK.vocab_size, token.shape[1])
-    logits = module.apply({"params": params}, token)[:, :-1]
-    log_prob = token_log_probs(logits, token[:, 1:])
-    return -(log_prob * weight_BxL).sum() / BATCH
-
-
-def assert_same(value_and_grad, expected):
-    for a, b in zip(*map(jax.tree.leaves, (value_and_grad, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_only_response_tokens_carry_loss(params):
+def test_only_response_tokens_carry_loss():
     """Loss and gradient are those of a forward pass that weighs response tokens alone.
 
     Position j predicts token j + 1: prompt tokens have weight 0, the response through
     its EOS has weight 1 (its first token is predicted by the separator), PAD has 0.
     """
-    batch = demonstrations(3)
-    response_BxL = np.zeros((BATCH, TASK.prompt_len + TASK.response_len - 1))
+    task, cfg = ParityConfig(4).make(), tiny_gpt2().resolved()
+    model = cfg.make(task)
+    params = jax.jit(model.init)(jax.random.key(0))
+    prompt = task.sample_prompts(jax.random.key(1), BATCH)
+    long, short = (
+        task.demonstrate(jax.random.key(2), prompt, Hypers(p_cot=p)) for p in (1.0, 0.0)
+    )
+    is_long = (jnp.arange(BATCH) < 3)[:, None]
+    batch = jax.tree.map(lambda a, b: jnp.where(is_long, a, b), long, short)
+
+    @jax.jit
+    def step_gradient(params):
+        """Loss and gradient as the stage computes them."""
+        target = Target(batch.response[:, None], batch.mask[:, None])
+        grads, loss, _ = response_gradient(
+            lambda scores, target: next_token_loss(scores, target, BATCH),
+            model,
+            params,
+            batch.prompt,
+            target,
+            task.format.short_len,
+        )
+        return loss, grads
+
+    @jax.jit
+    @jax.value_and_grad
+    def whole_sequence_loss(params, weight_BxL):
+        """Weighted next-token loss of one forward pass over prompt and response."""
+        token = jnp.concatenate([prompt.token, batch.response], 1)
+        module = Transformer(cfg, task.vocab_size, token.shape[1])
+        logits = module.apply({"params": params}, token)[:, :-1]
+        log_prob = token_log_probs(logits, token[:, 1:])
+        return -(log_prob * weight_BxL).sum() / BATCH
+
+    first = task.prompt_len - 1
+    weight_BxL = np.zeros((BATCH, first + task.format.max_len))
     for row, response in enumerate(np.asarray(batch.response)):
-        end = TASK.to_text(response).index(".")
-        first = TASK.prompt_len - 1
-        response_BxL[row, first : first + end + 1] = 1
-    expected = jax.jit(jax.value_and_grad(whole_sequence_loss))
-    loss, gradient = jax.device_get(jax.jit(step_gradient)(params, batch))
-    assert_same((loss, gradient), expected(params, batch, response_BxL))
-    for column in (0, TASK.prompt_len - 2):  # any prompt token would show
-        weight = response_BxL.copy()
+        end = task.to_text(response).index(".")
+        weight_BxL[row, first : first + end + 1] = 1
+    loss, gradient = jax.device_get(step_gradient(params))
+    expected = whole_sequence_loss(params, weight_BxL)
+    for a, b in zip(*map(jax.tree.leaves, ((loss, gradient), expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    for column in (0, first - 1):  # any prompt token would show
+        weight = weight_BxL.copy()
         weight[:, column] = 1
-        other_loss, other = jax.device_get(expected(params, batch, weight))
+        other_loss, other = jax.device_get(whole_sequence_loss(params, weight))
         assert abs(other_loss - loss) > 0.1
         difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), other, gradient)
         assert max(jax.tree.leaves(difference)) > 1e-2
@@ -94,10 +82,11 @@ def test_learns_two_bits():
     population = make_population(
         PopulationConfig(1, 1), stage, {"seed": (0, 1)}, hypers
     )
-    states, first = population.run(population.init(None), 1)
+    none = population.no_metrics
+    states, first = population.advance(population.init(None), none(), 1)
     assert (first["loss"].value() > 1.0).all()
-    states, _ = population.run(states, 250)
-    states, last = population.run(states, 10)
+    states, _ = population.advance(states, none(), 250)
+    states, last = population.advance(states, none(), 10)
     assert (last["loss"].value() < 0.1).all()
-    scores = population.evaluate(states)
+    scores = population.scores(states)
     assert (scores["greedy/accuracy"].value() == 1).all()
