@@ -11,16 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from kills import contents
 
-from experiments.main import (
-    check_overrides,
-    default_config,
-    load_experiment,
-    with_scale,
-)
-from parity_jax.checkpoint import Checkpoints, digest
-from parity_jax.config import ConfigError
-from parity_jax.results import read_json, read_records
+from parity_jax.cli.main import COMMANDS, run
+from parity_jax.runs.files import read_json
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = '''
@@ -33,19 +27,18 @@ sys.path.insert(0, {tests!r})
 
 from tiny import tiny_experiment
 
-from parity_jax.config import to_config_dict
-from parity_jax.results import Claim, write_claims
+from parity_jax.analysis import Claim
 
 
 def get_config():
     experiment = tiny_experiment()
     pretrain = replace(experiment.runs["pretrain"], num_steps=40, checkpoint_every=4)
     runs = experiment.runs.copy({{"pretrain": pretrain}})
-    return to_config_dict(replace(experiment, runs=runs))
+    return replace(experiment, runs=runs)
 
 
-def analyse(workdir):
-    write_claims(workdir, [Claim("X", "it ran", "yes", 1, "exact", True)])
+def claims(results):
+    return [Claim.at_least("C1", results["grpo"]["t1/p_long"], 0)]
 '''
 
 
@@ -53,29 +46,33 @@ def analyse(workdir):
 def place(tmp_path_factory):
     """A directory with the experiment file."""
     place = tmp_path_factory.mktemp("cli")
-    source = EXPERIMENT.format(tests=str(ROOT / "tests"))
-    (place / "tiny_run.py").write_text(source)
+    write(place / "tiny_run.py", EXPERIMENT.format(tests=str(ROOT / "tests")))
     return place
 
 
-def start(place, *args):
-    command = [sys.executable, "-m", "experiments.main", *args]
-    # Programs compiled by one process are there for the next.
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def start(place, *args, **env):
+    """A process of its own; programs that one compiled are there for the next."""
+    command = [sys.executable, "-m", "parity_jax.cli", *map(str, args)]
+    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")} | env
     return subprocess.Popen(
-        command, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE
+        command, cwd=place, env=env, text=True, stderr=subprocess.PIPE
     )
 
 
-def launch(place, *args):
+def launch(place, *args, **env):
     """Exit code and what was said on stderr."""
-    process = start(place, *args)
+    process = start(place, *args, **env)
     _, said = process.communicate()
     return process.returncode, said
 
 
 def options(place, workdir):
-    return f"--config={place / 'tiny_run.py'}", f"--workdir={workdir}"
+    return "run", f"--config={place / 'tiny_run.py'}", f"--workdir={workdir}"
 
 
 @pytest.fixture(scope="module")
@@ -86,54 +83,37 @@ def finished(place):
     return workdir
 
 
-def contents(workdir):
-    """Records without their seconds, and the digest of the last checkpoint, by run."""
-    out = {}
-    for name in ("pretrain", "grpo"):
-        records = read_records(workdir / name / "metrics.jsonl")
-        values = [(r["split"], r["step"], r["values"]) for r in records]
-        checkpoints = Checkpoints(workdir / name)
-        steps = checkpoints.steps()
-        out[name] = (values, steps, digest(checkpoints.read(steps[-1])))
-        checkpoints.close()
-    return out
+def one_line(code, expected, said, *parts):
+    assert code == expected, said
+    (line,) = said.splitlines()
+    assert line.startswith("error: "), line
+    assert all(part in line for part in parts), line
 
 
 def test_a_run_leaves_the_documented_files(finished):
-    assert {p.name for p in finished.iterdir()} == {
-        ".lock",
-        "config.json",
-        "claims.json",
-        "pretrain",
-        "grpo",
-    }
+    files = {"config.json", "claims.json", "pretrain", "grpo", ".lock"}
+    assert {p.name for p in finished.iterdir()} == files
     assert read_json(finished / "claims.json")[0]["holds"] is True
+    files = {"config.json", "lineage.json", "checkpoints", "metrics.jsonl", ".lock"}
     for name in ("pretrain", "grpo"):
-        assert {p.name for p in (finished / name).iterdir()} == {
-            "config.json",
-            "lineage.json",
-            "checkpoints",
-            "metrics.jsonl",
-            "finished.json",
-        }
+        found = {p.name for p in (finished / name).iterdir()}
+        assert found == files | {"finished.json"}
 
 
-def test_the_same_command_again_does_nothing_and_another_is_refused(place, finished):
-    changing = ("claims.json", ".lock")
+def test_the_same_command_again_does_nothing(place, finished):
+    rewritten = ("claims.json", "config.json", ".lock")
 
     def times():
         files = [p for p in finished.rglob("*") if p.is_file()]
-        return {p: p.stat().st_mtime_ns for p in files if p.name not in changing}
+        return {p: p.stat().st_mtime_ns for p in files if p.name not in rewritten}
 
     before = times()
-    code, said = launch(place, *options(place, finished), "--verbosity=-1")
+    code, said = launch(place, *options(place, finished), "--quiet")
     assert (code, said, times()) == (0, "", before)
-    changed = "--config.runs.grpo.num_steps=3"
+    changed = "--config.runs.grpo.hypers.p_cot=0.9"
     code, said = launch(place, *options(place, finished), changed)
-    assert code == 2 and times() == before
-    (line,) = said.splitlines()
-    assert "holds another configuration" in line
-    assert "runs.grpo.num_steps is 2 there, 3 here" in line
+    one_line(code, 2, said, "runs.grpo.hypers.p_cot=0.9", "is 0.25 there, 0.9 here")
+    assert times() == before
 
 
 def test_a_killed_run_continues_as_if_nothing_had_happened(place, finished):
@@ -145,103 +125,230 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(place, finished):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
     assert not (workdir / "pretrain" / "finished.json").exists()
     with (workdir / "pretrain" / "metrics.jsonl").open("a") as file:
         file.write('{"split": "tr')  # as if cut off in the middle of a line
     code, said = launch(place, *options(place, workdir))
     assert code == 0, said
     assert int(re.search(r"continuing at step (\d+)", said)[1]) >= 4
-    assert json.dumps(contents(workdir)) == json.dumps(contents(finished))
+    assert contents(workdir) == contents(finished)
 
 
-def test_sigterm_saves_and_asks_to_be_requeued(place, finished):
-    workdir = place / "stopped"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_saves_and_asks_to_be_requeued(place, finished, number):
+    workdir = place / f"stopped_{number}"
     process = start(place, *options(place, workdir))
     while not (workdir / "pretrain" / "checkpoints" / "0").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
-    process.terminate()
+    process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == os.EX_TEMPFAIL == 75, said
-    assert re.search(r"stopped at step \d+ and saved; the same command continues", said)
+    assert re.search(r"stopped (at|before) .*; the same command continues", said)
     code, said = launch(place, *options(place, workdir))
     assert code == 0, said
-    assert json.dumps(contents(workdir)) == json.dumps(contents(finished))
+    assert contents(workdir) == contents(finished)
 
 
-def test_a_failed_run_costs_one_line_and_exit_code_1(place, finished):
+SLOW = '''
+import time
+
+def get_config():
+    from tiny_run import get_config
+    return get_config()
+
+def claims(results):
+    open({mark!r}, "w").close()
+    time.sleep(60)
+'''
+
+
+def test_a_signal_in_an_analysis_stops_at_once(place, finished):
+    """Nothing is left to save: 75, and no traceback."""
+    mark = place / "analysing"
+    file = write(place / "slow_run.py", SLOW.format(mark=str(mark)))
+    process = start(place, "run", f"--config={file}", f"--workdir={finished}")
+    while not mark.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    one_line(process.returncode, 75, said, "stopped; the same command continues")
+
+
+def in_process(capsys, *args):
+    code = run([*map(str, args)])
+    return code, capsys.readouterr().err
+
+
+MISTAKES = [
+    ("--config.runs.grpo.num_stepz=3", ("runs.grpo.num_stepz", "'num_steps'")),
+    ("--config.model.depth=0", ("model.depth=0", "at least 1")),
+    ("--wokdir=x", ("wokdir",)),
+    ("stray", ("stray", "options start with --")),
+    ("--only=grop", ("only='grop'", "did you mean 'grpo'")),
+    ("--workdir=", ("workdir=''", "must be the path")),
+    ("--workdir=gs://bucket/run", ("gs://bucket/run", "file system")),
+    ("--flagfile=/nonexistent", ("nonexistent",)),
+    ("--config=nowhere.py", ("nowhere.py", "must be an experiment file")),
+    ("--config.scale=paper", ("scale='paper'", "only one scale")),
+    ("--config.task.num_bits", ("task.num_bits", "needs a value")),
+    ("--config.eval_file=nowhere.txt", ("eval_file='nowhere.txt'", "cannot be read")),
+]
+
+
+@pytest.mark.parametrize(("argument", "parts"), MISTAKES)
+def test_a_mistake_costs_one_line_and_exit_code_2(
+    place, argument, parts, tmp_path, capsys, monkeypatch, fresh_imports
+):
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "run"
+    one_line(
+        *spliced(in_process(capsys, *options(place, workdir), argument)), *parts
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def spliced(result):
+    code, said = result
+    return code, 2, said
+
+
+@pytest.fixture
+def fresh_imports(monkeypatch):
+    """Experiments are imported anew, and the search for imports stays as it was."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        module = sys.modules[name]
+        if not str(getattr(module, "__file__", "")).startswith(sys.prefix):
+            del sys.modules[name]
+
+
+BROKEN = {
+    "syntax": ("def get_config(:", "SyntaxError"),
+    "import": ("import nowhere_at_all", "ModuleNotFoundError"),
+    "raises": ("def get_config():\n    raise KeyError('x')", "KeyError"),
+    "nothing": ("x = 1", "must define get_config"),
+    "returns": ("def get_config():\n    return {}", "must return an Experiment"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports):
+    text, part = BROKEN[name]
+    file = write(tmp_path / f"broken_{name}.py", text)
+    code, said = in_process(
+        capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 2 and not (tmp_path / "run").exists()
+    last = said.splitlines()[-1]
+    assert last.startswith("error: ") and part in last
+    assert ("Traceback" in said or "SyntaxError" in said) == (name in (
+        "syntax", "import", "raises"))
+
+
+OWN = '''
+from dataclasses import replace
+from tiny_run import get_config as base
+import jax.numpy as jnp
+
+def shape_of_prompts(prompt, response, data):
+    return (prompt.token[:, 0] == 3).astype(float)
+
+def scalar(prompt, response, data):
+    return 1.0
+
+def two_arguments(prompt, response):
+    return jnp.ones(response.shape[:2])
+
+def fails(prompt, response, data):
+    raise ZeroDivisionError("never pays")
+
+def needs_what_is_not_measured(results):
+    return results["grpo"]["t0.5/p_long"]
+'''
+
+
+@pytest.mark.parametrize(
+    ("reward", "part"),
+    [
+        ("shape_of_prompts", "must return an array of shape (4, 4)"),
+        ("scalar", "must return an array of shape (4, 4)"),
+        ("two_arguments", "TypeError"),
+        ("fails", "ZeroDivisionError: never pays"),
+        ("nowhere", "cannot be imported"),
+    ],
+)
+def test_an_own_reward_is_checked_before_anything_is_trained(
+    place, reward, part, tmp_path, capsys, fresh_imports
+):
+    write(place / "own_rewards.py", OWN)
+    code, said = in_process(
+        capsys,
+        *options(place, tmp_path / "run"),
+        f"--config.runs.grpo.stage.rollout.rewards=own_rewards:{reward}",
+    )
+    assert code == 2 and not (tmp_path / "run").exists()
+    assert part in said.splitlines()[-1] and f"own_rewards:{reward}" in said
+
+
+def test_an_analysis_says_what_it_needs_before_anything_is_trained(
+    place, tmp_path, capsys, fresh_imports
+):
+    text = "from tiny_run import get_config\n\ndef claims(results):\n"
+    file = write(place / "needy.py", text + "    results['grpo']['t0.5/p_long']\n")
+    code, said = in_process(
+        capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 2 and not (tmp_path / "run").exists()
+    last = said.splitlines()[-1]
+    assert "needy.py: claims, rehearsed" in last and "t0.5/p_long" in last
+
+
+def test_a_damaged_run_is_one_line_and_exit_code_1(place, finished):
     damaged = place / "damaged"
     shutil.copytree(finished, damaged)
     (damaged / "grpo" / "finished.json").write_text("{")
     code, said = launch(place, *options(place, damaged))
-    assert code == 1
-    (line,) = said.splitlines()
-    assert "grpo/finished.json: damaged" in line
+    one_line(code, 1, said, "grpo/finished.json: damaged")
 
 
-@pytest.mark.parametrize(
-    ("argument", "parts"),
-    [
-        ("--config.runs.grpo.num_stepz=3", ("runs.grpo.num_stepz", "'num_steps'")),
-        ("--config.model.depth=0", ("model.depth=0", "at least 1")),
-        ("--wokdir=x", ("wokdir",)),
-    ],
-)
-def test_a_mistake_costs_one_line_and_exit_code_2(place, argument, parts, tmp_path):
-    workdir = tmp_path / "run"
-    code, said = launch(place, *options(place, workdir), argument)
-    assert code == 2
-    (line,) = said.splitlines()
-    assert line.startswith("error: ")
-    assert all(part in line for part in parts), line
-    assert not workdir.exists()
+def test_too_little_memory_is_told_before_the_first_step(place, tmp_path):
+    size = "--config.runs.pretrain.stage.batch_size=100000000"
+    code, said = launch(place, *options(place, tmp_path / "run"), size, "--quiet")
+    one_line(code, 1, said, "run pretrain", "out of memory", "GiB", "lower its batch")
+    code, said = launch(place, *options(place, tmp_path / "run"), "--quiet")
+    assert (code, said) == (0, "")  # what has trained nothing may change
 
 
-@pytest.mark.parametrize(
-    ("override", "name", "allowed"),
-    [
-        ("evaluat.num_prompts=4", "evaluat", "did you mean 'evaluate'"),
-        ("axes.p_cott=(0.1,)", "axes.p_cott", "did you mean 'p_cot'"),
-        ("task.num_bits=four", "task.num_bits", "a whole number"),
-        ("task.num_bits=4.5", "task.num_bits", "a whole number"),
-        ("runs.grpo.hypers.p_cot=much", "runs.grpo.hypers.p_cot", "a number"),
-        ("task.num_bits.x=1", "task.num_bits.x", "unknown field"),
-    ],
-)
-def test_bad_overrides(place, override, name, allowed):
-    with pytest.raises(ConfigError) as info:
-        check_overrides(["main", options(place, "x")[0], f"--config.{override}"])
-    assert info.value.name == name
-    assert allowed in str(info.value)
+@pytest.mark.parametrize("name", ["JAX_PLATFORMS"])
+def test_a_device_that_is_not_there_is_one_line(place, tmp_path, name):
+    code, said = launch(place, *options(place, tmp_path / "run"), JAX_PLATFORMS="cuda")
+    one_line(code, 2, said, "JAX_PLATFORMS='cuda'")
 
 
-def test_good_overrides(place):
-    file = options(place, "x")[0]
-    check_overrides(
-        ["main", file, "--config.task.num_bits=5", "--config.axes.seed=(0,)"]
-    )
-    check_overrides(["main", "--workdir=x"])
+def test_no_home_and_no_git_do_not_matter(place, finished, tmp_path):
+    env = {"HOME": "", "PATH": str(tmp_path)}
+    code, said = launch(place, *options(place, tmp_path / "run"), "--only=pretrain", **env)
+    assert code == 0, said
+    lineage = json.loads((tmp_path / "run/pretrain/lineage.json").read_text())
+    assert lineage["process"]["commit"] is None
 
 
-def test_the_scale_is_an_argument_of_the_experiment():
-    file = "--config=experiments/c1_c3_mixtures.py"
-    assert with_scale(["main", file, "--config.scale=paper", "--workdir=x"]) == [
-        "main",
-        f"{file}:paper",
-        "--workdir=x",
-    ]
-    large = default_config("experiments/c1_c3_mixtures.py:paper")
-    assert large.task.num_bits > default_config(file.partition("=")[2]).task.num_bits
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_no_error(command, capsys):
+    arguments = [command, "--help"] if command else ["--help"]
+    try:
+        code = run(arguments)
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    assert code in (0, None) and "parity-jax" in capsys.readouterr().out
 
 
-def test_a_scale_that_does_not_exist_is_an_error(place):
-    with pytest.raises(ConfigError, match="valid: cpu, paper"):
-        default_config("experiments/c1_c3_mixtures.py:papr")
-    with pytest.raises(ConfigError, match="only one scale"):
-        default_config(f"{place / 'tiny_run.py'}:paper")
-
-
-def test_a_missing_experiment_file_is_named():
-    with pytest.raises(ConfigError, match=r"nowhere\.py"):
-        load_experiment("experiments/nowhere.py")
+def test_versions(capsys):
+    assert run(["--version"]) == 0
+    assert re.match(r"parity_jax \S+, jax \S+, flax", capsys.readouterr().out)
+    assert run(["rum"]) == 2
+    assert "must be one of run, " in capsys.readouterr().err

@@ -93,12 +93,13 @@ def from_dict(kind: Any, value: Any) -> Any:
         require(isinstance(value, dict), "", value, "must be a mapping with a kind")
         rest = {k: v for k, v in value.items() if k != "kind"}
         return _from_fields(family_class(kind, value.get("kind")), rest)
+    if isinstance(kind, type) and issubclass(kind, Configured):
+        require(isinstance(value, dict), "", value, "must be a mapping")
+        own, told = kind_of(kind), value.get("kind", kind_of(kind))
+        require(told == own, "kind", told, f"must be {own}")
+        return _from_fields(kind, {k: v for k, v in value.items() if k != "kind"})
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, dict), "", value, "must be a mapping")
-        if issubclass(kind, Configured):
-            own = kind_of(kind)
-            require(value.get("kind", own) == own, "kind", value.get("kind"), own)
-            value = {k: v for k, v in value.items() if k != "kind"}
         return _from_fields(kind, value)
     if origin is FrozenDict:
         require(isinstance(value, dict), "", value, "must be a mapping")

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from parity_jax.runs.files import RunError
-
 EX_TEMPFAIL = os.EX_TEMPFAIL  # 75, the exit code that asks a queue to try again
 SIGNALS = (
     signal.SIGTERM,
@@ -19,8 +17,10 @@ SIGNALS = (
 NOTE = "stopping after this chunk of steps; once more to stop at once\n"
 
 
-class StoppedError(RunError):
-    """A run that was asked to stop, and did after saving its state."""
+class StoppedError(BaseException):
+    """What was asked to stop did, after saving its state; as KeyboardInterrupt is, no
+    error that code on the way may handle.
+    """
 
 
 def never() -> bool:

@@ -1,0 +1,81 @@
+"""Any experiment at a size that runs in seconds, as flags that a user could type."""
+
+from math import gcd
+from typing import Any
+
+from parity_jax.config import to_dict
+from parity_jax.experiment import Experiment
+
+# Nothing is larger than this; whatever an experiment has beside it stays as it is.
+TINY = {
+    "num_bits": 4,
+    "num_digits": 2,
+    "depth": 1,
+    "width": 16,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "mlp_width": 16,
+    "batch_size": 4,
+    "num_prompts": 8,
+    "num_generations": 4,
+    "num_minibatches": 2,
+    "num_iterations": 2,
+    "num_epochs": 1,
+    "num_updates": 4,
+}
+STEPS = ("num_steps", "eval_every", "checkpoint_every", "log_every", "decay_steps")
+MAX_STEPS = 100
+
+
+def tiny_flags(experiment: Experiment) -> list[str]:
+    """Overrides that leave axes, runs and their order, but hardly any work."""
+    flags, plain = [], to_dict(experiment)
+    flags += _sizes(plain, "config")
+    for name, run in plain["runs"].items():
+        flags += _steps(plain["runs"], name, run)
+    flags += ["--config.population.num_devices=1", "--config.population.vmap_width=1"]
+    return flags
+
+
+def _sizes(node: Any, path: str) -> list[str]:
+    flags = []
+    for key, value in node.items() if isinstance(node, dict) else ():
+        here = f"{path}.{key}"
+        if isinstance(value, dict):
+            flags += _sizes(value, here)
+        elif key in TINY and isinstance(value, int) and value > TINY[key]:
+            flags.append(f"--{here}={TINY[key]}")
+        elif key == "leap" and value > 1:
+            flags.append(f"--{here}=2")
+    return flags
+
+
+def _steps(runs: dict, name: str, run: dict) -> list[str]:
+    """All steps of a run, and those at which others start from it, divided alike."""
+    children = {n: r for n, r in runs.items() if r["parent"] == name}
+    starts = [r["parent_step"] for r in children.values() if r["parent_step"] > 0]
+    for child in children.values():
+        starts += child["axes"].get("parent_step", [])
+    sizes = [run[key] for key in STEPS[:3]] + run["checkpoint_steps"] + starts
+    by = gcd(*sizes)
+    if run["num_steps"] // by > MAX_STEPS and not children:
+        by = run["num_steps"] // 6
+    head = f"--config.runs.{name}"
+    flags = [f"{head}.{key}={max(1, run[key] // by)}" for key in STEPS[:4] if run[key]]
+    if run["checkpoint_steps"]:
+        flags.append(f"{head}.checkpoint_steps={_listed(run['checkpoint_steps'], by)}")
+    decay = run["stage"].get("optimizer", {}).get("decay_steps", 0)
+    if decay:
+        flags.append(f"{head}.stage.optimizer.decay_steps={max(1, decay // by)}")
+    for other, child in children.items():
+        if child["parent_step"] > 0:
+            step = child["parent_step"] // by
+            flags.append(f"--config.runs.{other}.parent_step={step}")
+        if "parent_step" in child["axes"]:
+            steps = _listed(child["axes"]["parent_step"], by)
+            flags.append(f"--config.runs.{other}.axes.parent_step={steps}")
+    return flags
+
+
+def _listed(steps: list[int], by: int) -> str:
+    return ",".join(str(step // by) for step in steps)
