@@ -1,4 +1,4 @@
-"""Scores of responses with known answers."""
+"""Scores of responses with known answers, on fresh and on given prompts."""
 
 from itertools import combinations
 
@@ -6,37 +6,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_worlds import as_they_are, make_table
 
-from parity_jax.config import EvaluateConfig, ParityConfig
-from parity_jax.evaluate import make_evaluate, means, score, success_tables
+from parity_jax.config import ConfigError
+from parity_jax.evaluate import (
+    EvaluateConfig,
+    make_evaluate,
+    means,
+    read_prompts,
+    score,
+    success_tables,
+)
 from parity_jax.models import Model
-from parity_jax.tasks import make_task
-from parity_jax.types import EOS
+from parity_jax.tasks import ParityConfig
+from parity_jax.tasks.parity import EOS, PLUS
+from parity_jax.types import Data, Prompt
 
-TASK = make_task(ParityConfig(3))
+TASK = ParityConfig(3).make()
 
 
-@pytest.mark.parametrize("k", [2, 4])
-def test_success_tables_count_all_subsets(k):
+def test_success_tables_count_all_subsets():
     """Against the mean over every choice of k of 5 samples."""
     tables = success_tables(5)
     assert set(tables) == {"pass@2", "maj@2", "pass@4", "maj@4"}
-    for num_right in range(6):
-        right = [1] * num_right + [0] * (5 - num_right)
-        counts = np.array([sum(chosen) for chosen in combinations(right, k)])
-        majority = np.mean((2 * counts > k) + (2 * counts == k) / 2)
-        assert tables[f"pass@{k}"][num_right] == pytest.approx(np.mean(counts > 0))
-        assert tables[f"maj@{k}"][num_right] == pytest.approx(majority)
+    for k in (2, 4):
+        for num_right in range(6):
+            right = [1] * num_right + [0] * (5 - num_right)
+            counts = np.array([sum(chosen) for chosen in combinations(right, k)])
+            majority = np.mean((2 * counts > k) + (2 * counts == k) / 2)
+            assert tables[f"pass@{k}"][num_right] == pytest.approx(np.mean(counts > 0))
+            assert tables[f"maj@{k}"][num_right] == pytest.approx(majority)
 
 
 def test_scores_of_known_responses():
     """Prompt +-+ has the chain + - -; one response of each kind."""
-    prompt_BxL = TASK.from_text("+-+=")[None]
-    worked_BxT = TASK.from_text("+--.")[None]
+    prompt = Prompt(TASK.from_text("+-+=")[None])
     texts = ("+--.", "-.__", "++-.", "+-+-", "-+-.")
     token_BxGxT = jnp.stack([TASK.from_text(t) for t in texts])[None]
     p_stop_BxG = jnp.array([[0.1, 0.9, 0.3, 0.2, 0.8]])
-    scored = score(TASK, prompt_BxL, worked_BxT, token_BxGxT, p_stop_BxG)
+    scored = score(TASK, prompt, token_BxGxT, p_stop_BxG, Data())
     assert scored.departs.tolist() == [[False, True, True, True, True]]
     assert scored.first_wrong[0, 1:].tolist() == [1, 2, 3, 1]
     values = {name: float(mean.value()) for name, mean in means(scored).items()}
@@ -56,6 +64,17 @@ def test_scores_of_known_responses():
     assert values == pytest.approx(expected)
 
 
+def test_first_wrong_token_of_long_responses():
+    task = ParityConfig(6).make()
+    prompt = Prompt(task.from_text("+-+-+-=")[None])  # chain + - - + + -
+    lines = ["+--++-.", "+-+++-.", "---++-.", "+--++--", "+--.___", "+.", "+--++-_"]
+    response = jnp.array([[task.from_text(line.ljust(7, "_")) for line in lines]])
+    scored = score(task, prompt, response, jnp.zeros(response.shape[:2]), Data())
+    counted = scored.is_long & scored.departs
+    assert counted.tolist() == [[False, True, True, True, True, False, True]]
+    assert scored.first_wrong[counted].tolist() == [3, 1, 7, 4, 7]
+
+
 def coin_model(p_stop):
     """First token from a fair coin; then EOS with p_stop, else the chain's last sign.
 
@@ -69,26 +88,27 @@ def coin_model(p_stop):
     def spread(shape):
         return jnp.broadcast_to(logits_V, (*shape, TASK.vocab_size))
 
+    def prompt_pass(params, prompt):
+        return jnp.broadcast_to(first_V, (len(prompt.token), TASK.vocab_size)), None
+
     return Model(
         init=lambda key: None,
-        prompt_pass=lambda params, prompt: (
-            jnp.broadcast_to(first_V, (prompt.shape[0], TASK.vocab_size)),
-            None,
-        ),
+        prompt_pass=prompt_pass,
         response_pass=lambda params, token, context: spread(token.shape),
         empty_cache=lambda context, num, length: None,
         decode_step=lambda params, token, index, context, cache: (
             spread(token.shape),
             None,
         ),
+        unembed=as_they_are,
     )
 
 
 def test_the_decision_to_stop_is_read_from_the_logits():
     """At temperature t the odds of stopping are those of the logits to the 1 / t."""
     cfg = EvaluateConfig(400, (1.0, 2.0), num_samples=4)
-    evaluate = make_evaluate(cfg, TASK, coin_model(0.6))
-    metrics = evaluate(jax.random.key(0), None)
+    evaluate = jax.jit(make_evaluate(cfg, TASK, coin_model(0.6)))
+    metrics = evaluate(jax.random.key(0), None, Data())
     values = {name: float(mean.value()) for name, mean in metrics.items()}
     at_2 = 0.6**0.5 / (0.6**0.5 + 2 * 0.2**0.5)
     for name, p_stop in (("greedy", 0.6), ("t1", 0.6), ("t2", at_2)):
@@ -100,3 +120,42 @@ def test_the_decision_to_stop_is_read_from_the_logits():
     assert {"t1/pass@4", "t2/maj@2"} <= set(values)
     assert not any(name.startswith("greedy/pass") for name in values)
     assert values["t1/pass@2"] <= values["t1/pass@4"]
+
+
+# Given prompts
+
+
+def test_evaluation_on_given_prompts(tmp_path):
+    """A model that knows only positions says "+." to every prompt."""
+    task = ParityConfig(4).make()
+    file = tmp_path / "held_out.txt"
+    # A byte order mark, blank lines and spaces at the end of a line do not count.
+    file.write_text("\ufeff++++=\n\n++--=+.  \n+---=\n")  # two even, one odd
+    given = read_prompts(str(file), task)
+    assert given.mask is None
+    assert [task.to_text(row) for row in given.token] == ["++++=", "++--=", "+---="]
+    model = make_table(task)
+    table = model.init(jax.random.key(0))
+    table = table.at[4, PLUS].set(9.0).at[5, EOS].set(9.0)  # "+." to every prompt
+    cfg = EvaluateConfig(num_prompts=8, temperatures=())  # 8 are not drawn
+    evaluate = jax.jit(make_evaluate(cfg, task, model))
+    scores = evaluate(jax.random.key(1), table, Data(eval_prompts=given))
+    right = scores["greedy/accuracy"]
+    assert (float(right.total), float(right.count)) == (2, 3)
+    assert float(scores["greedy/first_wrong"].count) == 0  # no long response
+
+
+def test_a_file_without_prompts_is_named(tmp_path):
+    file = tmp_path / "held_out.txt"
+    for content, said in (
+        (None, "cannot be read"),
+        (b"", "at least one prompt"),
+        (b" \n\n", "at least one prompt"),
+        (b"\xff", "cannot be read"),
+        (b"+-+=\n+-=\n", "line 2: must begin with 3 bits"),
+    ):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(ConfigError) as info:
+            read_prompts(str(file), TASK)
+        assert info.value.name == "eval_file" and said in str(info.value)
