@@ -1,17 +1,17 @@
 """Overlays draw the closed forms, dashed, and say what they assume."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from parity_jax import overlays, theory
+from parity_jax import theory
+from parity_jax.analysis import overlays
 
 
 @pytest.fixture
-def ax():
-    figure, ax = plt.subplots()
-    yield ax
-    plt.close(figure)
+def ax() -> Axes:
+    return Figure().subplots()
 
 
 def test_curves_are_the_closed_forms(ax) -> None:

@@ -1,4 +1,6 @@
-"""Sampling the ideal policy: values worked out by hand, and a small simulation."""
+"""The ideal policy and its thresholds: enumerated groups, counting, limits, values."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -7,69 +9,64 @@ from parity_jax import theory
 
 PRINTED = 0.51e-6  # half a unit of the sixth digit
 
-# p, tau: A, C, P(long), pass@4, maj@4, maj@9, longest@4
-TABLE = [
-    (0.1, 1, 0.550000, 0.181818, 0.100000, 0.958994, 0.574750, 0.621421, 0.671950),
-    (0.25, 1, 0.625000, 0.400000, 0.250000, 0.980225, 0.683594, 0.783382, 0.841797),
-    (0.4, 1, 0.700000, 0.571429, 0.400000, 0.991900, 0.784000, 0.901191, 0.935200),
-    (0.1, 0.5, 0.599010, 0.047059, 0.028189, 0.933988, 0.520526, 0.530826, 0.554038),
-    (0.25, 0.5, 0.735294, 0.307692, 0.226244, 0.963971, 0.656657, 0.708223, 0.820780),
-    (0.4, 0.5, 0.844828, 0.640000, 0.540690, 0.995432, 0.857001, 0.944751, 0.977747),
-    (0.1, 2, 0.525063, 0.320377, 0.168218, 0.966453, 0.623214, 0.688997, 0.760664),
-]
 
-
-def table_row(p: float, tau: float) -> list[float]:
-    return [
-        *theory.probs(p, tau),
+@pytest.mark.parametrize(
+    "p, tau, expected",  # P(long), pass@4, maj@4, maj@9
+    [
+        (0.25, 1, (0.250000, 0.980225, 0.683594, 0.783382)),
+        (0.4, 0.5, (0.540690, 0.995432, 0.857001, 0.944751)),
+        (0.1, 2, (0.168218, 0.966453, 0.623214, 0.688997)),
+    ],
+)
+def test_values(p, tau, expected):
+    actual = [
         theory.p_long(p, tau),
         theory.pass_at_k(p, 4, tau),
         theory.majority_at_k(p, 4, tau),
         theory.majority_at_k(p, 9, tau),
-        theory.longest_of_k(p, 4, tau),
     ]
+    np.testing.assert_allclose(actual, expected, atol=PRINTED, rtol=0)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"p{row[0]}-tau{row[1]}")
-def test_sampling_table(row):
-    p, tau, *expected = row
-    np.testing.assert_allclose(table_row(p, tau), expected, atol=PRINTED, rtol=0)
+@pytest.mark.parametrize("p, tau, k", [(0.1, 0.5, 5), (0.25, 1.0, 2), (0.4, 2.0, 4)])
+def test_scores_are_those_of_every_group_of_answers(p, tau, k):
+    """Tempered frequencies of the demonstrations; both halves of the inputs."""
 
+    def tempered(prob: float) -> float:
+        return prob ** (1 / tau) / (prob ** (1 / tau) + (1 - prob) ** (1 / tau))
 
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (theory.accuracy(0.25, 0.5), 0.613122),
-        (theory.expected_length(0.25, 16, 0.5), 4.393665),
-        (theory.class_success(0.1, 0.5), (0.599010, 0.429179)),
-        (theory.tau_majority([0.1, 0.25]), (0.746989, 0.517659)),
-        (theory.tau_best([0.25, 0.3]), (2.009257, 0.358308)),
-        (theory.p_long(0.25, theory.tau_best(0.25)), 0.253291),
-        (theory.p_long(0.3, theory.tau_best(0.3)), 0.334614),
-    ],
-)
-def test_sampling_values(value, expected):
-    np.testing.assert_allclose(value, expected, atol=PRINTED, rtol=0)
+    A, C = tempered((1 + p) / 2), tempered(p / (p + (1 - p) / 2))
+    mass = np.array([A * C, A * (1 - C), 1 - A])  # long, short with y_1 = x_1, without
+    passed = voted = right = 0.0
+    for is_right in ([1, 1, 0], [1, 0, 1]):  # the parity is x_1, or is not
+        for group in itertools.product(range(3), repeat=k):
+            share, votes = mass[list(group)].prod() / 2, np.take(is_right, group).sum()
+            right += share * votes / k
+            passed += share * (votes > 0)
+            voted += share * ((votes > k / 2) + (votes == k / 2) / 2)
+    assert theory.p_long(p, tau) == pytest.approx(A * C, rel=1e-12)
+    assert theory.accuracy(p, tau) == pytest.approx(right, rel=1e-12)
+    assert theory.pass_at_k(p, k, tau) == pytest.approx(passed, rel=1e-12)
+    assert theory.majority_at_k(p, k, tau) == pytest.approx(voted, rel=1e-12)
 
 
 def test_policy_is_calibrated_at_temperature_one():
     p = np.linspace(1e-9, 1 - 1e-9, 101)
     np.testing.assert_allclose(theory.p_long(p), p, rtol=1e-12)
     np.testing.assert_allclose(theory.accuracy(p), (1 + p) / 2, rtol=1e-12)
-    np.testing.assert_allclose(theory.class_success(p), [(1 + p) / 2] * 2, rtol=1e-12)
     np.testing.assert_allclose(theory.pass_at_k(p, 3), 1 - ((1 - p) / 2) ** 3)
-    a, c = theory.odds(p)
-    np.testing.assert_allclose(a, 1 + c, rtol=1e-12)
 
 
-def test_one_sample_is_a_sample():
-    p, tau = np.array([[0.1], [0.3], [0.6]]), np.array([0.4, 1.0, 3.0])
+def test_scores_broadcast_and_one_sample_is_a_sample():
+    p, tau = np.array([[0.1], [0.3], [0.6]]), np.array([0.4, 3.0])
     accuracy = theory.accuracy(p, tau)
-    assert accuracy.shape == (3, 3)
-    for best_of in (theory.pass_at_k, theory.majority_at_k, theory.longest_of_k):
+    assert accuracy.shape == (3, 2)
+    for best_of in (theory.pass_at_k, theory.majority_at_k):
         np.testing.assert_allclose(best_of(p, 1, tau), accuracy, rtol=1e-12)
-    np.testing.assert_allclose(
-        np.mean(theory.class_success(p, tau), axis=0), accuracy, rtol=1e-12
+        assert best_of([0.1, 0.2], [[1], [2], [3]]).shape == (3, 2)
+        assert np.isscalar(best_of(0.1, 3))
+    assert all(
+        np.isscalar(value) for value in (theory.p_long(0.1), *theory.greedy(0.4))
     )
 
 
@@ -80,7 +77,6 @@ def test_greedy_is_the_cold_limit():
     np.testing.assert_allclose(theory.p_long(p, 1e-3), is_long, atol=1e-6)
     np.testing.assert_allclose(theory.accuracy(p, 1e-3), accuracy, atol=1e-6)
     assert theory.greedy(0.4) == (True, 1.0)
-    assert theory.greedy(0.3) == (False, 0.5)
 
 
 def test_hot_limit_and_extreme_arguments_stay_finite():
@@ -88,83 +84,84 @@ def test_hot_limit_and_extreme_arguments_stay_finite():
     p, tau = np.array([1e-300, 1e-12, 1 - 1e-12])[:, None], np.array([1e-3, 0.1, 50.0])
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         for value in (
-            *theory.probs(p, tau),
             theory.accuracy(p, tau),
-            *theory.class_success(p, tau),
             theory.pass_at_k(p, 9, tau),
             theory.majority_at_k(p, 9, tau),
-            theory.longest_of_k(p, 9, tau),
         ):
             assert np.all((value >= 0) & (value <= 1))
-        assert theory.odds(0.9, 1e-3) == (np.inf, np.inf)
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.1, 0.25, 0.33])
-def test_majority_vote_turns_at_tau_majority(p):
-    tau = theory.tau_majority(p)
-    assert theory.class_success(p, tau)[1] == pytest.approx(0.5, abs=1e-12)
-    assert theory.class_success(p, tau * 0.999)[1] < 0.5
-    assert theory.class_success(p, tau * 1.001)[1] > 0.5
+def test_greedy_threshold():
+    q = np.array([0.05, 0.1, 0.2])
+    expected = [0.344828, 0.357143, 0.384615]
+    np.testing.assert_allclose(theory.greedy_threshold(q), expected, atol=PRINTED)
+    joint = theory.greedy_threshold(0.1, eps2=0.1)
+    assert joint == pytest.approx(0.381679, abs=PRINTED)
+    assert theory.greedy_threshold() == theory.greedy_threshold(eps2=0.0) == 1 / 3
+    assert theory.greedy_threshold(eps2=0.5) == 0.5  # chain step 2 not learned
 
 
-@pytest.mark.parametrize("p", [0.2361, 0.25, 0.3, 0.3333])
-def test_tau_best_maximises_long_share(p):
-    tau = theory.tau_best(p)
-    best = theory.p_long(p, tau)
-    around = theory.p_long(p, tau * np.array([0.5, 0.99, 1.01, 2.0]))
-    assert np.all(around < best)
+@pytest.mark.parametrize("shift, goes_on", [(-1e-6, False), (1e-6, True)])
+def test_greedy_threshold_by_counting(shift, goes_on):
+    """After y_1 = x_1: stop or go on (gate), or EOS against either bit (softmax)."""
+    q, eps2 = 0.15, 0.1
+    p = theory.greedy_threshold(q) + shift
+    assert (theory.pretrain_state(p, 6, "emit", q).C_plus > 0.5) == goes_on
+    p = theory.greedy_threshold(q, eps2) + shift
+    stop, likelier_bit = (1 - p) / 2, p * (1 - q) * (1 - eps2)
+    assert (likelier_bit > stop) == goes_on
 
 
-def test_scalars_in_scalars_out():
-    for value in (*table_row(0.1, 0.5), theory.tau_best(0.25), *theory.greedy(0.4)):
-        assert np.isscalar(value)
-    assert theory.pass_at_k([0.1, 0.2], [[1], [2], [3]]).shape == (3, 2)
+def test_mixture_leap():
+    learned = theory.mixture_leap(0.3, 0.1, 3, 9)
+    assert learned["accuracy"] == pytest.approx(0.563281, abs=PRINTED)
+    leaps = theory.mixture_leap(0.2, 0.25, 3, 9)
+    assert leaps["accuracy"] == pytest.approx(0.508779, abs=PRINTED)
+    short = theory.mixture_leap(0.2, 0.1, 3, 9)
+    assert [m["greedy_full"] for m in (learned, leaps, short)] == [True, False, False]
+    for m in (learned, leaps, short):  # greedy: the likelier token, twice
+        assert m["greedy_full"] == (m["C_plus"] > 0.5 and m["r"] < 0.5)
 
 
-@pytest.mark.parametrize("p, tau", [(0.1, 0.5), (0.25, 1.0), (0.4, 2.0)])
-def test_sampling_matches_simulated_answers(p, tau):
-    """Draw token by token from the demonstrations' conditional frequencies."""
-    rng, num, k, d = np.random.default_rng(11), 200_000, 5, 8
-    logit_a = np.log(((1 + p) / 2) / ((1 - p) / 2))
-    logit_c = np.log(p / ((1 - p) / 2))
-    first_right = rng.random((num, k)) < 1 / (1 + np.exp(-logit_a / tau))
-    goes_on = rng.random((num, k)) < 1 / (1 + np.exp(-logit_c / tau))
-    is_long = first_right & goes_on
-    parity_is_x1 = rng.random((num, 1)) < 0.5
-    right = is_long | (first_right == parity_is_x1)
-    votes = right.sum(axis=1)
-    pick = right[np.arange(num), is_long.argmax(axis=1)]
-    tol = 4 * 0.5 / np.sqrt(num)
-    assert right[:, 0].mean() == pytest.approx(theory.accuracy(p, tau), abs=tol)
-    assert (votes > 0).mean() == pytest.approx(theory.pass_at_k(p, k, tau), abs=tol)
-    assert (votes > k / 2).mean() == pytest.approx(
-        theory.majority_at_k(p, k, tau), abs=tol
+def test_mixture_without_leaps_is_the_plain_one():
+    for p in (0.2, 0.4):
+        plain, state = theory.mixture_leap(p, 0.0, 3, 9), theory.pretrain_state(p, 9)
+        assert (plain["A"], plain["C_plus"]) == pytest.approx((state.A, state.C_plus))
+        assert plain["C_minus"] == plain["r"] == 0
+        assert plain["accuracy"] == pytest.approx(theory.accuracy(p))
+        assert plain["greedy_full"] == theory.greedy(p)[0]
+
+
+def test_mixture_leap_shares_by_counting():
+    """Long answers have the share p1 + pk; a fraction r of them stops after d/k."""
+    p1, pk = 0.28, 0.13
+    mixture = theory.mixture_leap(p1, pk, 4, 12)
+    P = mixture["A"] * mixture["C_plus"] + (1 - mixture["A"]) * mixture["C_minus"]
+    assert pytest.approx(p1 + pk) == P
+    assert mixture["r"] * P == pytest.approx(pk)
+
+
+def test_skill_thresholds():
+    np.testing.assert_allclose(
+        theory.skill_thresholds(0.6),
+        [0.285714, 0.375000, 0.166667, 0.285714],
+        atol=PRINTED,
     )
-    assert pick.mean() == pytest.approx(theory.longest_of_k(p, k, tau), abs=tol)
-    length = np.where(is_long[:, 0], d, 1).mean()
-    expected = theory.expected_length(p, d, tau)
-    assert length == pytest.approx(expected, abs=(d - 1) * tol)
-    assert theory.expected_length(p, d, tau, count_eos=True) == expected + 1
+    p_minus, p_plus, fail_lo, fail_hi = theory.skill_thresholds([0.5, 2 / 3, 0.8])
+    assert p_minus[0] == p_plus[0] == pytest.approx(1 / 3)  # no skill
+    assert fail_lo[1] == pytest.approx(fail_hi[1])  # the window closes at 2/3
+    assert p_minus[2] == fail_lo[2] > fail_hi[2]
 
 
-@pytest.mark.parametrize(
-    "call, match",
-    [
-        (lambda: theory.probs(0.0), r"p must lie in \(0, 1\), got 0\.0$"),
-        (lambda: theory.p_long([0.2, 1.5, 2.0]), r"p must .* got 1\.5$"),
-        (lambda: theory.accuracy(np.nan), "p must .* got nan"),
-        (lambda: theory.odds(0.1, 0.0), r"tau must lie in \(0, inf\)"),
-        (lambda: theory.expected_length(0.1, 2), "d must be an integer >= 3, got 2"),
-        (lambda: theory.pass_at_k(0.1, 0), "k must be an integer >= 1"),
-        (lambda: theory.majority_at_k(0.1, 2.5), "k must be an integer >= 1, got 2.5"),
-        (lambda: theory.longest_of_k(0.1, -1), "k must be an integer"),
-        (lambda: theory.tau_majority(0.34), r"p must lie in \(0, 0\.333333\)"),
-        (lambda: theory.tau_best(0.2), r"p must lie in \(0\.236068, 0\.333333\)"),
-        (lambda: theory.greedy(1 / 3), "p must differ from the tie at 0.333333"),
-        (lambda: theory.greedy([0.2, 1 / 3 + 1e-13]), "tie"),
-    ],
-)
-def test_domain_errors_are_one_line(call, match):
-    with pytest.raises(ValueError, match=match) as error:
-        call()
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("g", [0.55, 0.66, 0.9])  # a window, hardly one, none
+def test_skill_thresholds_by_counting(g):
+    """Greedy picks the likelier token twice: y_1, then stop or go on after it."""
+    p_minus, p_plus, fail_lo, fail_hi = theory.skill_thresholds(g)
+    for p in np.linspace(0.0051, 0.9949, 199):  # no exact tie
+        right, wrong = (1 - p) * g, (1 - p) * (1 - g)  # short answers
+        # Class -: the parity differs from x_1, with which long answers begin.
+        first_is_x1 = p + wrong > right
+        long_minus = first_is_x1 and p > wrong
+        assert long_minus == (p > p_minus)
+        assert (first_is_x1 and not long_minus) == (fail_lo < p < fail_hi)
+        assert (p > right) == (p > p_plus)  # class +: y_1 = x_1 = parity

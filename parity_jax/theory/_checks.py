@@ -1,11 +1,9 @@
-"""Argument checks and the scalar root finder shared by the theory modules."""
+"""Argument checks shared by the theory modules."""
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 
 Float: TypeAlias = Any  # a float, or an array of them: the functions broadcast
 
@@ -51,22 +49,11 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def not_tied(name: str, value: ArrayLike, tie: float, tol: float = TIE) -> None:
-    """ValueError if `value` is within `tol` of the point where greedy decoding ties."""
+def not_tied(name: str, value: ArrayLike, tie: float) -> None:
+    """ValueError if `value` is within TIE of the point where greedy decoding ties."""
     array = np.asarray(value, dtype=np.float64)
-    ok = np.abs(array - tie) > tol
+    ok = np.abs(array - tie) > TIE
     _raise_first(array, ok, f"{name} must differ from the tie at {tie:.6g}")
-
-
-def root(
-    func: Callable[..., float], low: ArrayLike, high: ArrayLike, *args: ArrayLike
-) -> Float:
-    """Root z in [low, high] of func(z, *args), element by element (Brent)."""
-
-    def scalar_root(low: float, high: float, *args: float) -> float:
-        return brentq(func, low, high, args=args, xtol=1e-15, rtol=1e-15)
-
-    return np.vectorize(scalar_root, otypes=[np.float64])(low, high, *args)[()]
 
 
 def _raise_first(array: NDArray[np.float64], ok: np.ndarray, rule: str) -> None:

@@ -20,17 +20,6 @@ from parity_jax.theory._checks import TIE, Float, in_range, integer, one_of
 from parity_jax.theory.sampling import log_odds
 
 
-def pg_reward(u: Float, v: Float) -> Float:
-    """Expected reward R = (1 + AC)/2 of the reduced policy."""
-    return (1 + expit(u) * expit(v)) / 2
-
-
-def pg_grad(u: Float, v: Float) -> NDArray[np.float64]:
-    """Gradient (1/2)(A(1-A)C, AC(1-C)) of the expected reward; shape (2, ...)."""
-    P = expit(u) * expit(v)
-    return np.stack([P * expit(np.negative(u)), P * expit(np.negative(v))]) / 2
-
-
 def grpo_gain(s: Float, G: int | None = None, eps: float = 0.0, ddof: int = 0) -> Float:
     """Factor g by which GRPO scales the gradient of a prompt with success rate s.
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from parity_jax.theory._checks import Float, in_range, integer, one_of
-from parity_jax.theory.ridge import ridge_chain, ridge_logit
+from parity_jax.theory.ridge import ridge_logit
 
 
 class State(NamedTuple):
@@ -54,14 +54,15 @@ def fit_logits(state: State, lam: float = 0.0) -> State:
     u, t+, t- of sg(u) + lam u = A, 2A (sg(t+) - C_plus) + lam t+ = 0 and
     2(1-A)(sg(t-) - C_minus) + lam t- = 0; chain c_l of sg(c_l) + lam c_l = 1 - eps_l
     (so eps = sg(-c)). Infinite where lam = 0 and the event is certain.
-    ValueError unless lam >= 0.
+    ValueError unless lam >= 0 and 0 <= eps_l <= 1.
     """
     lam = in_range("lam", lam, 0, closed="left")
+    eps = in_range("eps", state.eps, 0, 1, closed="both")
     return State(
         A=ridge_logit(state.A, 1.0, lam),
         C_plus=ridge_logit(state.C_plus, 2 * state.A, lam),
         C_minus=ridge_logit(state.C_minus, 2 * (1 - state.A), lam),
-        eps=ridge_chain(lam, state.eps),
+        eps=-ridge_logit(eps, 1.0, lam),
     )
 
 

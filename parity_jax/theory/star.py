@@ -2,7 +2,9 @@
 
 The state is the odds (a, c) of y_1 = x_1 and of going on after it; C_minus = 0 and the
 chains never err, so both rewards keep the same answers. At tau = 1 this is the paper's
-Theorem 2.
+Theorem 2. One round maps c to 2 c^(1/tau) and a to a^(1/tau) (1 + 2 c^(1/tau))/(1 +
+c^(1/tau)). At tau = 1, and only there, this keeps the curve a = 1 + c, on which the
+policy is that of some D(p).
 """
 
 import numpy as np
@@ -21,18 +23,6 @@ def star_p(p: Float, n: Float) -> Float:
     """
     p, n = in_range("p", p, 0, 1), integer("n", n, 0)
     return p / (p + (1 - p) * np.exp2(-n))
-
-
-def star_step(a: Float, c: Float, tau: Float = 1.0) -> tuple[Float, Float]:
-    """One round: c' = 2 c^(1/tau), a' = a^(1/tau) (1 + 2 c^(1/tau))/(1 + c^(1/tau)).
-
-    At tau = 1 the curve a = 1 + c, on which the policy is that of some D(p), is kept.
-    ValueError unless a, c and tau are positive and finite.
-    """
-    a, c, tau = in_range("a", a, 0), in_range("c", c, 0), in_range("tau", tau, 0)
-    with np.errstate(over="ignore"):
-        u, v = _log_step(np.log(a), np.log(c), tau)
-        return np.exp(u), np.exp(v)
 
 
 def star_trajectory(p: float, n: int, tau: float = 1.0) -> NDArray[np.float64]:
@@ -91,5 +81,5 @@ def star_fixed_point(tau: Float) -> tuple[Float, Float]:
 
 
 def _log_step(u: Float, v: Float, tau: Float) -> tuple[Float, Float]:
-    """`star_step` on log odds."""
+    """The log odds (u, v) after one round."""
     return u / tau + np.log1p(expit(v / tau)), np.log(2) + v / tau
