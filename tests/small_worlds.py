@@ -159,6 +159,12 @@ def num_updates(state: StageState) -> int:
     return int(optax.tree_utils.tree_get(state.opt_state, "count"))
 
 
+def within_4_sigma(hits, p: float) -> bool:
+    """Whether independent hits are as frequent as their probability says."""
+    hits = np.asarray(hits)
+    return abs(hits.mean() - p) <= 4 * np.sqrt(p * (1 - p) / hits.size)
+
+
 # Rewards of a user's own, named "small_worlds:..." in a config.
 
 
