@@ -1,6 +1,5 @@
 """Multiplication against Python integers: format, rewards, mixture, noise, files."""
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -10,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from small_worlds import make_table
-from test_tasks import within_4_sigma
+from small_worlds import within_4_sigma
 from tiny import tiny_experiment
 
-from parity_jax import config as c
-from parity_jax.evaluate import make_evaluate, read_prompts
-from parity_jax.runs import run_experiment
-from parity_jax.tasks import make_task
-from parity_jax.tasks.parity import PLUS
-from parity_jax.types import EOS, Hypers
+from parity_jax.config import ConfigError, from_dict, to_dict
+from parity_jax.evaluate import read_prompts
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import LinearConfig
+from parity_jax.runs import resolve, run_experiment
+from parity_jax.tasks import MultiplicationConfig, ParityConfig
+from parity_jax.tasks.multiplication import EOS, ZERO
+from parity_jax.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 FILES = Path(
@@ -32,7 +33,7 @@ LONG, SHORT = Hypers(p_cot=1.0), Hypers(p_cot=0.0)
 @functools.cache
 def task(n=N):
     """The task and its compiled demonstrate."""
-    task = make_task(c.MultiplicationConfig(n))
+    task = MultiplicationConfig(n).make()
     return task, jax.jit(task.demonstrate)
 
 
@@ -69,7 +70,8 @@ def pairs(n, count=24, seed=0):
 
 
 def prompts(numbers, n=N):
-    return np.stack([task(n)[0].read_prompt(question(a, b, n)) for a, b in numbers])
+    lines = [question(a, b, n) for a, b in numbers]
+    return Prompt(np.stack([task(n)[0].read_prompt(line) for line in lines]))
 
 
 def texts(task, response_BxT):
@@ -87,24 +89,23 @@ def demonstrations(hypers, numbers, n=N, seed=0):
 # Demonstrations
 
 
-@pytest.mark.parametrize("n", range(2, 10))
+@pytest.mark.parametrize("n", [2, 3, 9])  # no sum, one sum, the longest
 def test_demonstrations_are_those_of_python_integers(n):
     numbers = pairs(n)
     expected = [chain(a, b, n) for a, b in numbers]
     assert demonstrations(LONG, numbers, n) == expected
     assert demonstrations(SHORT, numbers, n) == [answer(a, b, n) for a, b in numbers]
     one = task(n)[0]
-    assert one.response_len == len(expected[0].split()) + 1  # and EOS
-    assert one.short_len == len(answer(0, 0, n).split()) + 1
-    assert one.prompt_len == len(prompts(numbers[:1], n)[0])
+    assert one.format.max_len == len(expected[0].split()) + 1  # and EOS
+    assert one.format.short_len == len(answer(0, 0, n).split()) + 1
+    assert one.prompt_len == prompts(numbers[:1], n).token.shape[1]
 
 
 def test_the_format_by_hand():
+    long = "5 5 5 2 + 0 5 6 3 0 ( 5 0 2 6 0 ) + 0 0 0 6 4 1 #### 5 0 2 2 5 1"
     assert question(365, 417) == "5 6 3 * 7 1 4||"
-    assert demonstrations(LONG, [(365, 417)]) == [
-        "5 5 5 2 + 0 5 6 3 0 ( 5 0 2 6 0 ) + 0 0 0 6 4 1 #### 5 0 2 2 5 1"
-    ]
-    assert demonstrations(SHORT, [(365, 417)]) == ["#### 5 0 2 2 5 1"]
+    assert demonstrations(LONG, [(365, 417)] * 30) == [long] * 30
+    assert demonstrations(SHORT, [(365, 417)] * 30) == ["#### 5 0 2 2 5 1"] * 30
 
 
 @pytest.mark.parametrize("n", [4, 5, 7])
@@ -115,53 +116,40 @@ def test_every_line_of_the_public_files(n):
     one, demonstrate = task(n)
     prompt = read_prompts(str(file), one)
     batch = demonstrate(jax.random.key(0), prompt, LONG)
-    whole = np.concatenate([prompt, batch.response], 1)
+    whole = np.concatenate([prompt.token, batch.response], 1)
     assert texts(one, whole) == file.read_text().splitlines()
 
 
 def test_sampled_prompts_are_uniform_numbers_of_n_digits():
     one = task()[0]
-    prompt = one.sample_prompts(jax.random.key(0), 4096)
-    a, b = (np.array(x) for x in one._operands(prompt))
+    token = np.asarray(one.sample_prompts(jax.random.key(0), 4096).token)
+    a, b = token[:, :N] - ZERO, token[:, N + 1 : -1] - ZERO
     for digit in (a, b):
         assert digit.min() == 0 and digit.max() == 9 and digit[:, -1].min() == 1
         for value in range(1, 10):
             assert within_4_sigma(digit[:, -1] == value, 1 / 9)
             assert within_4_sigma(digit[:, 0] == value, 1 / 10)
     assert within_4_sigma(a[:, 0] == b[:, 0], 1 / 10)
-    line = one.to_text(prompt[0])
+    line = one.to_text(token[0])
     assert one.to_text(one.read_prompt(line)) == line
 
 
-# The mixture
-
-
-@pytest.fixture(scope="module")
-def mixture():
-    """A large batch with p_cot = 0.3."""
+def test_the_mixture_has_its_rate_is_sorted_masked_and_right():
     one, demonstrate = task()
     prompt = one.sample_prompts(jax.random.key(1), 4096)
-    return one, demonstrate(jax.random.key(2), prompt, Hypers(p_cot=0.3))
-
-
-def test_mixture_rate_and_order(mixture):
-    one, batch = mixture
+    batch = demonstrate(jax.random.key(2), prompt, Hypers(p_cot=0.3))
     length = np.asarray(batch.mask).sum(1)
-    assert set(length.tolist()) == {one.response_len, one.short_len}
-    assert within_4_sigma(length == one.response_len, 0.3)
+    max_len = one.format.max_len
+    assert set(length.tolist()) == {max_len, one.format.short_len}
+    assert within_4_sigma(length == max_len, 0.3)
     assert (np.diff(length) <= 0).all()
-    np.testing.assert_array_equal(
-        one.is_long(batch.response[:, None])[:, 0], length == one.response_len
-    )
-
-
-def test_all_demonstrations_earn_both_rewards_and_the_mask_ends_with_eos(mixture):
-    one, batch = mixture
+    last = np.take_along_axis(np.asarray(batch.response), length[:, None] - 1, 1)
+    np.testing.assert_array_equal(last, EOS)
+    response_BxGxT = batch.response[:, None]
+    is_long = one.is_long(response_BxGxT)[:, 0]
+    np.testing.assert_array_equal(is_long, length == max_len)
     for reward in one.rewards.values():
-        rewards = jax.jit(reward)(batch.prompt[::8], batch.response[::8, None])
-        np.testing.assert_array_equal(rewards, 1)
-    last = np.asarray(batch.mask).sum(1, keepdims=True) - 1
-    np.testing.assert_array_equal(np.take_along_axis(batch.response, last, 1), EOS)
+        np.testing.assert_array_equal(jax.jit(reward)(batch.prompt, response_BxGxT), 1)
 
 
 # Noise
@@ -273,10 +261,10 @@ def test_rewards_are_those_of_plain_python():
     one = task()[0]
     numbers = [(365, 417), (999, 999), (100, 100), (507, 40), (12, 0)]
     lines = [responses(a, b) for a, b in numbers]
-    tokens = np.zeros((len(lines), len(lines[0]), one.response_len), int)
+    tokens = np.zeros((len(lines), len(lines[0]), one.format.max_len), int)
     for i, row in enumerate(lines):
         for j, line in enumerate(row):
-            token = np.asarray(one.from_text(line))
+            token = one.from_text(line)
             assert one.to_text(token) == line
             tokens[i, j, : len(token)] = token
     for name, reference in (("e2e", python_e2e), ("cot", python_cot)):
@@ -307,9 +295,9 @@ def test_diagnostics_name_the_step_that_breaks():
         right.replace("5 5 5 2", "5 5 5 1").replace("#### 5", "#### 4"): {"product_1"},
         "#### 5 0 2 2 5 2 .": None,
     }
-    tokens = np.zeros((1, len(lines), one.response_len), int)
+    tokens = np.zeros((1, len(lines), one.format.max_len), int)
     for j, line in enumerate(lines):
-        token = np.asarray(one.from_text(line))
+        token = one.from_text(line)
         tokens[0, j, : len(token)] = token
     scores = one.diagnostics(prompts([(365, 417)]), jnp.array(tokens))
     digits, everywhere = scores.pop("digits")
@@ -329,28 +317,22 @@ def test_diagnostics_name_the_step_that_breaks():
 # Text and files
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
+def test_bad_text():
+    for text, said in (
         ("1 2 x 3", "symbol 'x'"),
         ("12 * 34||", "symbol '12'"),
         ("1 2  * 3 4||", "one space"),
         ("1 2 * 3 4 || 5", "'||' by none"),
-    ],
-)
-def test_bad_text(text, said):
-    with pytest.raises(ValueError) as info:
-        task()[0].from_text(text)
-    assert said in str(info.value)
+    ):
+        with pytest.raises(ValueError) as info:
+            task()[0].from_text(text)
+        assert said in str(info.value)
 
 
-GOOD = [question(365, 417) + chain(365, 417), question(100, 999), ""]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("", "must begin with two numbers"),
+def test_a_bad_line_of_an_eval_file_is_named(tmp_path):
+    good = [question(365, 417) + chain(365, 417), question(100, 999)]
+    file = tmp_path / "held_out.txt"
+    for line, said in (
         ("1 2 3 * 4 5 6", "must begin with two numbers"),
         ("1 2 3||1", "must begin with two numbers"),
         ("1 2 3 * 4 5 6 * 7 8 9||", "must begin with two numbers"),
@@ -360,85 +342,52 @@ GOOD = [question(365, 417) + chain(365, 417), question(100, 999), ""]
         ("1 2 3 * 4 5 a||", "symbol 'a'"),
         (question(365, 417) + answer(365, 418), "#### 5 0 2 2 5 1"),
         (question(365, 417) + "5 5", "must end with the product"),
-    ],
-)
-def test_a_bad_line_of_an_eval_file_is_named(tmp_path, line, said):
+    ):
+        file.write_text("\n".join([*good, line, ""]))
+        with pytest.raises(ConfigError) as info:
+            read_prompts(str(file), task()[0])
+        assert info.value.name == "eval_file"
+        assert "line 3: " in str(info.value) and said in str(info.value)
+
+
+def experiment(**overrides):
+    return tiny_experiment(task=MultiplicationConfig(2), **overrides)
+
+
+def test_a_bad_eval_file_stops_the_run_before_it_writes(tmp_path):
     file = tmp_path / "held_out.txt"
-    file.write_text("\n".join([*GOOD[:2], line, ""]))
-    with pytest.raises(c.ConfigError) as info:
-        read_prompts(str(file), task()[0])
-    assert info.value.name == "eval_file"
-    assert "line 3: " in str(info.value) and said in str(info.value)
-
-
-def multiplication_experiment(**overrides):
-    return tiny_experiment(task=c.MultiplicationConfig(2), **overrides)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
+    for content, said in (
         (None, "cannot be read"),
-        ("", "at least one line"),
-        (b"\xff", "cannot be read"),
-        (GOOD[0] + "\n", "line 1: number '5 6 3' must have 2 digits"),
-    ],
-)
-def test_a_bad_eval_file_stops_the_run_before_it_writes(tmp_path, content, said):
-    file = tmp_path / "held_out.txt"
-    if content is not None:
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    experiment = multiplication_experiment(eval_file=str(file))
-    with pytest.raises(c.ConfigError) as info:
-        run_experiment(experiment, tmp_path / "run")
-    assert info.value.name == "eval_file" and said in str(info.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_evaluation_on_given_prompts(tmp_path):
-    """A model that knows only positions says "+." to every prompt."""
-    one = make_task(c.ParityConfig(4))
-    file = tmp_path / "held_out.txt"
-    file.write_text("++++=\n++--=+.\n+---=\n")  # two even, one odd
-    given = read_prompts(str(file), one)
-    assert [one.to_text(row) for row in given] == ["++++=", "++--=", "+---="]
-    model = make_table(one)
-    table = model.init(jax.random.key(0))
-    table = table.at[4, PLUS].set(9.0).at[5, EOS].set(9.0)  # "+." to every prompt
-    cfg = c.EvaluateConfig(num_prompts=8, temperatures=())  # 8 are not drawn
-    scores = make_evaluate(cfg, one, model, given)(jax.random.key(1), table)
-    right = scores["greedy/accuracy"]
-    assert (float(right.total), float(right.count)) == (2, 3)
-    assert float(scores["greedy/first_wrong"].count) == 0  # no long response
+        ("", "at least one prompt"),
+        (question(365, 417), "line 1: number '5 6 3' must have 2 digits"),
+    ):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ConfigError) as info:
+            run_experiment(experiment(eval_file=str(file)), tmp_path / "run")
+        assert info.value.name == "eval_file" and said in str(info.value)
+        assert not (tmp_path / "run").exists()
 
 
 # Config
 
 
-@pytest.mark.parametrize("num_digits", [1, 10])
-def test_number_of_digits_is_bounded(num_digits):
-    with pytest.raises(c.ConfigError, match=r"num_digits=1.*in \[2, 9\]"):
-        c.MultiplicationConfig(num_digits)
-
-
-def test_leap_chains_are_refused():
-    leap = c.RunConfig(hypers=Hypers(p_leap=0.1))
-    with pytest.raises(c.ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.1"):
-        multiplication_experiment(runs=FrozenDict({"a": leap}))
-    axis = c.RunConfig(axes=FrozenDict({"p_leap": (0.0, 0.2)}))
-    with pytest.raises(c.ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.2"):
-        multiplication_experiment(runs=FrozenDict({"a": axis}))
-
-
-def test_the_linear_model_is_of_parity_only():
-    with pytest.raises(c.ConfigError, match=r"task\.kind='multiplication'"):
-        multiplication_experiment(model=c.LinearConfig())
+def test_what_multiplication_refuses():
+    for num_digits in (1, 10):
+        with pytest.raises(ConfigError, match=r"num_digits=1.*in \[2, 9\]"):
+            MultiplicationConfig(num_digits)
+    leap = RunConfig(hypers=Hypers(p_leap=0.1))
+    with pytest.raises(ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.1"):
+        resolve(experiment(runs=FrozenDict({"a": leap})))
+    axis = RunConfig(axes=FrozenDict({"p_leap": (0.0, 0.2)}))
+    with pytest.raises(ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.2"):
+        resolve(experiment(runs=FrozenDict({"a": axis})))
+    with pytest.raises(ConfigError, match=r"task\.kind='multiplication'"):
+        resolve(experiment(model=LinearConfig()))
 
 
 def test_a_task_of_a_run_may_be_another_one():
-    experiment = multiplication_experiment()
-    run = dataclasses.replace(experiment.runs["grpo"], task=c.ParityConfig(4))
-    experiment = dataclasses.replace(
-        experiment, runs=experiment.runs.copy({"grpo": run})
-    )
-    assert c.from_dict(c.Experiment, c.to_dict(experiment)) == experiment
+    run = RunConfig(task=ParityConfig(4))
+    both = experiment(runs=FrozenDict({"a": RunConfig(), "b": run}))
+    assert from_dict(Experiment, to_dict(both)) == both
+    assert [x.task for x in resolve(both).values()] == [both.task, run.task]
