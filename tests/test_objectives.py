@@ -1,6 +1,7 @@
 """Advantages, ratios, divergences and denominators against arithmetic done by hand."""
 
 from dataclasses import replace
+from functools import partial
 from math import exp, log, sqrt
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parity_jax.config import PolicyGradientConfig, RolloutConfig, dr_grpo, reinforce
+from parity_jax.hypers import Hypers
 from parity_jax.objectives import (
+    MAX_KL_LOG_RATIO,
+    MAX_LOG_RATIO,
     Target,
     advantages,
     is_zero_std,
@@ -18,11 +21,15 @@ from parity_jax.objectives import (
     policy_loss,
     policy_target,
     priced_reward,
-    token_entropy,
-    token_log_probs,
     token_weights,
 )
-from parity_jax.types import Hypers
+from parity_jax.policy import (
+    TokenScores,
+    tempered,
+    token_entropy,
+    token_log_probs,
+    token_scores,
+)
 
 DEFAULT = Hypers()
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "reinforce")
@@ -47,67 +54,57 @@ STD = {
 }
 
 
-def config(**options) -> PolicyGradientConfig:
-    return PolicyGradientConfig(rollout=RolloutConfig(2, 4), **options)
+def test_baselines_by_hand():
+    for baseline, value in BASELINE.items():
+        found = advantages(REWARD, baseline, "none", ddof=0, eps=0.0)
+        np.testing.assert_allclose(found, REWARD - value, atol=1e-6)
 
 
-@pytest.mark.parametrize("baseline", BASELINE)
-def test_baselines_by_hand(baseline):
-    cfg = config(baseline=baseline, scale_rewards="none")
-    expected = REWARD - BASELINE[baseline]
-    np.testing.assert_allclose(advantages(REWARD, cfg), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("std_eps", [0.0, 1e-4, 0.5])
-@pytest.mark.parametrize(("scale", "ddof"), STD)
-@pytest.mark.parametrize("baseline", ["none", "batch", "group"])
-def test_scaled_advantages_by_hand(baseline, scale, ddof, std_eps):
-    cfg = config(baseline=baseline, scale_rewards=scale, std_ddof=ddof, std_eps=std_eps)
-    expected = (REWARD - BASELINE[baseline]) / (STD[scale, ddof] + std_eps)
-    np.testing.assert_allclose(advantages(REWARD, cfg), expected, rtol=2e-6, atol=1e-6)
+def test_scaled_advantages_by_hand():
+    cases = [("none", 0.0), ("batch", 1e-4), ("group", 0.5)]
+    for (scale_by, ddof), std in STD.items():
+        for baseline, eps in cases:
+            found = advantages(REWARD, baseline, scale_by, ddof, eps)
+            expected = (REWARD - BASELINE[baseline]) / (std + eps)
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
 def test_grpo_advantage_of_one_success_in_four():
     # mean 1/4, std sqrt(3)/4: 3/4 / (sqrt(3)/4) = sqrt(3), -1/4 / (..) = -1/sqrt(3).
-    reward = jnp.array([[1.0, 0, 0, 0]])
-    advantage = advantages(reward, config(std_eps=0.0))
+    advantage = advantages(jnp.array([[1.0, 0, 0, 0]]), "group", "group", 0, 0.0)
     expected = [[sqrt(3), -1 / sqrt(3), -1 / sqrt(3), -1 / sqrt(3)]]
     np.testing.assert_allclose(advantage, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("std_eps", [0.0, 1e-4])
 @pytest.mark.parametrize(
-    ("baseline", "scale", "ddof"),
+    ("baseline", "scale_by", "ddof", "eps"),
     [
-        ("group", "none", 0),
-        ("group", "group", 0),
-        ("group", "group", 1),
-        ("group", "batch", 0),
-        ("leave_one_out", "none", 0),
+        ("group", "none", 0, 0.0),
+        ("group", "group", 0, 0.0),
+        ("group", "group", 1, 1e-4),
+        ("group", "batch", 0, 0.0),
+        ("leave_one_out", "none", 0, 0.0),
     ],
 )
-@pytest.mark.parametrize("num_generations", [2, 3, 7])
 def test_constant_groups_have_no_advantage_whatever_rounding_does(
-    num_generations, baseline, scale, ddof, std_eps
+    baseline, scale_by, ddof, eps
 ):
     # 0.1 and 0.7 have no exact float, and their mean over 3 need not be themselves.
     level = np.array([0.1, 0.7, 1 / 3, 1.0, 0.0, 0.43], np.float32)
-    reward = np.repeat(level[:, None], num_generations, 1)
-    cfg = PolicyGradientConfig(
-        rollout=RolloutConfig(6, num_generations),
-        baseline=baseline,
-        scale_rewards=scale,
-        std_ddof=ddof,
-        std_eps=std_eps,
-    )
-    np.testing.assert_array_equal(advantages(reward, cfg), 0)
-    np.testing.assert_array_equal(advantages(reward[:1], cfg), 0)
-    # Beside a group that has signal the constant ones still have none.
-    reward[-1] = np.arange(num_generations) / 7
-    advantage = np.asarray(advantages(reward, cfg))
-    np.testing.assert_array_equal(advantage[:-1], 0)
-    assert np.abs(advantage[-1]).max() > 0.05
-    assert np.isfinite(advantage).all()
+    for num_generations in (2, 3, 7):
+        reward = np.repeat(level[:, None], num_generations, 1)
+
+        def of(reward):
+            return np.asarray(advantages(reward, baseline, scale_by, ddof, eps))
+
+        np.testing.assert_array_equal(of(reward), 0)
+        np.testing.assert_array_equal(of(reward[:1]), 0)
+        # Beside a group that has signal the constant ones still have none.
+        reward[-1] = np.arange(num_generations) / 7
+        advantage = of(reward)
+        np.testing.assert_array_equal(advantage[:-1], 0)
+        assert np.abs(advantage[-1]).max() > 0.05
+        assert np.isfinite(advantage).all()
 
 
 def test_is_zero_std():
@@ -129,27 +126,22 @@ def aggregate(loss, mask, loss_type, rollout_tokens):
     return (token_weights(mask, loss_type, rollout_tokens) * loss).sum()
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "expected"),
-    [
-        ("grpo", (1 / 1 + 10 / 4 + 8 / 2 + 0) / 4),
-        ("bnpo", (1 + 10 + 8) / 7),
-        ("dapo", (1 + 10 + 8) / 10),  # ten tokens per minibatch in the whole rollout
-        ("dr_grpo", (1 + 10 + 8) / (4 * 4)),
-        ("reinforce", (1 + 10 + 8) / 4),
-    ],
-)
-def test_denominators_by_hand(loss_type, expected):
-    loss = aggregate(LOSS, MASK, loss_type, 10.0)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_nothing_to_train_on_is_zero(loss_type):
-    mask = np.zeros_like(MASK)
-    value, grad = jax.value_and_grad(aggregate)(LOSS, mask, loss_type, mask.sum())
-    assert value == 0
-    np.testing.assert_array_equal(grad, 0)
+def test_denominators_by_hand():
+    expected = {
+        "grpo": (1 / 1 + 10 / 4 + 8 / 2 + 0) / 4,
+        "bnpo": (1 + 10 + 8) / 7,
+        "dapo": (1 + 10 + 8) / 10,  # ten tokens per minibatch in the whole rollout
+        "dr_grpo": (1 + 10 + 8) / (4 * 4),
+        "reinforce": (1 + 10 + 8) / 4,
+    }
+    nothing = np.zeros_like(MASK)
+    for loss_type in LOSS_TYPES:
+        loss = aggregate(LOSS, MASK, loss_type, 10.0)
+        np.testing.assert_allclose(loss, expected[loss_type], rtol=1e-6)
+        # Nothing to train on is zero.
+        value, grad = jax.value_and_grad(aggregate)(LOSS, nothing, loss_type, 0)
+        assert value == 0
+        np.testing.assert_array_equal(grad, 0)
 
 
 def test_bnpo_and_dapo_differ_over_minibatches():
@@ -170,7 +162,14 @@ def logits_of(log_prob):
 
 
 def surrogate(
-    log_ratio, advantage, hypers=DEFAULT, mask=None, reference=None, cfg=None, at=-0.9
+    log_ratio,
+    advantage,
+    hypers=DEFAULT,
+    mask=None,
+    reference=None,
+    at=-0.9,
+    loss_type="reinforce",
+    **options,
 ):
     """Loss, its gradient to each token's log-probability, and the metrics.
 
@@ -182,15 +181,14 @@ def surrogate(
         log_ratio_BxGxT[0, g, : len(row)] = row
         mask_BxGxT[0, g, : len(row)] = True if mask is None else mask[g]
     advantage_BxG = np.resize(np.array([advantage], np.float32), (1, 2))
-    cfg = reinforce() if cfg is None else cfg
     token_BxGxT = np.zeros((1, 2, 3), np.int32)
     old_BxGxT = (at - log_ratio_BxGxT).astype(np.float32)
     constants = (token_BxGxT, mask_BxGxT, old_BxGxT, reference, advantage_BxG)
 
     def loss(log_prob):
-        logits = logits_of(log_prob)
-        target = policy_target(*constants, mask_BxGxT.sum(), cfg.loss_type)
-        return policy_loss(logits, target, hypers, cfg)
+        target = policy_target(*constants, mask_BxGxT.sum(), loss_type)
+        scores = token_scores(logits_of(log_prob), token_BxGxT)
+        return policy_loss(scores, target, hypers, **options)
 
     log_prob = jnp.full((1, 2, 3), at)
     (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(log_prob)
@@ -200,9 +198,8 @@ def surrogate(
 CLIP = Hypers(epsilon=0.2, epsilon_high=0.3, delta=1.5)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "delta", "loss", "grad"),
-    [
+def test_clipping_by_hand():
+    for ratio, advantage, delta, loss, grad in (
         (1.0, 2.0, 1.5, -2.0, -2.0),
         (1.2, 1.0, 1.5, -1.2, -1.2),  # within 1 + 0.3
         (1.4, 1.0, 1.5, -1.3, 0.0),  # clipped high
@@ -212,14 +209,37 @@ CLIP = Hypers(epsilon=0.2, epsilon_high=0.3, delta=1.5)
         (1.4, -1.0, 1.5, 1.4, 1.4),  # beyond 1 + 0.3 but free to fall
         (2.0, -1.0, 1.5, 1.5, 0.0),  # capped by delta
         (2.0, -1.0, 1e6, 2.0, 2.0),  # no cap
-    ],
-)
-def test_clipping_by_hand(ratio, advantage, delta, loss, grad):
-    hypers = replace(CLIP, delta=delta)
-    value, slope, _ = surrogate([[log(ratio)]], [advantage], hypers)
-    # A sum over two responses, the second of which is empty.
-    np.testing.assert_allclose(value, loss / 2, rtol=1e-5)
-    np.testing.assert_allclose(slope[0, 0], grad / 2, rtol=1e-5, atol=1e-7)
+    ):
+        hypers = replace(CLIP, delta=delta)
+        value, slope, _ = surrogate([[log(ratio)]], [advantage], hypers)
+        # A sum over two responses, the second of which is empty.
+        np.testing.assert_allclose(value, loss / 2, rtol=1e-5)
+        np.testing.assert_allclose(slope[0, 0], grad / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_a_ratio_beyond_all_bounds_has_no_gradient_and_is_finite():
+    hypers = Hypers(delta=1e30)
+    value, slope, _ = surrogate([[MAX_LOG_RATIO + 100]], [-1.0], hypers)
+    np.testing.assert_allclose(value, exp(MAX_LOG_RATIO) / 2, rtol=1e-4)
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_the_first_update_is_the_ratio_one_with_its_gradient():
+    """Without old log-probabilities they are the scores' own, exactly."""
+    rng = np.random.default_rng(3)
+    shape, mask = (2, 2, 3), np.ones((2, 2, 3), bool)
+    token, advantage = np.zeros(shape, int), rng.normal(size=(2, 2)).astype(np.float32)
+    log_prob = rng.normal(-2, 1, shape).astype(np.float32)
+
+    def loss(log_prob, old):
+        target = policy_target(token, mask, old, None, advantage, 1.0, "grpo")
+        return policy_loss(TokenScores(log_prob, log_prob), target, CLIP)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    found, expected = gradient(log_prob, None), gradient(log_prob, log_prob)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found[0][0] == pytest.approx(-advantage.mean(), rel=1e-5)
 
 
 def test_clip_metrics_count_tokens_of_the_mask():
@@ -234,17 +254,16 @@ def test_clip_metrics_count_tokens_of_the_mask():
 
 
 def test_sequence_level_ratio_is_the_mean_log_ratio_of_the_mask():
-    cfg = reinforce(importance_sampling_level="sequence")
     log_ratio, mask = [[0.2, 0.4, 50.0]], [[True, True, False]]
     hypers = Hypers(epsilon_high=0.5)
-    value, grad, _ = surrogate(log_ratio, [2.0], hypers, mask, cfg=cfg)
+    value, grad, _ = surrogate(log_ratio, [2.0], hypers, mask, level="sequence")
     # Two tokens with ratio e^0.3 over two responses; each slope is half of both tokens.
     np.testing.assert_allclose(value, -2 * 2 * exp(0.3) / 2, rtol=1e-5)
     expected = [-2 * exp(0.3) / 2, -2 * exp(0.3) / 2, 0]
     np.testing.assert_allclose(grad[0], expected, rtol=1e-5, atol=0)
     # The second token alone would be clipped at 1.35, the sequence is not.
     hypers = Hypers(epsilon_high=0.35 + 1e-3)
-    _, by_sequence, _ = surrogate(log_ratio, [2.0], hypers, mask, cfg=cfg)
+    _, by_sequence, _ = surrogate(log_ratio, [2.0], hypers, mask, level="sequence")
     _, by_token, _ = surrogate(log_ratio, [2.0], hypers, mask)
     assert (by_sequence[0, :2] != 0).all()
     assert by_token[0, 0] != 0
@@ -256,19 +275,18 @@ Q = np.array([0.2, 0.5, 0.3])  # the reference
 KL = float((P * np.log(P / Q)).sum())
 
 
-@pytest.mark.parametrize(
-    ("estimator", "expected"),
-    [
-        ("k1", [log(2), -log(2)]),
-        ("k2", [log(2) ** 2 / 2, log(2) ** 2 / 2]),
-        ("k3", [1 / 2 + log(2) - 1, 2 - log(2) - 1]),
-    ],
-)
-def test_kl_estimates_by_hand(estimator, expected):
+def test_kl_estimates_by_hand():
     log_prob = jnp.log(jnp.array([0.5, 0.25]))
     reference = jnp.log(jnp.array([0.25, 0.5]))
-    values = kl_estimate(log_prob, reference, estimator)
-    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    for estimator, expected in {
+        "k1": [log(2), -log(2)],
+        "k2": [log(2) ** 2 / 2, log(2) ** 2 / 2],
+        "k3": [1 / 2 + log(2) - 1, 2 - log(2) - 1],
+    }.items():
+        values = kl_estimate(log_prob, reference, estimator)
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+    bound = exp(MAX_KL_LOG_RATIO) - MAX_KL_LOG_RATIO - 1
+    np.testing.assert_allclose(kl_estimate(-500.0, -1.0, "k3"), bound, rtol=1e-5)
 
 
 def test_kl_estimates_in_expectation():
@@ -299,18 +317,19 @@ def test_k1_in_the_loss_has_no_expected_gradient_and_k2_that_of_the_kl():
     np.testing.assert_allclose(expected_gradient("k2"), of_kl, atol=1e-6)
 
 
-@pytest.mark.parametrize("kl_in", ["loss", "reward"])
-def test_kl_enters_the_loss_only_if_told_to(kl_in):
-    cfg = reinforce(kl_estimator="k3", kl_in=kl_in)
+def test_kl_enters_the_loss_only_if_told_to():
     x = log(2)  # log-probability less that of the reference
     reference = np.full((1, 2, 3), -0.9 - x, np.float32)
-    value, _, metrics = surrogate(
-        [[0.0]], [1.0], Hypers(beta=0.1), None, reference, cfg
-    )
     k3 = exp(-x) + x - 1
-    expected = (-1 + (0.1 * k3 if kl_in == "loss" else 0)) / 2
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    assert metrics["kl"] == pytest.approx(k3, rel=1e-5)
+    for is_kl_in_loss in (True, False):
+        options = {"kl_estimator": "k3", "is_kl_in_loss": is_kl_in_loss}
+        hypers = Hypers(beta=0.1)
+        value, _, metrics = surrogate(
+            [[0.0]], [1.0], hypers, reference=reference, **options
+        )
+        expected = (-1 + 0.1 * k3 * is_kl_in_loss) / 2
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        assert metrics["kl"] == pytest.approx(k3, rel=1e-5)
 
 
 def test_entropy_by_hand():
@@ -320,26 +339,23 @@ def test_entropy_by_hand():
     )
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_entropy_bonus_is_a_mean_over_tokens_for_every_loss_type(loss_type):
-    cfg = dr_grpo(loss_type=loss_type, scale_rewards="none")
-    hypers = Hypers(entropy_coef=0.3)
-    value, _, metrics = surrogate(
-        [[0.0, 0.0], [0.0]], [0.0], hypers, cfg=cfg, at=log(0.5)
-    )
-    np.testing.assert_allclose(value, -0.3 * log(2), rtol=1e-5)
-    assert metrics["entropy"] == pytest.approx(log(2), rel=1e-5)
+def test_entropy_bonus_is_a_mean_over_tokens_for_every_loss_type():
+    for loss_type in LOSS_TYPES:
+        value, _, metrics = surrogate(
+            [[0.0, 0.0], [0.0]],
+            [0.0],
+            Hypers(entropy_coef=0.3),
+            at=log(0.5),
+            loss_type=loss_type,
+        )
+        np.testing.assert_allclose(value, -0.3 * log(2), rtol=1e-5)
+        assert metrics["entropy"] == pytest.approx(log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_masked_tokens_have_no_influence(loss_type, level):
-    cfg = PolicyGradientConfig(
-        loss_type=loss_type,
-        importance_sampling_level=level,
-        kl_estimator="k3",
-        num_iterations=2,
-    )
+KINDS = [*((x, "token") for x in LOSS_TYPES), ("grpo", "sequence")]
+
+
+def test_masked_tokens_have_no_influence():
     rng = np.random.default_rng(0)
     shape = (2, 5, 3)
     mask = np.arange(3) < np.array([[1, 3, 2, 0, 3], [2, 1, 1, 3, 2]])[..., None]
@@ -348,37 +364,29 @@ def test_masked_tokens_have_no_influence(loss_type, level):
     token = rng.integers(0, 6, shape)
     advantage = rng.normal(size=shape[:2]).astype(np.float32)
     hypers = Hypers(beta=0.5, entropy_coef=0.1, epsilon=0.99, epsilon_high=99.0)
+    for loss_type, level in KINDS:
 
-    def loss(logits, token, old, reference):
-        arguments = (token, mask, old, reference, advantage, 5.0, loss_type)
-        return policy_loss(logits, policy_target(*arguments), hypers, cfg)
+        @jax.jit
+        @partial(jax.value_and_grad, has_aux=True)
+        def grad_of(logits, token, old, reference, kind=loss_type, level=level):
+            target = policy_target(token, mask, old, reference, advantage, 5.0, kind)
+            return policy_loss(token_scores(logits, token), target, hypers, level, "k3")
 
-    grad_of = jax.value_and_grad(loss, has_aux=True)
-    (value, metrics), grad = grad_of(logits, token, old, reference)
-    np.testing.assert_array_equal(grad[~mask], 0)
-    assert (np.abs(grad[mask]).max(-1) > 0).all()
-    (other, other_metrics), _ = grad_of(
-        np.where(mask[..., None], logits, 7.0 * logits + 1),
-        np.where(mask, token, 5 - token),
-        np.where(mask, old, -30.0),
-        np.where(mask, reference, -40.0),
-    )
-    assert value == other
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool(a == b), metrics, other_metrics))
+        (value, metrics), grad = grad_of(logits, token, old, reference)
+        np.testing.assert_array_equal(grad[~mask], 0)
+        assert (np.abs(grad[mask]).max(-1) > 0).all()
+        (other, other_metrics), _ = grad_of(
+            np.where(mask[..., None], logits, 7.0 * logits + 1),
+            np.where(mask, token, 5 - token),
+            np.where(mask, old, -30.0).astype(np.float32),
+            np.where(mask, reference, -40.0).astype(np.float32),
+        )
+        assert value == other
+        for name, mean in metrics.items():
+            assert mean == other_metrics[name], name
 
 
-@pytest.mark.parametrize(
-    ("baseline", "scale"),
-    [("group", "group"), ("leave_one_out", "none"), ("batch", "batch")],
-)
-@pytest.mark.parametrize(
-    ("loss_type", "level"), [*((x, "token") for x in LOSS_TYPES), ("grpo", "sequence")]
-)
-def test_the_order_within_a_group_means_nothing(loss_type, level, baseline, scale):
-    cfg = PolicyGradientConfig(baseline=baseline, scale_rewards=scale)
-    loss_cfg = PolicyGradientConfig(
-        loss_type=loss_type, importance_sampling_level=level
-    )
+def test_the_order_within_a_group_means_nothing():
     rng = np.random.default_rng(1)
     shape = (2, 5, 3)
     features = rng.normal(size=(*shape, 4)).astype(np.float32)
@@ -386,24 +394,26 @@ def test_the_order_within_a_group_means_nothing(loss_type, level, baseline, scal
     mask = np.arange(3) < rng.integers(1, 4, shape[:2])[..., None]
     old = rng.normal(-2, 0.3, shape).astype(np.float32)
     reward = rng.normal(size=shape[:2]).astype(np.float32)
-
-    def loss(params, rows):
-        order = [np.array(rows)] * 2
-        feature, tokens, masks, olds, rewards = (
-            np.stack([x[b][order[b]] for b in range(2)])
-            for x in (features, token, mask, old, reward)
-        )
-        advantage = advantages(rewards, cfg)
-        arguments = (tokens, masks, olds, None, advantage, 9.0, loss_type)
-        target = policy_target(*arguments)
-        return policy_loss(feature @ params, target, DEFAULT, loss_cfg)[0]
-
     params = rng.normal(size=(4, 6)).astype(np.float32)
-    value, grad = jax.value_and_grad(loss)(params, [0, 1, 2, 3, 4])
-    other, other_grad = jax.value_and_grad(loss)(params, [3, 0, 4, 2, 1])
-    assert np.abs(grad).max() > 1e-2
-    np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(grad, other_grad, rtol=1e-5, atol=1e-6)
+    scales = [("group", "group"), ("leave_one_out", "none"), ("batch", "batch")]
+    for (loss_type, level), (baseline, scale_by) in zip(KINDS, 2 * scales, strict=True):
+
+        @jax.jit
+        @jax.value_and_grad
+        def grad_of(params, order, kind=(loss_type, level), of=(baseline, scale_by)):
+            feature, tokens, masks, olds, rewards = (
+                jnp.array(x)[:, order] for x in (features, token, mask, old, reward)
+            )
+            advantage = advantages(rewards, *of, 0, 1e-4)
+            target = policy_target(tokens, masks, olds, None, advantage, 9.0, kind[0])
+            scores = token_scores(feature @ params, tokens)
+            return policy_loss(scores, target, DEFAULT, kind[1])[0]
+
+        value, grad = grad_of(params, np.array([0, 1, 2, 3, 4]))
+        other, other_grad = grad_of(params, np.array([3, 0, 4, 2, 1]))
+        assert np.abs(grad).max() > 1e-2
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(grad, other_grad, rtol=1e-5, atol=1e-6)
 
 
 def test_prices_of_length_by_hand():
@@ -421,7 +431,8 @@ def test_next_token_loss_sums_tokens_and_averages_sequences():
     log_prob = jnp.log(jnp.array([[[0.5, 0.25, 0.1]], [[0.5, 0.1, 0.1]]]))
     mask = jnp.array([[[True, True, False]], [[True, False, False]]])
     target = Target(jnp.zeros(mask.shape, int), mask)
-    loss, metrics = next_token_loss(logits_of(log_prob), target, 2)
+    scores = token_scores(logits_of(log_prob), target.token)
+    loss, metrics = next_token_loss(scores, target, 2)
     np.testing.assert_allclose(loss, (log(8) + log(2)) / 2, rtol=1e-6)
     np.testing.assert_allclose(metrics["token_loss"].value(), log(16) / 3, rtol=1e-6)
 
@@ -437,3 +448,9 @@ def test_token_log_probs_normalise():
         logits, jnp.full((1, 1), 0)
     )
     np.testing.assert_allclose(ratio, 2.0, rtol=1e-6)
+
+
+def test_tempered_leaves_greedy_logits_alone():
+    logits = jnp.array([1.0, -2.0])
+    np.testing.assert_array_equal(tempered(logits, jnp.float32(0)), logits)
+    np.testing.assert_array_equal(tempered(logits, jnp.float32(2)), logits / 2)
