@@ -1,6 +1,7 @@
 """The transformer: causality, its three passes, precision, windows, sizes."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,42 +10,47 @@ import numpy as np
 import pytest
 from tiny import tiny_gpt2, tiny_mistral
 
-from parity_jax.config import gpt2, mistral
-from parity_jax.models import response_logits
-from parity_jax.models.transformer import (
-    Transformer,
-    dot_rows,
-    make_transformer,
-    rotary,
-)
+from parity_jax.models import gpt2, mistral, response_logits
+from parity_jax.models.kernels import dot_rows
+from parity_jax.models.model import run_prompt
+from parity_jax.models.transformer import Transformer, make_transformer, rotary
+from parity_jax.types import Prompt
 
 VOCAB, PROMPT, RESPONSE = 5, 5, 4
 LENGTH = PROMPT + RESPONSE
+NAMES = ("gpt2", "mistral", "mistral_window", "gpt2_plain_window", "mistral_tied")
 
-MODELS = {
-    "gpt2": tiny_gpt2(depth=2),
-    "mistral": tiny_mistral(depth=2),
-    "window": tiny_mistral(depth=2, sliding_window=3),
-    "gpt2_untied_without_bias": tiny_gpt2(tie_embedding=False, bias=False),
-    "mistral_tied_one_kv_head": tiny_mistral(tie_embedding=True, num_kv_heads=1),
-}
+
+def config(name, **overrides):
+    make, options = {
+        "gpt2": (tiny_gpt2, {"depth": 2}),
+        "mistral": (tiny_mistral, {"depth": 2}),
+        "mistral_window": (tiny_mistral, {"depth": 2, "sliding_window": 3}),
+        "gpt2_plain_window": (
+            tiny_gpt2,
+            {"tie_embedding": False, "bias": False, "sliding_window": 2},
+        ),
+        "mistral_tied": (tiny_mistral, {"tie_embedding": True, "num_kv_heads": 1}),
+    }[name]
+    return make(**options | overrides).resolved()
 
 
 class Subject:
-    """A model with random parameters and tokens; compiled once per module."""
+    """A model with random parameters and tokens."""
 
     def __init__(self, cfg):
         self.cfg = cfg
         self.module = Transformer(cfg, VOCAB, LENGTH)
-        self.model = make_transformer(cfg, VOCAB, PROMPT, LENGTH)
+        self.model = make_transformer(cfg, VOCAB, LENGTH)
         self.params = jax.jit(self.model.init)(jax.random.key(0))
-        shape = (2, 3, LENGTH)
-        self.token_BxGxL = jax.random.randint(jax.random.key(1), shape, 0, VOCAB)
+        token_BxGxL = jax.random.randint(jax.random.key(1), (2, 3, LENGTH), 0, VOCAB)
         # The responses of a prompt share it.
-        prompt_Bx1xP = self.token_BxGxL[:, :1, :PROMPT]
-        self.token_BxGxL = self.token_BxGxL.at[..., :PROMPT].set(prompt_Bx1xP)
-        self.prompt_BxP = prompt_Bx1xP[:, 0]
-        self.response_BxGxT = self.token_BxGxL[..., PROMPT:]
+        prompt_Bx1xP = token_BxGxL[:, :1, :PROMPT]
+        self.token_NxL = (
+            token_BxGxL.at[..., :PROMPT].set(prompt_Bx1xP).reshape(-1, LENGTH)
+        )
+        self.prompt = Prompt(prompt_Bx1xP[:, 0])
+        self.response_BxGxT = token_BxGxL[..., PROMPT:]
         self.full = jax.jit(self.forward)
 
     def forward(self, params, token_BxL):
@@ -52,27 +58,25 @@ class Subject:
 
     def full_logits(self):
         """Logits that predict the response tokens, and those after the last, BxGx.xV"""
-        flat = self.full(self.params, self.token_BxGxL.reshape(-1, LENGTH))
+        flat = self.full(self.params, self.token_NxL)
         return flat.reshape(2, 3, LENGTH, VOCAB)[:, :, PROMPT - 1 :]
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
-def subject(request):
-    return Subject(MODELS[request.param])
+@functools.cache
+def subject_of(name):
+    return Subject(config(name))
 
 
 def input_gradient(subject):
     """Size of d(logits at position t) / d(embedded token at position s), LxL."""
-    token_1xL = subject.token_BxGxL[0, :1]
+    token_1xL = subject.token_NxL[:1]
     weight_V = jnp.linspace(1.0, 2.0, VOCAB)
 
     def scores(delta_1xLxD):
         def shift(f, args, kwargs, context):
             out = f(*args, **kwargs)
-            is_token = (context.module.name, context.method_name) == (
-                "embed",
-                "__call__",
-            )
+            method = (context.module.name, context.method_name)
+            is_token = method == ("embed", "__call__")
             return out + delta_1xLxD[:, None] if is_token else out
 
         with nn.intercept_methods(shift):
@@ -84,61 +88,73 @@ def input_gradient(subject):
     return np.abs(jacobian[:, 0]).max(-1)
 
 
-def test_causality_by_gradient(subject):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_position_sees_exactly_what_it_may(name):
+    """Itself and earlier ones, as far as the windows of all layers reach."""
+    subject = subject_of(name)
     gradient_TxS = input_gradient(subject)
-    later = np.triu(np.ones((LENGTH, LENGTH), bool), 1)
-    assert (gradient_TxS[later] == 0).all()
+    reach = subject.cfg.depth * (subject.cfg.sliding_window - 1) + 1
+    reach = reach if subject.cfg.sliding_window else LENGTH
+    t, s = np.indices((LENGTH, LENGTH))
+    visible = (t - s >= 0) & (t - s < reach)
+    np.testing.assert_array_equal(gradient_TxS > 0, visible)
     assert (np.diag(gradient_TxS) > 1e-3).all()
     assert (np.diag(gradient_TxS, -1) > 1e-6).all()
-
-
-def test_later_tokens_change_nothing_earlier(subject):
-    token_BxL = subject.token_BxGxL[:, 0]
-    changed_BxL = token_BxL.at[:, -2].set((token_BxL[:, -2] + 1) % VOCAB)
-    before, after = (subject.full(subject.params, x) for x in (token_BxL, changed_BxL))
+    # Another token changes nothing before it, bit for bit.
+    changed_NxL = subject.token_NxL.at[:, -2].set(
+        (subject.token_NxL[:, -2] + 1) % VOCAB
+    )
+    before, after = (
+        subject.full(subject.params, x) for x in (subject.token_NxL, changed_NxL)
+    )
     np.testing.assert_array_equal(before[:, :-2], after[:, :-2])
     assert np.abs(before[:, -2:] - after[:, -2:]).max(-1).min() > 1e-3
 
 
-def test_prompt_and_response_pass_equal_the_full_forward(subject):
-    logits = jax.jit(response_logits, static_argnums=0)(
-        subject.model, subject.params, subject.prompt_BxP, subject.response_BxGxT
-    )
-    assert logits.dtype == jnp.float32
-    expected = subject.full_logits()[:, :, :-1]
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    assert np.abs(expected[:, 0] - expected[:, 1]).max() > 0.1  # responses differ
+@pytest.mark.parametrize("name", NAMES)
+def test_prompt_response_and_cached_passes_equal_the_full_forward(name):
+    subject = subject_of(name)
+    model, params, token_BxGxT = subject.model, subject.params, subject.response_BxGxT
 
+    @jax.jit
+    def both(params):
+        forced = response_logits(model, params, subject.prompt, token_BxGxT)
+        first_BxV, context = run_prompt(model, params, subject.prompt)
+        cache = model.empty_cache(context, 3, RESPONSE)
 
-def test_cached_decode_steps_equal_the_full_forward(subject):
-    model, params = subject.model, subject.params
-    first_BxV, context = jax.jit(model.prompt_pass)(params, subject.prompt_BxP)
+        def step(cache, index):
+            hidden, cache = model.decode_step(
+                params, token_BxGxT[..., index], index, context, cache
+            )
+            return cache, model.unembed(params, hidden)
+
+        stepped_TxBxGxV = jax.lax.scan(step, cache, jnp.arange(RESPONSE))[1]
+        return forced, first_BxV, stepped_TxBxGxV
+
+    forced, first_BxV, stepped_TxBxGxV = both(params)
+    assert forced.dtype == first_BxV.dtype == stepped_TxBxGxV.dtype == jnp.float32
     expected = subject.full_logits()
+    assert np.abs(expected[:, 0] - expected[:, 1]).max() > 0.1  # responses differ
+    np.testing.assert_allclose(forced, expected[:, :, :-1], rtol=1e-5, atol=1e-5)
     for g in range(3):
         np.testing.assert_allclose(first_BxV, expected[:, g, 0], rtol=1e-5, atol=1e-5)
-    cache = model.empty_cache(context, 3, RESPONSE)
-    decode_step = jax.jit(model.decode_step)
-    for t in range(RESPONSE):
-        logits, cache = decode_step(
-            params, subject.response_BxGxT[..., t], jnp.int32(t), context, cache
-        )
-        np.testing.assert_allclose(logits, expected[:, :, t + 1], rtol=1e-5, atol=1e-5)
+    stepped = np.moveaxis(stepped_TxBxGxV, 0, 2)
+    np.testing.assert_allclose(stepped, expected[:, :, 1:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "window"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral_window"])
 def test_bfloat16_compute_is_close_and_parameters_stay_float32(name):
-    cfg = dataclasses.replace(MODELS[name], depth=1)
-    subject = Subject(dataclasses.replace(cfg, dtype="bfloat16"))
-    exact = Subject(cfg)
+    exact = Subject(config(name, depth=1))
+    subject = Subject(config(name, depth=1, dtype="bfloat16"))
     for a, b in zip(*map(jax.tree.leaves, (subject.params, exact.params)), strict=True):
         assert a.dtype == b.dtype == jnp.float32
         np.testing.assert_array_equal(a, b)
 
     def loss(params):
-        logits = subject.forward(params, subject.token_BxGxL[:, 0])
+        logits = subject.forward(params, subject.token_NxL)
         return jax.nn.log_softmax(logits)[..., 0].mean()
 
-    gradient = jax.jit(jax.grad(loss))(subject.params)
+    gradient = jax.eval_shape(jax.grad(loss), subject.params)
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
     rough, fine = subject.full_logits(), exact.full_logits()
     assert rough.dtype == jnp.float32
@@ -146,19 +162,14 @@ def test_bfloat16_compute_is_close_and_parameters_stay_float32(name):
     assert 1e-4 < error < 0.1  # bfloat16 has 8 bits; equal logits would mean no effect
 
 
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("make", [tiny_gpt2, tiny_mistral])
-def test_sliding_window_sees_exactly_its_positions(make, window):
-    gradient_TxS = input_gradient(Subject(make(depth=1, sliding_window=window)))
-    t, s = np.indices((LENGTH, LENGTH))
-    visible = (t - s >= 0) & (t - s < window)
-    np.testing.assert_array_equal(gradient_TxS > 0, visible)
-
-
 def test_wide_window_is_no_window():
-    wide = Subject(tiny_mistral(sliding_window=LENGTH))
-    without = Subject(tiny_mistral())
-    np.testing.assert_array_equal(wide.full_logits(), without.full_logits())
+    subject = subject_of("mistral_tied")
+    wide = dataclasses.replace(subject.cfg, sliding_window=LENGTH)
+    logits = jax.jit(Transformer(wide, VOCAB, LENGTH).apply)(
+        {"params": subject.params}, subject.token_NxL
+    )
+    expected = subject.full(subject.params, subject.token_NxL)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_rotary_products_depend_on_the_distance_only():
@@ -176,54 +187,49 @@ def test_rotary_products_depend_on_the_distance_only():
     assert abs(product(3, 1) - product(3, 2)) > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("kernel_shape", "num_axes"),
-    [((8, 3), 1), ((3, 8), 1), ((3, 2, 4), 1), ((2, 4, 3), 2)],
-)
-def test_dense_products_and_their_gradients_are_those_of_dot_general(
-    kernel_shape, num_axes
-):
+def test_dense_products_and_their_gradients_are_those_of_dot_general():
     k_x, k_kernel, k_out = jax.random.split(jax.random.key(0), 3)
-    kernel = jax.random.normal(k_kernel, kernel_shape)
-    x = jax.random.normal(k_x, (5, 2, *kernel_shape[:num_axes]))
-    axes = (tuple(range(2, 2 + num_axes)), tuple(range(num_axes)))
-    numbers = (axes, ((), ()))
-    out, pull = jax.vjp(lambda *p: dot_rows(*p, numbers), x, kernel)
-    expected, expected_pull = jax.vjp(
-        lambda *p: jax.lax.dot_general(*p, numbers), x, kernel
-    )
-    np.testing.assert_allclose(out, expected, rtol=1e-5)
-    grad = jax.random.normal(k_out, out.shape)
-    for ours, theirs in zip(pull(grad), expected_pull(grad), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for kernel_shape, num_axes in (((8, 3), 1), ((3, 2, 4), 1), ((2, 4, 3), 2)):
+        kernel = jax.random.normal(k_kernel, kernel_shape)
+        x = jax.random.normal(k_x, (5, 2, *kernel_shape[:num_axes]))
+        axes = (tuple(range(2, 2 + num_axes)), tuple(range(num_axes)))
+        numbers = (axes, ((), ()))
+        out, pull = jax.vjp(lambda *p, n=numbers: dot_rows(*p, n), x, kernel)
+        expected, expected_pull = jax.vjp(
+            lambda *p, n=numbers: jax.lax.dot_general(*p, n), x, kernel
+        )
+        np.testing.assert_allclose(out, expected, rtol=1e-5)
+        grad = jax.random.normal(k_out, out.shape)
+        for ours, theirs in zip(pull(grad), expected_pull(grad), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+# Sizes
 
 
 def num_parameters(cfg, max_len):
-    model = make_transformer(cfg, VOCAB, PROMPT, max_len)
+    model = make_transformer(cfg.resolved(), VOCAB, max_len)
     params = jax.eval_shape(model.init, jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(("depth", "width"), [(2, 128), (4, 256)])
-def test_parameter_count_of_gpt2(depth, width):
-    attention = 4 * (width * width + width)
-    mlp = 2 * 4 * width * width + 4 * width + width
-    block = attention + mlp + 2 * 2 * width
-    total = VOCAB * width + LENGTH * width + depth * block + 2 * width
-    assert num_parameters(gpt2(depth, width), LENGTH) == total
-
-
-@pytest.mark.parametrize(("depth", "width"), [(2, 128), (4, 256)])
-def test_parameter_count_of_mistral(depth, width):
-    attention = 2 * width * width + 2 * width * width // 2  # half as many kv heads
-    mlp = 3 * width * (7 * width // 2)
-    block = attention + mlp + 2 * width
-    total = 2 * VOCAB * width + depth * block + width
-    assert num_parameters(mistral(depth, width), LENGTH) == total
+def test_parameter_counts():
+    for depth, width in ((2, 128), (4, 256)):
+        attention = 4 * (width * width + width)
+        mlp = 2 * 4 * width * width + 4 * width + width
+        block = attention + mlp + 2 * 2 * width
+        total = VOCAB * width + LENGTH * width + depth * block + 2 * width
+        assert num_parameters(gpt2(depth, width), LENGTH) == total
+        attention = 2 * width * width + 2 * width * width // 2  # half as many kv heads
+        mlp = 3 * width * (7 * width // 2)
+        block = attention + mlp + 2 * width
+        total = 2 * VOCAB * width + depth * block + width
+        assert num_parameters(mistral(depth, width), LENGTH) == total
 
 
 def test_residual_projections_start_smaller():
-    block = Subject(tiny_gpt2(depth=2, width=32)).params["blocks_0"]
-    up, down = (float(block["mlp"][name]["kernel"].std()) for name in ("up", "down"))
+    model = make_transformer(tiny_gpt2(depth=2, width=32).resolved(), VOCAB, LENGTH)
+    mlp = jax.jit(model.init)(jax.random.key(0))["blocks_0"]["mlp"]
+    up, down = (float(mlp[name]["kernel"].std()) for name in ("up", "down"))
     assert up == pytest.approx(32**-0.5, rel=0.1)
     assert down == pytest.approx(up / 2, rel=0.1)  # sqrt(2 * depth) = 2
