@@ -1,6 +1,6 @@
 """Partial chains help: short, leap-2 and full demonstrations (C10).
 
-Command    python -m experiments.main --config=experiments/c10_partial_chains.py \
+Command    parity-jax run --config=experiments/c10_partial_chains.py \
                --workdir=runs/c10_partial_chains [--config.scale=paper]
 Device     2 CPU cores, about 15 minutes; paper scale: one GPU
 Expected   chains that show every second running parity let pre-training alone
@@ -13,90 +13,69 @@ The linear model's formulas (`theory.mixture_leap`) are for leaps that it cannot
 independent fair coin, everything else is known.
 """
 
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from ml_collections import ConfigDict
+from lab import SMALL, choose
 from numpy.typing import ArrayLike
 
-from experiments.lab import choose, dots
-from parity_jax.config import (
-    EvaluateConfig,
-    Experiment,
-    ParityConfig,
-    PretrainConfig,
-    RunConfig,
-    TransformerConfig,
-    mistral,
-    to_config_dict,
-)
-from parity_jax.overlays import overlay
-from parity_jax.plots import ACCENT, BLUE, CYCLE, draw_members, label_line, save_figure
-from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
-from parity_jax.types import Hypers
+from parity_jax.analysis import Check, Claim, Results, last
+from parity_jax.analysis.overlays import overlay
+from parity_jax.analysis.plots import CYCLE, dots, draw_members, end_of, label_line
+from parity_jax.evaluate import EvaluateConfig
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import TransformerConfig, mistral
+from parity_jax.optim import OptimizerConfig
+from parity_jax.stages import PretrainConfig
+from parity_jax.tasks import ParityConfig
 
 BLIND_COIN = "chains known, parity an independent fair coin"
 
 
 class Scale(NamedTuple):
-    """What a scale sets."""
+    """What a scale sets; the defaults are the CPU's."""
 
-    num_bits: int
-    model: TransformerConfig
-    batch_size: int
-    num_steps: int
-    p_cot: tuple[float, ...]
-    p_leap: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-
-SCALES = {
-    "cpu": Scale(
-        16,
-        mistral(4, 64, num_heads=4, num_kv_heads=2),  # depth 2 may miss the leap chain
-        64,
-        4000,
-        p_cot=(0.1, 0.25),
-        p_leap=(0.0, 0.45),
-        seeds=(0, 1),
-    ),
-    "paper": Scale(
-        50,
-        mistral(4, 256),
-        256,
-        30_000,
-        p_cot=(0.1, 0.25),
-        p_leap=(0.0, 0.05, 0.1, 0.15, 0.2, 0.28, 0.35, 0.45),
-        seeds=(0, 1, 2),
-    ),
-}
+    num_bits: int = 16
+    model: TransformerConfig = replace(SMALL, depth=4)  # 2 may miss the leap chain
+    batch_size: int = 64
+    num_steps: int = 4000
+    p_leap: tuple[float, ...] = (0.0, 0.45)
+    seeds: tuple[int, ...] = (0, 1)
 
 
-def get_config(scale: str = "cpu") -> ConfigDict:
+PAPER = Scale(
+    num_bits=50,
+    model=mistral(4, 256),
+    batch_size=256,
+    num_steps=30_000,
+    p_leap=(0.0, 0.05, 0.1, 0.15, 0.2, 0.28, 0.35, 0.45),
+    seeds=(0, 1, 2),
+)
+SCALES = {"cpu": Scale(), "paper": PAPER}
+
+
+def get_config(scale: str = "cpu") -> Experiment:
     size = choose(SCALES, scale)
+    axes = {"p_cot": (0.1, 0.25), "p_leap": size.p_leap, "seed": size.seeds}
+    optimizer = OptimizerConfig(decay_steps=size.num_steps, final_lr_ratio=0.02)
     pretrain = RunConfig(
-        stage=PretrainConfig(
-            batch_size=size.batch_size, decay_steps=size.num_steps, final_lr_ratio=0.02
-        ),
+        stage=PretrainConfig(size.batch_size, optimizer),
         hypers=Hypers(learning_rate=1e-3),
         num_steps=size.num_steps,
         log_every=size.num_steps // 30,
         eval_every=size.num_steps // 6,
     )
-    return to_config_dict(
-        Experiment(
-            task=ParityConfig(num_bits=size.num_bits, leap=2),
-            model=size.model,
-            axes=FrozenDict(
-                {"p_cot": size.p_cot, "p_leap": size.p_leap, "seed": size.seeds}
-            ),
-            runs=FrozenDict({"pretrain": pretrain}),
-            evaluate=EvaluateConfig(512, (1.0,)),
-        )
+    return Experiment(
+        task=ParityConfig(num_bits=size.num_bits, leap=2),
+        model=size.model,
+        axes=FrozenDict(axes),
+        runs=FrozenDict({"pretrain": pretrain}),
+        evaluate=EvaluateConfig(512, (1.0,)),
     )
 
 
@@ -115,74 +94,54 @@ def greedy_accuracy(p_cot: ArrayLike, p_leap: ArrayLike) -> np.ndarray:
     return (1 + goes_on) / 2
 
 
-def analyse(workdir: Path) -> None:
-    num_bits = read_json(workdir / "config.json")["task"]["num_bits"]
-    scores = load_metrics(workdir / "pretrain", "eval")
-    write_claims(workdir, claims(scores))
-    save_figure(figure(scores, num_bits), workdir)
-
-
-def claims(scores: xr.Dataset) -> list[Claim]:
-    last = scores.isel(step=-1, drop=True)
-    accuracy = last["greedy/accuracy"]
-    mean = accuracy.mean("seed")
-    predicted = xr.apply_ufunc(greedy_accuracy, last["p_cot"], last["p_leap"])
-    none, most = accuracy["p_leap"].values[[0, -1]]
-    gap = abs(mean - predicted)
-    alone, helped = accuracy.sel(p_leap=none), accuracy.sel(p_leap=most)
+def claims(results: Results) -> list[Claim]:
+    """Without leap-2 chains and with most of them; and all shares over the formula."""
+    end = last(results["pretrain"])
+    accuracy, p_cot, p_leap = end["greedy/accuracy"], end["p_cot"], end["p_leap"]
+    mean, most = accuracy.mean("seed"), {"p_leap": [-1]}
+    predicted = xr.apply_ufunc(greedy_accuracy, p_cot, p_leap)
+    p_long = end["t1/p_long"].mean("seed")
     return [
-        Claim(
+        Claim.of(
             "C10",
-            f"a share of {most} leap-2 chains lets pre-training alone generalise at "
-            "p_cot < 1/3, where it does not without them",
-            "greedy accuracy >= 0.95 with them, 0.5 without, on every seed",
-            {
-                "with": by_member(helped),
-                "without": by_member(alone),
-                "length with": by_member(last["greedy/length_mean"].sel(p_leap=most)),
-            },
-            "0.05 with, 0.1 without",
-            bool((helped >= 0.95).all() and (abs(alone - 0.5) <= 0.1).all()),
+            seen={"length": end["greedy/length_mean"][most]},
+            helped=Check.at_least(accuracy[most], 0.95),
+            alone=Check.within(accuracy.isel(p_leap=[0]), 0.5, 0.1),
         ),
-        Claim(
+        Claim.of(
             "C10-coin",
-            "greedy accuracy follows the blind coin over p_cot and p_leap",
-            "means over seeds within 0.1",
-            {
-                "largest gap": round(float(gap.max()), 4),
-                "measured": by_member(mean),
-                "predicted": by_member(predicted),
-                "P(long) - (p_cot + p_leap)": by_member(
-                    last["t1/p_long"].mean("seed") - last["p_cot"] - last["p_leap"]
-                ),
-                "long samples right": by_member(last["t1/accuracy_long"].mean("seed")),
+            seen={
+                "largest gap": abs(mean - predicted).max(),
+                "P(long) - (p_cot + p_leap)": p_long - p_cot - p_leap,
+                "long samples right": end["t1/accuracy_long"].mean("seed"),
             },
-            "0.1",
-            bool((gap <= 0.1).all()),
+            mean=Check.within(mean, predicted, 0.1),
         ),
     ]
 
 
-def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
+def figure(results: Results) -> plt.Figure:
     """Greedy accuracy and length over p_leap, and over training."""
-    last = scores.isel(step=-1, drop=True)
-    figure, (accuracy, length, training) = plt.subplots(1, 3, figsize=(11, 3.4))
-    leap, curve = last["p_leap"].values, np.linspace(0, max(last["p_leap"].values), 400)
-    looks = ((BLUE, "top"), (ACCENT, "bottom"))  # the lines end nearly in one point
-    for p_cot, (color, va) in zip(last["p_cot"].values, looks, strict=False):
-        at = last.sel(p_cot=p_cot)
+    scores, num_bits = results["pretrain"], results.experiment.task.num_bits
+    end, training_end = last(scores), float(scores["step"][-1])
+    figure, (accuracy, length, training) = plt.subplots(
+        1, 3, figsize=(11, 3.4), layout="tight"
+    )
+    leap = end["p_leap"].values
+    curve = np.linspace(0, max(leap), 400)
+    above_below = ("top", "bottom")  # the lines end nearly in one point
+    for p_cot, color, va in zip(end["p_cot"].values, CYCLE, above_below, strict=False):
+        at = end.sel(p_cot=p_cot)
         dots(accuracy, leap, at["greedy/accuracy"], color)
         overlay(accuracy, curve, greedy_accuracy(p_cot, curve), BLIND_COIN, color)
         dots(length, leap, at["greedy/length_mean"], color)
-        mean = at["greedy/length_mean"].mean("seed")
+        mean, label = at["greedy/length_mean"].mean("seed").values, f"p_cot = {p_cot:g}"
         length.plot(leap, mean, color=color)
-        end = float(mean[-1])
-        label_line(length, leap[-1], end, f"p_cot = {p_cot:g}", color, va=va)
+        label_line(length, leap[-1], mean[-1], label, color, va=va)
     for p_leap, color in zip(leap, CYCLE, strict=False):
         values = scores["greedy/accuracy"].isel(p_cot=0).sel(p_leap=p_leap)
-        draw_members(training, scores["step"], values, color)
-        end = float(values.isel(step=-1).median())
-        label_line(training, float(scores["step"][-1]), end, f"{p_leap:g}", color)
+        draw_members(training, values, color)
+        label_line(training, training_end, end_of(values), f"{p_leap:g}", color)
     accuracy.set(ylabel="greedy accuracy", ylim=(0.4, 1.05))
     accuracy.set_title(f"dashed: {BLIND_COIN}", loc="left", fontsize=8)
     length.set(ylabel="greedy length (tokens)", ylim=(0, num_bits + 1))
@@ -192,5 +151,4 @@ def figure(scores: xr.Dataset, num_bits: int) -> plt.Figure:
     for ax in (accuracy, length):
         ax.set_xlabel("p_leap, share of leap-2 chains")
     figure.suptitle(f"Next-token prediction alone, parity of {num_bits} bits")
-    figure.tight_layout()
     return figure

@@ -1,17 +1,25 @@
-"""What several experiments share: their scales, and the small model of the CPU."""
+"""What several experiments share: scales, the CPU's small model, greedy decoding."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xarray as xr
+from matplotlib.axes import Axes
 
 from parity_jax.analysis import Check
+from parity_jax.analysis.plots import draw_members, legend_below
 from parity_jax.config import unknown_value
+from parity_jax.experiment import RunConfig
+from parity_jax.hypers import Hypers
 from parity_jax.models import mistral
+from parity_jax.stages import LinearPretrainConfig, SgdConfig
 
 T = TypeVar("T")
 
 SMALL = mistral(2, 64, num_heads=4, num_kv_heads=2)  # learns d = 16 in minutes
+
+# The paper's SGD made fast: batches, tamed first steps, late iterates that weigh more.
+FAST_SGD = SgdConfig(64, max_step_size=0.2, max_chain_step_size=2.0, average_power=3)
 
 
 def choose(scales: Mapping[str, T], scale: str) -> T:
@@ -21,11 +29,11 @@ def choose(scales: Mapping[str, T], scale: str) -> T:
     return scales[scale]
 
 
-def solved(scores: xr.Dataset, length: int) -> dict[str, Check]:
+def solved(scores: xr.Dataset, length: int, prefix: str = "") -> dict[str, Check]:
     """Greedy decoding has this length and is right on 99% of the prompts."""
     return {
-        "accuracy": Check.at_least(scores["greedy/accuracy"], 0.99),
-        "length": Check.equal(scores["greedy/length_median"], length),
+        f"{prefix}accuracy": Check.at_least(scores["greedy/accuracy"], 0.99),
+        f"{prefix}length": Check.equal(scores["greedy/length_median"], length),
     }
 
 
@@ -35,3 +43,43 @@ def stuck(scores: xr.Dataset, prefix: str = "") -> dict[str, Check]:
         f"{prefix}accuracy": Check.within(scores["greedy/accuracy"], 0.5, 0.1),
         f"{prefix}length": Check.equal(scores["greedy/length_median"], 1),
     }
+
+
+def draw_greedy(
+    ax: Axes,
+    x: xr.DataArray,
+    scores: xr.Dataset,
+    num_bits: int,
+    color: str,
+    label: str = "",
+) -> None:
+    """Greedy accuracy over x (solid), and the mean length over the bits (dotted)."""
+    draw_members(ax, scores["greedy/accuracy"], color, label, x)
+    draw_members(ax, scores["greedy/length_mean"] / num_bits, color, x=x, ls=":")
+
+
+def finish(
+    ax: Axes,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    num: int | None = None,
+    ncols: int = 1,
+    **look: Any,
+) -> None:
+    """The words around a panel; num and ncols of its legend, look of Axes.set."""
+    ax.set_title(title, loc="left")
+    ax.set(xlabel=xlabel, ylabel=ylabel, **look)
+    legend_below(ax, num, ncols)
+
+
+def linear_pretrain(
+    num_steps: int, sgd: SgdConfig = FAST_SGD, **rest: Any
+) -> RunConfig:
+    """Next-token prediction of the linear model, 500 updates a step, scored at its end.
+
+    rest   fields of RunConfig
+    """
+    stage = LinearPretrainConfig(sgd, num_updates=500)
+    schedule = dict.fromkeys(("num_steps", "log_every", "eval_every"), num_steps)
+    return RunConfig(stage=stage, hypers=Hypers(ridge=1e-5), **schedule | rest)

@@ -1,6 +1,6 @@
 """Theorem 2 on the linear model: STaR doubles the odds of a long answer every round.
 
-Command    python -m experiments.main --config=experiments/linear_theorem2.py \
+Command    parity-jax run --config=experiments/linear_theorem2.py \
                --workdir=runs/linear_theorem2
 Device     2 CPU cores, about 4 minutes
 Expected   the share q_n of long answers after n rounds is close to p_n = 2^n p / (1 +
@@ -9,32 +9,26 @@ Expected   the share q_n of long answers after n rounds is close to p_n = 2^n p 
 Figure     Theorem 2 of the paper (grid, d, sample sizes and ridge are ours)
 """
 
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from ml_collections import ConfigDict
+from lab import FAST_SGD, finish, linear_pretrain
 
 from parity_jax import theory
-from parity_jax.config import (
-    EvaluateConfig,
-    Experiment,
-    LinearConfig,
-    LinearPretrainConfig,
-    LinearStarConfig,
-    ParityConfig,
-    PopulationConfig,
-    RolloutConfig,
-    RunConfig,
-    SgdConfig,
-    to_config_dict,
-)
-from parity_jax.overlays import overlay, overlay_star
-from parity_jax.plots import CYCLE, INK, label_line, legend_below, save_figure
-from parity_jax.results import Claim, load_metrics, write_claims
-from parity_jax.types import Hypers
+from parity_jax.analysis import Check, Claim, Results, first_step
+from parity_jax.analysis.overlays import overlay, overlay_star
+from parity_jax.analysis.plots import CYCLE, INK, dots, end_of, label_line
+from parity_jax.evaluate import EvaluateConfig
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import LinearConfig
+from parity_jax.population import PopulationConfig
+from parity_jax.stages import LinearStarConfig, RolloutConfig
+from parity_jax.tasks import ParityConfig
 
 # In the middle between two ties (0.02162 .. 0.26120), nearer to one, and above 1/3.
 P_COT = (0.02162, 0.04232, 0.08123, 0.1, 0.15022, 0.2612, 0.4)
@@ -44,168 +38,122 @@ TICKS = (0.02, 0.05, 0.1, 0.2, 0.4)
 CLEAR = 3.0  # a margin is clear at so many std over inputs: 99% are on one side
 
 
-def get_config() -> ConfigDict:
-    sgd = SgdConfig(128, max_step_size=0.2, max_chain_step_size=2.0, average_power=3)
+def get_config() -> Experiment:
+    sgd = replace(FAST_SGD, batch_size=128)
+    rollout = RolloutConfig(num_prompts=131072, num_generations=1, rewards=("cot",))
     runs = {}
     for d, p_cot in SIZES.items():
-        grid: FrozenDict[str, tuple[float, ...]] = FrozenDict({"p_cot": p_cot})
-        runs[f"pretrain_d{d}"] = RunConfig(
-            stage=LinearPretrainConfig(sgd, num_updates=500),
-            hypers=Hypers(ridge=1e-5),
-            num_steps=20,
-            log_every=20,
-            eval_every=20,
-            task=ParityConfig(num_bits=d),
-            axes=grid,
+        shared: dict[str, Any] = dict(
+            task=ParityConfig(d), axes=FrozenDict({"p_cot": p_cot})
         )
+        runs[f"pretrain_d{d}"] = linear_pretrain(20, sgd, **shared)
         runs[f"star_d{d}"] = RunConfig(
-            stage=LinearStarConfig(
-                RolloutConfig(num_prompts=131072, num_generations=1, rewards=("cot",)),
-                sgd,
-                num_updates=6000,
-            ),
+            stage=LinearStarConfig(rollout, sgd, num_updates=6000),
             hypers=Hypers(ridge=1e-5),
             num_steps=NUM_ROUNDS,
             log_every=1,
             eval_every=1,
             parent=f"pretrain_d{d}",
-            task=ParityConfig(num_bits=d),
-            axes=grid,
+            **shared,
         )
-    return to_config_dict(
-        Experiment(
-            model=LinearConfig(),
-            axes=FrozenDict({"seed": (0, 1)}),
-            runs=FrozenDict(runs),
-            evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
-            population=PopulationConfig(vmap_width=1),
-        )
+    return Experiment(
+        model=LinearConfig(),
+        axes=FrozenDict({"seed": (0, 1)}),
+        runs=FrozenDict(runs),
+        evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
+        population=PopulationConfig(vmap_width=1),
     )
 
 
-def analyse(workdir: Path) -> None:
-    runs = {f"d{d}": load_metrics(workdir / f"star_d{d}", "eval") for d in SIZES}
-    write_claims(workdir, claims(runs))
-    save_figure(figure(runs), workdir)
+def star_runs(results: Results) -> dict[str, xr.Dataset]:
+    """The rounds for every d."""
+    return {f"d{d}": results[f"star_d{d}"] for d in SIZES}
 
 
-def p_n(run: xr.Dataset) -> xr.DataArray:
-    """The theorem's share of long answers, by p_cot and round."""
-    values = theory.star_p(run["p_cot"].values[:, None], run["step"].values[None])
-    coords = {"p_cot": run["p_cot"], "step": run["step"]}
-    return xr.DataArray(values, coords, ("p_cot", "step"))
+def distance(run: xr.Dataset) -> xr.DataArray:
+    """q_n - p_n: the share of right chains less the theorem's, by member and round."""
+    p_n = xr.apply_ufunc(theory.star_p, run["p_cot"], run["step"])
+    return run["exact/p_long"] - p_n
 
 
 def rounds_to_greedy(run: xr.Dataset) -> xr.DataArray:
     """First round after which 99% of the inputs get the right chain, or NaN."""
-    right = run["exact/greedy_right"] >= 0.99
-    return run["step"].where(right).min("step")
+    return first_step(run["exact/greedy_right"] >= 0.99)
 
 
-def n_star(run: xr.Dataset) -> xr.DataArray:
-    """The theorem's number of rounds, by p_cot."""
-    rounds = [theory.star_rounds(p) for p in run["p_cot"].values]
-    return xr.DataArray(rounds, {"p_cot": run["p_cot"]}, ("p_cot",))
-
-
-def has_clear_margins(run: xr.Dataset) -> xr.DataArray:
-    """Members whose gate decides all inputs alike, by a distance, up to round n*."""
-    clear = abs(run["exact/margin_mean"]) > CLEAR * run["exact/margin_std"]
-    return (clear | (run["step"] > n_star(run))).all("step")
-
-
-def rounds_agreement(run: xr.Dataset) -> dict[str, object]:
-    rounds, clear, expected = rounds_to_greedy(run), has_clear_margins(run), n_star(run)
-    agrees = rounds == expected
-    by_p = {
-        f"p_cot={p:g}": {
-            "rounds": [int(r) for r in rounds.sel(p_cot=p).fillna(-1)],
-            "n*": int(expected.sel(p_cot=p)),
-            "clear": [bool(c) for c in clear.sel(p_cot=p)],
-        }
-        for p in run["p_cot"].values
-    }
+def agreement(run: xr.Dataset) -> dict[str, Any]:
+    """Rounds against n*; clear: the gate is on one side of all inputs until then."""
+    rounds = rounds_to_greedy(run)
+    n_star = xr.apply_ufunc(theory.star_rounds, run["p_cot"], vectorize=True)
+    margin = abs(run["exact/margin_mean"]) > CLEAR * run["exact/margin_std"]
+    clear = (margin | (run["step"] > n_star)).all("step")
+    agrees = rounds == n_star
     return {
         "clear members": int(clear.sum()),
         "members": int(clear.size),
         "clear members that need n* rounds": int((agrees & clear).sum()),
         "members that need n* rounds": int(agrees.sum()),
-        "by p_cot": by_p,
+        "rounds": rounds,
+        "n*": n_star,
+        "clear": clear,
     }
 
 
-def claims(runs: dict[str, xr.Dataset]) -> list[Claim]:
-    gaps = {name: abs(run["exact/p_long"] - p_n(run)) for name, run in runs.items()}
-    largest = {name: float(gap.max()) for name, gap in gaps.items()}
-    agreement = {name: rounds_agreement(run) for name, run in runs.items()}
+def claims(results: Results) -> list[Claim]:
+    """Theorem 2 at the largest distance over rounds, p_cot and seeds; n* exactly."""
+    runs = star_runs(results)
+    largest = {name: abs(distance(run)).max(skipna=False) for name, run in runs.items()}
+    rounds = {name: agreement(run) for name, run in runs.items()}
+    clear = f"|mean margin| > {CLEAR:g} std over inputs up to round n*"
     return [
-        Claim(
-            "T2-trajectory",
-            "the probability q_n of the right chain after n rounds follows p_n",
-            "q_n - p_n = 0",
-            {name: round(value, 4) for name, value in largest.items()},
-            "0.03, the largest over rounds, p_cot and seeds",
-            all(value <= 0.03 for value in largest.values()),
+        Claim.of(
+            "T2-trajectory", **{k: Check.at_most(v, 0.03) for k, v in largest.items()}
         ),
-        Claim(
+        Claim.of(
             "T2-rounds",
-            "greedy decoding becomes perfect after exactly n* rounds",
-            "n* = max(0, floor(log2((1-p)/(2p))) + 1)",
-            agreement,
-            f"exact where |mean margin| > {CLEAR:g} std over inputs up to round n*",
-            all(
-                a["clear members that need n* rounds"] == a["clear members"]
-                for a in agreement.values()
-            ),
+            seen=rounds | {"clear": clear},
+            **{
+                name: Check.equal(
+                    found["clear members that need n* rounds"], found["clear members"]
+                )
+                for name, found in rounds.items()
+            },
         ),
     ]
 
 
-def figure(runs: dict[str, xr.Dataset]) -> plt.Figure:
+def figure(results: Results) -> plt.Figure:
+    """Trajectories, their distance to the theorem, rounds to greedy decoding."""
+    runs = star_runs(results)
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
-    draw_trajectories(axes[0], runs["d16"])
-    draw_gap(axes[1], runs)
-    draw_rounds(axes[2], runs)
-    return figure
-
-
-def draw_trajectories(ax: plt.Axes, run: xr.Dataset) -> None:
-    for i, p in enumerate(run["p_cot"].values[::2]):
-        color = CYCLE[i]
-        values = run["exact/p_long"].sel(p_cot=p).transpose("step", "seed")
-        ax.plot(run["step"], values, ".", color=color, ms=5, alpha=0.7)
-        overlay_star(ax, float(p), NUM_ROUNDS, color=color)
-        label_line(ax, NUM_ROUNDS, float(values[-1].mean()), f"{p:.2g}", color)
-    legend_below(ax, 1)
-    ax.set(xlabel="STaR round", ylabel="P(right chain)", ylim=(0, 1))
-    ax.set_title("Trajectories, d = 16 (by p_cot)", loc="left")
-
-
-def draw_gap(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
-    for color, (name, run) in zip(CYCLE, runs.items(), strict=False):
-        gap = (run["exact/p_long"] - p_n(run)).stack(member=("p_cot", "seed"))
-        ax.plot(run["step"], gap, color=color, lw=0.6, alpha=0.5)
-        largest = float(abs(gap).max())
-        ax.plot([], [], color=color, label=f"d = {name[1:]}: largest {largest:.3f}")
-    ax.axhline(0, color=INK, lw=0.6)
-    legend_below(ax, ncols=2)
-    ax.set(xlabel="STaR round", ylabel="q_n - p_n (every member)")
-    ax.set_title("Distance to the theorem", loc="left")
-
-
-def draw_rounds(ax: plt.Axes, runs: dict[str, xr.Dataset]) -> None:
+    left, middle, right = axes
+    for color, p in zip(CYCLE, P_COT[::2], strict=False):
+        values = runs["d16"]["exact/p_long"].sel(p_cot=p)
+        dots(left, values["step"], values, color, marker=".", ms=5)
+        overlay_star(left, p, NUM_ROUNDS, color=color)
+        label_line(left, NUM_ROUNDS, end_of(values), f"{p:.2g}", color)
     p_cot = np.geomspace(0.015, 0.5, 1000)
-    expected = np.array([theory.star_rounds(p) for p in p_cot])
-    overlay(ax, p_cot, expected, "n*, every round refitted to its optimum")
+    n_star = [theory.star_rounds(p) for p in p_cot]
+    overlay(right, p_cot, n_star, "n*, every round refitted to its optimum")
     for i, (name, run) in enumerate(runs.items()):
-        rounds = rounds_to_greedy(run).transpose("p_cot", "seed")
-        x = run["p_cot"].values * (0.97 + 0.03 * i)
-        ax.plot(x, rounds, "o", ms=4, color=CYCLE[i], alpha=0.6)
-        ax.plot([], [], "o", ms=4, color=CYCLE[i], label=f"d = {name[1:]}")
-    ax.set(
-        xscale="log", xlabel="p_cot", ylabel="rounds until greedy is the right chain"
+        gap, label, color = distance(run), f"d = {name[1:]}", CYCLE[i]
+        middle.plot(
+            gap["step"], gap.stack(member=("p_cot", "seed")), color=color, lw=0.6
+        )
+        largest = f"{label}: largest {float(abs(gap).max()):.3f}"
+        middle.plot([], [], color=color, label=largest)
+        aside = run["p_cot"] * (0.97 + 0.03 * i)
+        dots(right, aside, rounds_to_greedy(run), color, ms=4)
+        right.plot([], [], "o", ms=4, color=color, label=label)
+    middle.axhline(0, color=INK, lw=0.6)
+    title = "Trajectories, d = 16 (by p_cot)"
+    finish(left, title, "STaR round", "P(right chain)", num=1, ylim=(0, 1))
+    title, ylabel = "Distance to the theorem", "q_n - p_n (every member)"
+    finish(middle, title, "STaR round", ylabel, ncols=2)
+    title = "Rounds to perfect greedy decoding"
+    finish(
+        right, title, "p_cot", "rounds until greedy is the right chain", xscale="log"
     )
-    ax.set_xticks(TICKS, [f"{p:g}" for p in TICKS])
-    ax.set_xticks([], minor=True)
-    ax.set_title("Rounds to perfect greedy decoding", loc="left")
-    legend_below(ax)
+    right.set_xticks(TICKS, [f"{p:g}" for p in TICKS])
+    right.set_xticks([], minor=True)
+    return figure

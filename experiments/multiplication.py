@@ -1,6 +1,6 @@
 """Number multiplication: next-token prediction, then GRPO, as for parity (section 5).
 
-Command    python -m experiments.main --config=experiments/multiplication.py \
+Command    parity-jax run --config=experiments/multiplication.py \
                --workdir=runs/multiplication
 Device     2 CPU cores, about 8 minutes
 Expected   3 x 3 digits, 25% long demonstrations: after next-token prediction sampled
@@ -15,7 +15,7 @@ Figure     the paper's figure on multiplication, and where answers and chains ar
 Paper scale (n in {4, 5, 7}, the paper's shares; GPT-2 small, 85M parameters: ours), one
 n at a time, and with files of held-out pairs in the public format if there are any:
 
-    python -m experiments.main --config=experiments/multiplication.py \
+    parity-jax run --config=experiments/multiplication.py \
         --config.scale=paper --workdir=runs/multiplication_4 \
         --config.task.num_digits=4 --config.eval_file=4_by_4_valid.txt
 
@@ -25,45 +25,36 @@ need 19 GiB and 8.7 TFLOP at n = 4, 57 GiB and 24 TFLOP at n = 7; at 300 TFLOP/s
 12 and 34 minutes a member, 2.4 and 6.8 hours in all. GRPO needs less of either.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
+from lab import choose
 from matplotlib.axes import Axes
-from ml_collections import ConfigDict
 
-from experiments.lab import choose
-from parity_jax.config import (
-    EvaluateConfig,
-    Experiment,
-    MultiplicationConfig,
-    PolicyGradientConfig,
-    PopulationConfig,
-    PretrainConfig,
-    RolloutConfig,
-    RunConfig,
-    TransformerConfig,
-    gpt2,
-    mistral,
-    to_config_dict,
-)
-from parity_jax.plots import (
+from parity_jax.analysis import Check, Claim, Results, last
+from parity_jax.analysis.plots import (
     ACCENT,
     BLUE,
     GREY,
     INK,
     draw_members,
+    end_of,
     label_line,
-    save_figure,
 )
-from parity_jax.results import Claim, by_member, load_metrics, read_json, write_claims
-from parity_jax.types import Hypers
+from parity_jax.evaluate import EvaluateConfig
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import TransformerConfig, gpt2, mistral
+from parity_jax.optim import OptimizerConfig
+from parity_jax.population import PopulationConfig
+from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfig
+from parity_jax.tasks import MultiplicationConfig
 
-NUM_PROMPTS, NUM_GENERATIONS = 32, 8  # of a step of GRPO
 JUMP = 0.2  # of exact matches, that RL has to add on every seed
+MEASURED = ("greedy/accuracy", "greedy/p_long", "greedy/digits", "t1/accuracy_long")
 
 
 class Scale(NamedTuple):
@@ -95,12 +86,7 @@ SCALES = {
     "paper": Scale(
         num_digits=4,
         model=gpt2(
-            12,
-            768,
-            num_heads=12,
-            num_kv_heads=12,
-            init_std=0.02,
-            dtype="bfloat16",
+            12, 768, num_heads=12, num_kv_heads=12, init_std=0.02, dtype="bfloat16"
         ),
         p_cot=(0.1, 0.25, 0.5, 1.0),
         seeds=(0, 1, 2),
@@ -113,11 +99,12 @@ SCALES = {
 }
 
 
-def get_config(scale: str = "cpu") -> ConfigDict:
+def get_config(scale: str = "cpu") -> Experiment:
     size = choose(SCALES, scale)
+    rollout = RolloutConfig(num_prompts=32, num_generations=8)
     grpo = RunConfig(
         stage=PolicyGradientConfig(
-            rollout=RolloutConfig(NUM_PROMPTS, NUM_GENERATIONS),
+            rollout=rollout,
             loss_type="dapo",  # per token: 1 / |y| leaves the long answers no weight
         ),
         hypers=Hypers(learning_rate=size.rl_learning_rate),
@@ -127,113 +114,60 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         parent="pretrain",
         parent_step=size.switch,
     )
-    num_sequences = size.num_updates * NUM_PROMPTS * NUM_GENERATIONS
+    num_sequences = size.num_updates * rollout.num_responses
     pretrain = RunConfig(
-        stage=PretrainConfig(batch_size=size.batch_size, decay_steps=size.switch),
+        stage=PretrainConfig(size.batch_size, OptimizerConfig(decay_steps=size.switch)),
         hypers=Hypers(learning_rate=size.learning_rate),
         num_steps=size.switch + num_sequences // size.batch_size,  # and the control
         log_every=size.switch // 50,
         eval_every=size.switch // 10,
         checkpoint_every=size.switch // 5,
     )
-    return to_config_dict(
-        Experiment(
-            task=MultiplicationConfig(size.num_digits),
-            model=size.model,
-            axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
-            runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
-            evaluate=EvaluateConfig(512, (1.0,)),
-            population=PopulationConfig(vmap_width=1),  # by memory, see above
-        )
+    return Experiment(
+        task=MultiplicationConfig(size.num_digits),
+        model=size.model,
+        axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
+        runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
+        evaluate=EvaluateConfig(512, (1.0,)),
+        population=PopulationConfig(vmap_width=1),  # by memory, see above
     )
-
-
-class Results(NamedTuple):
-    """Evaluations by stage over `sequences`, in thousands from the very first one."""
-
-    num_digits: int
-    pretrain: xr.Dataset
-    control: xr.Dataset  # next-token prediction that goes on beside GRPO
-    grpo: xr.Dataset
-
-
-def load(workdir: Path) -> Results:
-    config = read_json(workdir / "config.json")
-    runs = config["runs"]
-    batch_size = runs["pretrain"]["stage"]["batch_size"]
-    rollout = runs["grpo"]["stage"]["rollout"]
-    switch = runs["grpo"]["parent_step"]
-    samples = rollout["num_prompts"] * rollout["num_generations"]
-    next_token = load_metrics(workdir / "pretrain", "eval")
-    grpo = load_metrics(workdir / "grpo", "eval")
-    sequences = next_token["step"] * batch_size / 1000
-    next_token = next_token.assign_coords(sequences=sequences)
-    start = switch * batch_size / 1000
-    return Results(
-        config["task"]["num_digits"],
-        next_token.sel(step=slice(0, switch)),
-        next_token.sel(step=slice(switch, None)),
-        grpo.assign_coords(sequences=start + grpo["step"] * samples / 1000),
-    )
-
-
-def analyse(workdir: Path) -> None:
-    results = load(workdir)
-    write_claims(workdir, claims(results))
-    save_figure(figure(results), workdir)
 
 
 def claims(results: Results) -> list[Claim]:
     """Calibration, plateau and jump, on the last evaluation of each stage."""
-    before = results.pretrain.isel(step=-1, drop=True)
-    control = results.control.isel(step=-1, drop=True)
-    after = results.grpo.isel(step=-1, drop=True)
-    gap = abs(before["t1/p_long"] - before["p_cot"])
-    drift = abs(control["greedy/accuracy"] - before["greedy/accuracy"])
-    below = before["p_cot"] < 0.5  # greedy decoding is short; above it is long at once
-    short = (before["greedy/p_long"] <= 0.1) & (control["greedy/p_long"] <= 0.1)
-    jump = after["greedy/accuracy"] - control["greedy/accuracy"]
-    stages = (("before RL", before), ("control", control), ("after RL", after))
-    names = ("greedy/accuracy", "greedy/p_long", "greedy/digits", "t1/accuracy_long")
-    measured = {
-        f"{stage} {name}": by_member(data[name])
-        for name in names
-        for stage, data in stages
+    switch = results.runs["grpo"].parent.step
+    stages = {
+        "before RL": last(results["pretrain"].sel(step=slice(switch))),
+        "control": last(results["pretrain"]),
+        "after RL": last(results["grpo"]),
     }
+    before = stages["before RL"]
+    seen = {f"{s} {name}": stages[s][name] for name in MEASURED for s in stages}
+    # greedy decoding is short below 1/2; above it is long at once
+    held = {k: v.where(v["p_cot"] < 0.5, drop=True) for k, v in seen.items()}
+    control = held["control greedy/accuracy"]
+    gain = held["after RL greedy/accuracy"] - control
     return [
-        Claim(
-            "M1",
-            "after next-token prediction P(long) at temperature 1 is p_cot",
-            "P(long) = p_cot",
-            by_member(before["t1/p_long"]),
-            "0.1",
-            bool((gap <= 0.1).all()),
-        ),
-        Claim(
+        Claim.within("M1", before["t1/p_long"], before["p_cot"], 0.1),
+        Claim.of(
             "M2",
-            "below p_cot = 1/2 next-token prediction alone stays short under greedy "
-            "decoding and gains nothing from as many further sequences as RL uses",
-            "P(long) <= 0.1 under greedy decoding, exact matches within 0.05",
-            {k: v for k, v in measured.items() if not k.startswith("after")},
-            "0.1 and 0.05",
-            bool((short & (drift <= 0.05)).where(below, True).all()),
+            seen={k: v for k, v in seen.items() if not k.startswith("after")},
+            long_before=Check.at_most(held["before RL greedy/p_long"], 0.1),
+            long_control=Check.at_most(held["control greedy/p_long"], 0.1),
+            accuracy=Check.within(control, held["before RL greedy/accuracy"], 0.05),
         ),
-        Claim(
-            "M3",
-            "below p_cot = 1/2 GRPO adds 20 points or more of greedy exact matches to "
-            "the control",
-            f"at least {JUMP} on every seed",
-            {"gain": by_member(jump)} | measured,
-            "none",
-            bool((jump >= JUMP).where(below, True).all()),
-        ),
+        Claim.of("M3", seen=seen, gain=Check.at_least(gain, JUMP)),
     ]
 
 
 def figure(results: Results) -> plt.Figure:
     """Exact matches, length, digits and chain steps over sequences, at one p_cot."""
-    shown = float(results.grpo["p_cot"].sel(p_cot=0.25, method="nearest"))
-    pretrain, control, grpo = (data.sel(p_cot=shown, drop=True) for data in results[1:])
+    grpo, whole = results["grpo"], results["pretrain"]
+    shown = float(grpo["p_cot"].sel(p_cot=0.25, method="nearest"))
+    grpo, whole = (data.sel(p_cot=shown, drop=True) for data in (grpo, whole))
+    switch = results.runs["grpo"].parent.step
+    stages = [whole.sel(step=slice(switch)), grpo]
+    control = whole.sel(step=slice(switch, None))
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 5.8), sharex=True)
     panels = (
         ("accuracy", "exact matches"),
@@ -241,41 +175,49 @@ def figure(results: Results) -> plt.Figure:
         ("digits", "right digits of the answer"),
     )
     for ax, (score, label) in zip(axes.flat, panels, strict=False):
-        for data in (pretrain, grpo):
-            draw_members(ax, data["sequences"], data[f"t1/{score}"], BLUE)
-            draw_members(ax, data["sequences"], data[f"greedy/{score}"], ACCENT)
-        rest = control[f"greedy/{score}"]
-        draw_members(ax, control["sequences"], rest, GREY, ls=":")
+        for decoding, color in (("t1", BLUE), ("greedy", ACCENT)):
+            for data in stages:
+                draw(ax, data, f"{decoding}/{score}", color)
+        draw(ax, control, f"greedy/{score}", GREY, ls=":")
         ax.set_ylabel(label)
+    draw_steps(axes[1, 1], stages)
     for ax in (axes[0, 0], axes[1, 0], axes[1, 1]):
         ax.set_ylim(-0.03, 1.05)
-    draw_steps(axes[1, 1], [pretrain, grpo])
-    end = float(grpo["sequences"][-1])
-    last = [float(x["greedy/accuracy"][..., -1].median()) for x in (grpo, control)]
-    label_line(axes[0, 0], end, last[0], "greedy", ACCENT)
-    label_line(axes[0, 0], end, last[1], "greedy,\nno RL", GREY, va="bottom")
-    right = float(grpo["t1/accuracy"][..., -1].median())
-    label_line(axes[0, 0], end, right, "sampled", BLUE, va="top")
+    start, end = (float(grpo["sequences"][i]) / 1000 for i in (0, -1))
+    for data, score, text, color, va in (
+        (grpo, "greedy/accuracy", "greedy", ACCENT, "center"),
+        (whole, "greedy/accuracy", "greedy,\nno RL", GREY, "bottom"),
+        (grpo, "t1/accuracy", "sampled", BLUE, "top"),
+    ):
+        label_line(axes[0, 0], end, end_of(data[score]), text, color, va=va)
     for ax in axes.flat:
-        ax.axvline(float(grpo["sequences"][0]), color=INK, lw=0.8)
+        ax.axvline(start, color=INK, lw=0.8)
     for ax in axes[1]:
         ax.set_xlabel("training sequences (thousands)")
-    n = results.num_digits
+    n = results.experiment.task.num_digits
     title = f"{n} x {n} digits, {shown:.0%} long demonstrations; GRPO from the line on"
     figure.suptitle(title, x=0.02, ha="left", fontsize=10)
     figure.tight_layout()
     return figure
 
 
+def draw(
+    ax: Axes, data: xr.Dataset, score: str, color: str, label: str = "", ls: str = "-"
+) -> None:
+    """A score over thousands of sequences."""
+    draw_members(ax, data[score], color, label, data["sequences"] / 1000, ls=ls)
+
+
 def draw_steps(ax: Axes, stages: list[xr.Dataset]) -> None:
     """How often each chain step is right where all before are, sampled long answers."""
-    names = [str(name) for name in stages[0] if str(name).startswith("t1/steps/")]
-    names.sort(key=lambda name: step_order(name.removeprefix("t1/steps/")))
+    prefix = "t1/steps/"
+    names = [
+        str(name).removeprefix(prefix) for name in stages[0] if prefix in str(name)
+    ]
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
-    for name, color in zip(names, colors, strict=True):
-        for data in stages:
-            label = name.removeprefix("t1/steps/") if data is stages[0] else ""
-            draw_members(ax, data["sequences"], data[name], color, label)
+    for name, color in zip(sorted(names, key=step_order), colors, strict=True):
+        draw(ax, stages[0], prefix + name, color, label=name)
+        draw(ax, stages[1], prefix + name, color)
     ax.set_ylabel("right chain steps,\ngiven those before")
     ax.legend(fontsize=7, ncols=2, frameon=False, loc="lower right")
 
