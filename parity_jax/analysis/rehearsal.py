@@ -33,16 +33,20 @@ def rehearse(
 ) -> None:
     """analyse(directory) of made-up scores; UserCodeError if it fails.
 
-    Runs that are done already are taken as they are.
+    Runs that are done already are taken as they are. Where others will still be missing
+    (--only), the analysis has to wait, and so has its rehearsal.
     """
     runs, names = resolve(experiment), {job.name: list(job.scores) for job in jobs}
+    rest = [RunDirectory(workdir / name) for name in runs if name not in names]
+    if any(run.read_finished() is None for run in rest):
+        return
     with tempfile.TemporaryDirectory() as place:
         stage = ExperimentDirectory(Path(place))
         stage.write_config(experiment)
         for name, run in runs.items():
             if name in names:
                 make_up(stage.run(name), run, names[name], runs)
-            elif (workdir / name).exists():
+            else:
                 (Path(place) / name).symlink_to((workdir / name).resolve())
         try:
             analyse(Path(place))

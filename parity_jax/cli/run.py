@@ -15,7 +15,6 @@ steps.
 
 import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,11 +24,13 @@ from typing import Any
 
 import jax
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from parity_jax.analysis.claims import write_claims
 from parity_jax.analysis.plots import save_figure, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
+from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
     UserCodeError,
@@ -145,24 +146,6 @@ def analyse(module: ModuleType, workdir: Path) -> None:
             save_figure(figure, home.figure)
 
 
-def set_up_jax() -> None:
-    """One CPU device per core (members run side by side); keep compiled programs."""
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        try:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            directory = str(cache / "parity_jax")
-            jax.config.update("jax_compilation_cache_dir", directory)
-        except RuntimeError:  # no home: compile anew each time
-            pass
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        allowed = f"no such device here: {str(error).splitlines()[0:1]}"
-        raise ConfigError("JAX_PLATFORMS", platforms, allowed) from None
-
-
 def main(argv: Sequence[str]) -> None:
     """Run what the arguments say."""
     own, overrides = parse_flags(argv)
@@ -202,19 +185,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show(experiment: Experiment) -> None:
-    """Everything that is set, as it will be run."""
-    for name, run in resolve(experiment).items():
-        print(f"{name}:")
-        for field, value in to_dict(run).items():
-            print(f"    {field}: {assignments(value)}")
-
-
-def assignments(part: Any) -> str:
-    """A dict as "a=1 b(c=2)"."""
-    if not isinstance(part, dict):
-        return str(part)
-    words = []
-    for name, value in part.items():
-        nested = isinstance(value, dict) and value
-        words.append(f"{name}({assignments(value)})" if nested else f"{name}={value}")
-    return " ".join(words)
+    """Everything that is set, as it will be run, as YAML."""
+    runs = {name: to_dict(run) for name, run in resolve(experiment).items()}
+    print(ConfigDict(runs))

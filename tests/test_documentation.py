@@ -1,0 +1,155 @@
+"""What README and docstrings tell a user to type is typed here, as it stands.
+
+Runs are made tiny by overrides that are appended; everything else is as written.
+"""
+
+import ast
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from shrunk import tiny_flags
+
+from parity_jax.cli.main import run
+from parity_jax.cli.run import configured
+from parity_jax.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "lab"
+)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder like a fresh checkout, to work in; imports are forgotten afterwards."""
+    for name in ("experiments", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield tmp_path
+    forget({*sys.modules} - before)
+
+
+def forget(names):
+    """Experiments and what they import from their folder: each run loads its own."""
+    for name in names:
+        file = str(getattr(sys.modules[name], "__file__", None) or "")
+        if "/experiments/" in file or "/outside/" in file:
+            del sys.modules[name]
+
+
+def blocks(language):
+    """The fenced blocks of the README in a language."""
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(text):
+    """Command lines of parity-jax in a text, `\\` at the end of a line continues it."""
+    joined = re.sub(r"\\?\n +(?=--)", " ", text)
+    found = re.findall(r"^[^\n`]*?parity-jax ((?:run|list|inspect|report) .*)$", joined, re.M)
+    return [shlex.split(re.sub(r"\[.*?\]", "", line)) for line in found]
+
+
+def shrunk(arguments):
+    """A command, with overrides appended if it runs an experiment."""
+    if arguments[0] != "run":
+        return arguments
+    config = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
+    before = {*sys.modules}
+    _, experiment = configured(config, [])
+    forget({*sys.modules} - before)
+    typed = [a for a in arguments if a.startswith("--config.")]
+    own = {a.partition("=")[0] for a in typed}
+    tiny = [a for a in tiny_flags(experiment) if a.partition("=")[0] not in own]
+    return [*arguments, "--quiet", "--debug", *tiny]
+
+
+def typed(arguments):
+    before = {*sys.modules}
+    code = run(shrunk(arguments))
+    forget({*sys.modules} - before)
+    return code
+
+
+def test_the_readme_from_top_to_bottom(checkout, capsys):
+    """Its commands, after `make headline`, and its Python."""
+    headline = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
+    assert typed(headline) == 0, capsys.readouterr().err
+    found = [c for block in blocks("") for c in commands(block)]
+    assert {c[0] for c in found} >= {"run", "inspect"}
+    for command in found:
+        capsys.readouterr()
+        assert typed(command) == 0, capsys.readouterr().err
+    for snippet in blocks("python"):
+        exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_its_wrong_flag_says_what_the_readme_says(checkout, capsys):
+    options = ["run", "--config=experiments/headline.py", "--workdir=runs/x"]
+    assert run([*options, "--config.model.dept=3"]) == 2
+    expected = next(b for b in blocks("") if b.startswith("error: ")).strip()
+    assert capsys.readouterr().err.startswith(expected.removesuffix("..."))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_command_of_an_experiment(name, checkout, capsys):
+    """Typed as its docstring has it, to its claims and figure."""
+    text = ast.get_docstring(ast.parse((ROOT / f"experiments/{name}.py").read_text()))
+    for line in ("Command ", "Device ", "Expected ", "Figure "):
+        assert f"\n{line}" in text, line
+    command, *_ = commands(text.replace("Command    ", "").replace("(parity", "parity"))
+    command = [a.rstrip(";") for a in command]
+    assert command[:2] == ["run", f"--config=experiments/{name}.py"]
+    assert command[2] == f"--workdir=runs/{name}"
+    assert typed(command[:3]) == 0, capsys.readouterr().err
+    assert (checkout / "runs" / name / "claims.json").stat().st_size > 2
+    assert (checkout / "runs" / name / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_scale_of_the_paper(name, checkout):
+    """`--config.scale=paper`, where there is one, is another valid experiment."""
+    from parity_jax.config.overrides import Override
+
+    file = f"experiments/{name}.py"
+    before = {*sys.modules}
+    _, small = configured(file, [])
+    forget({*sys.modules} - before)
+    try:
+        _, large = configured(file, [Override("scale", "paper")])
+    except ConfigError as error:
+        assert "only one scale" in str(error)
+        return
+    assert large != small
+    forget({*sys.modules} - before)
+    with pytest.raises(ConfigError, match="valid: cpu, paper"):
+        configured(f"{file}:papr", [])
+
+
+def test_what_stands_outside_runs_without_a_change_inside(checkout, capsys):
+    """A task, an algorithm, a reward and an experiment of one's own."""
+    command = ["run", "--config=tests/outside/toy_experiment.py", "--workdir=runs/toy"]
+    before = {*sys.modules}
+    assert run([*command, "--quiet", "--debug"]) == 0, capsys.readouterr().err
+    forget({*sys.modules} - before)
+    claims = (checkout / "runs/toy/claims.json").read_text()
+    assert '"holds": true' in claims and (checkout / "runs/toy/figure.png").exists()
+    config = (checkout / "runs/toy/imitate/config.json").read_text()
+    assert '"kind": "toy_task:CopyConfig"' in config
+    assert '"kind": "toy_stage:ImitateConfig"' in config
+    assert run(["inspect", "runs/toy/grpo", "--prompts=1"]) == 0
+    assert "pays_length" in capsys.readouterr().out
+
+
+def test_play_answers_a_prompt(checkout, capsys, monkeypatch):
+    command = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
+    assert typed(command) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("+-++\n"))
+    assert run(["play", "runs/headline/grpo"]) == 0
+    assert "greedy" in capsys.readouterr().out
