@@ -12,10 +12,7 @@ from parity_jax.config import ConfigError
 def set_up_jax() -> None:
     """One CPU device per core (members run side by side); keep compiled programs."""
     with suppress(RuntimeError):  # this process uses JAX already: its devices stay
-        try:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    except RuntimeError:  # the process uses its devices already
-        pass
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with suppress(RuntimeError):  # no home: compile anew each time
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
