@@ -20,39 +20,46 @@ from small_worlds import (
 )
 
 from parity_jax import theory
-from parity_jax.config import ParityConfig, RolloutConfig, StarConfig
-from parity_jax.decode import tempered
+from parity_jax.hypers import Hypers
 from parity_jax.models import response_logits
-from parity_jax.objectives import token_log_probs
+from parity_jax.optim import OptimizerConfig
+from parity_jax.policy import tempered, token_log_probs
 from parity_jax.population import guarded_step
+from parity_jax.stages import RolloutConfig, StarConfig
 from parity_jax.stages.rollout import Rollout, Sampler, resolve_rewards
 from parity_jax.stages.stage import StepKeys
-from parity_jax.stages.star import flatten_groups, is_kept, make_star
-from parity_jax.tasks.parity import Parity, token_signs
-from parity_jax.types import EOS, NOTHING_KEPT, RUNNING, Hypers, Response
+from parity_jax.stages.star import flatten_groups, is_kept
+from parity_jax.tasks import ParityConfig
+from parity_jax.tasks.parity import EOS, token_signs
+from parity_jax.types import NOTHING_KEPT, RUNNING, Data, Prompt, Response
 
-TASK = Parity(ParityConfig(2))  # T = 3
-TABLE = make_table(TASK)
+TASK = ParityConfig(2).make()  # T = 3
 DEFAULT = Hypers()
 FROZEN = Hypers(learning_rate=0.0, temperature=1.5)
 
 
+def stage_of(cfg):
+    return cfg.make(TASK, make_table(TASK), no_evaluation)
+
+
 @lru_cache
-def compiled(cfg):
-    """The stage, and one round together with what it must have sampled."""
-    stage = make_star(cfg, TASK, TABLE, no_evaluation)
-    sampler = Sampler(cfg.rollout, TASK, TABLE, resolve_rewards(cfg.rollout, TASK))
-    both = jax.jit(lambda s: (stage.step(s), sampler(s, StepKeys.of(s))))
-    return stage, both
+def compiled_step(cfg):
+    stage = stage_of(cfg)
+    return jax.jit(lambda state: stage.step(state, Data()))
 
 
-def one_round(cfg, hypers=DEFAULT, seed=0):
-    """State before and after a round, its metrics, and what it sampled."""
-    stage, both = compiled(cfg)
-    state = stage.init(jax.random.key(seed), hypers, None)
-    (new, metrics), rollout = both(state)
+@lru_cache
+def compiled_sampler(cfg):
+    sampler = Sampler(cfg, TASK, make_table(TASK), resolve_rewards(cfg, TASK))
+    return jax.jit(lambda state: sampler(state, StepKeys.of(state), Data()))
+
+
+def one_round(cfg, hypers=DEFAULT):
+    """State before and after a round, its metrics, and what it must have sampled."""
+    state = stage_of(cfg).init(jax.random.key(0), hypers, None)
+    new, metrics = compiled_step(cfg)(state)
     metrics = {name: (float(m.total), float(m.count)) for name, m in metrics.items()}
-    return state, new, metrics, rollout
+    return state, new, metrics, compiled_sampler(cfg.rollout)(state)
 
 
 def kept_log_probs(params, rollout):
@@ -95,19 +102,21 @@ def test_one_minibatch_is_the_mean_loss_of_exactly_the_kept_samples():
     np.testing.assert_allclose(first_gradient(new), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch_size", "num_epochs"), [(4, 3), (8, 1), (64, 2)])
-def test_every_kept_sample_is_used_once_per_epoch(batch_size, num_epochs):
+def test_every_kept_sample_is_used_once_per_epoch():
     """With learning rate 0 the losses of an epoch add up to those of the kept set."""
-    cfg = config(16, 4, batch_size, num_epochs)
+    batch_size, num_epochs = 4, 3
+    cfg = config(32, 4, batch_size, num_epochs)
     state, new, metrics, rollout = one_round(cfg, FROZEN)
     log_prob, mask, token = kept_log_probs(np.asarray(state.params, float), rollout)
     total, count = metrics["token_loss"]
     np.testing.assert_allclose(total, -num_epochs * (log_prob * mask).sum(), rtol=1e-5)
     assert count == num_epochs * mask.sum()
+    assert len(token) % batch_size  # the last minibatch is part full
     num_minibatches = num_epochs * -(-len(token) // batch_size)
     assert metrics["updates"] == (num_minibatches, 1)
     assert metrics["loss"][1] == num_minibatches
     assert num_updates(new) == num_minibatches
+    assert new.status == RUNNING and new.step == 1
 
 
 def test_a_part_full_minibatch_is_a_mean_over_what_it_holds():
@@ -129,7 +138,8 @@ def test_epochs_are_shuffled_differently():
     ends = []
     for num_epochs in (1, 2):
         cfg = config(32, 4, 1, num_epochs)
-        ends.append(one_round(cfg, FROZEN)[1].opt_state)
+        state = stage_of(cfg).init(jax.random.key(0), FROZEN, None)
+        ends.append(compiled_step(cfg)(state)[0].opt_state)
     # b1 = 0.9: the mean after the second epoch is (1 + 0.9^n) times that after the
     # first if both epochs have the same order of n minibatches.
     (first, n), (second, _) = (
@@ -141,24 +151,23 @@ def test_epochs_are_shuffled_differently():
 
 def test_decay_halves_the_second_of_two_updates():
     def end(num_epochs, decay):
-        return np.asarray(
-            one_round(config(16, 4, 64, num_epochs, decay=decay))[1].params
-        )
+        cfg = config(16, 4, 64, num_epochs, decay=decay)
+        state = stage_of(cfg).init(jax.random.key(0), DEFAULT, None)
+        return np.asarray(compiled_step(cfg)(state)[0].params)
 
     first, plain, decayed = end(1, False), end(2, False), end(2, True)
     assert np.abs(plain - first).max() > 5e-4
+    # It starts at 1, or the second would not begin where the first one ends.
     np.testing.assert_allclose(decayed - first, (plain - first) / 2, atol=1e-6)
-    np.testing.assert_allclose(end(1, True), first, atol=1e-7)  # it starts at 1
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_restart_trains_the_parameters_of_the_parent_run(restart):
     cfg = config(16, 4, 8, 2, restart=restart)
-    stage = make_star(cfg, TASK, TABLE, no_evaluation)
-    step = jax.jit(stage.step)
-    parent = TABLE.init(jax.random.key(5))
+    step = compiled_step(cfg)
+    parent = make_table(TASK).init(jax.random.key(5))
     hypers = Hypers(learning_rate=0.0)
-    start = stage.init(jax.random.key(0), hypers, parent)
+    start = stage_of(cfg).init(jax.random.key(0), hypers, parent)
     moved = start._replace(params=parent + jnp.arange(5.0)[None])
     after, metrics = step(moved)
     np.testing.assert_array_equal(after.params, parent if restart else moved.params)
@@ -172,17 +181,15 @@ def test_restart_trains_the_parameters_of_the_parent_run(restart):
 
 def test_a_round_that_keeps_nothing_freezes_the_member():
     rollout = RolloutConfig(8, 2, rewards=("small_worlds:never",))
-    cfg = StarConfig(rollout, batch_size=4, num_epochs=2, weight_decay=0.1)
-    stage = make_star(cfg, TASK, TABLE, no_evaluation)
+    decay = OptimizerConfig(weight_decay=0.1)
+    cfg = StarConfig(rollout, batch_size=4, num_epochs=2, optimizer=decay)
+    stage = stage_of(cfg)
     state = stage.init(jax.random.key(0), Hypers(), None)
 
-    @jax.jit
-    def two_steps(state):
-        plain, plain_metrics = stage.step(state)
-        frozen, metrics = guarded_step(stage, state)
-        return plain, plain_metrics, frozen, metrics, guarded_step(stage, frozen)[0]
-
-    plain, plain_metrics, frozen, metrics, later = two_steps(state)
+    plain, plain_metrics = compiled_step(cfg)(state)
+    guarded = jax.jit(lambda state: guarded_step(stage, state, Data()))
+    frozen, metrics = guarded(state)
+    later, _ = guarded(frozen)
     assert plain.status == NOTHING_KEPT
     assert plain_metrics["updates"].total == 0
     assert plain_metrics["kept_ratio"].value() == 0
@@ -194,20 +201,13 @@ def test_a_round_that_keeps_nothing_freezes_the_member():
     assert all(float(m.count) == 0 for m in metrics.values())
 
 
-def test_a_round_that_keeps_something_runs_on():
-    _, new, metrics, _ = one_round(config(16, 4, 8, 1))
-    assert new.status == RUNNING
-    assert new.step == 1
-    assert 0 < metrics["kept_ratio"][0] < 64
-
-
 def test_groups_are_flattened_in_order():
     token = jnp.arange(2 * 3 * 4).reshape(2, 3, 4)
     response = Response(token, 1.0 * token, token > 5)
     reward = jnp.array([[0.0, 1, 0], [1, 1, 0]])
-    prompt = jnp.array([[7], [8]])
+    prompt = Prompt(jnp.array([[7], [8]]))
     samples = flatten_groups(Rollout(prompt, response, reward, 1 - reward))
-    assert samples.prompt[:, 0].tolist() == [7, 7, 7, 8, 8, 8]
+    assert samples.prompt.token[:, 0].tolist() == [7, 7, 7, 8, 8, 8]
     assert samples.response.token[:, 0, 0].tolist() == [0, 4, 8, 12, 16, 20]
     assert is_kept(samples).tolist() == [False, True, False, True, True, False]
     assert samples.correct[:, 0].tolist() == [1, 0, 1, 0, 0, 1]
@@ -215,29 +215,38 @@ def test_groups_are_flattened_in_order():
 
 # The kept set of a tabular policy, by enumeration of all prompts and all responses.
 
-SMALL = Parity(ParityConfig(4))
-HEADS = make_heads(SMALL)
-PROMPT = all_prompts(SMALL)
-TOKEN, MASK = all_responses(SMALL)
+SMALL = ParityConfig(4).make()
 
 
-def kept_distribution(params, tau, reward):
+@lru_cache
+def scored_worlds():
+    """Every response to every prompt, one of each: prompts, tokens, mask, rewards."""
+    prompt, (token, mask) = all_prompts(SMALL), all_responses(SMALL)
+    num = len(prompt.token)
+    prompt = Prompt(np.repeat(prompt.token, len(token), 0))
+    token, mask = np.tile(token, (num, 1))[:, None], np.tile(mask, (num, 1))[:, None]
+    rewards = {k: np.asarray(f(prompt, token)) for k, f in SMALL.rewards.items()}
+    return prompt, token, mask, rewards
+
+
+@jax.jit
+def log_probs(params, prompt, token, tau):
+    logits = response_logits(make_heads(SMALL), params, prompt, token)
+    return token_log_probs(tempered(logits, tau), token)
+
+
+def kept_distribution(logits, tau, reward):
     """A, C+, C-, eps of the kept responses and the share that is kept, exactly."""
-    prompt = jnp.repeat(PROMPT, len(TOKEN), 0)
-    token = np.tile(TOKEN, (len(PROMPT), 1))[:, None]
-    mask = np.tile(MASK, (len(PROMPT), 1))[:, None]
-    logits = tempered(response_logits(HEADS, params, prompt, token), tau)
-    log_prob = jnp.where(mask, token_log_probs(logits, token), 0)
-    prob = np.exp(np.asarray(log_prob, float)[:, 0].sum(-1)) / len(PROMPT)
+    prompt, token, mask, rewards = scored_worlds()
+    log_prob = log_probs(Heads(*map(jnp.float32, logits)), prompt, token, tau)
+    log_prob = np.where(mask, np.asarray(log_prob, float), 0)
+    prob = np.exp(log_prob[:, 0].sum(-1)) / 2**SMALL.num_bits
     assert prob.sum() == pytest.approx(1, abs=1e-5)
-    function = SMALL.rewards[reward](prompt, token)
     response = Response(token, log_prob, mask)
-    kept = np.asarray(is_kept(Rollout(prompt, response, function, function)))
-    x, y = np.asarray(token_signs(prompt[:, :-1])), np.asarray(token_signs(token[:, 0]))
-    right, long = (
-        y[:, 0] == x[:, 0],
-        TOKEN[np.arange(len(token)) % len(TOKEN), 1] != EOS,
-    )
+    kept = is_kept(Rollout(prompt, response, rewards[reward], rewards[reward]))
+    x, y = np.asarray(token_signs(prompt.token[:, :-1])), token_signs(token[:, 0])
+    y = np.asarray(y)
+    right, long = y[:, 0] == x[:, 0], token[:, 0, 1] != EOS
     wrong_steps = y[:, 1:4] != y[:, :3] * x[:, 1:]
 
     def share(event, given):
@@ -252,42 +261,47 @@ def kept_distribution(params, tau, reward):
     return state, prob[kept].sum()
 
 
-@pytest.mark.parametrize("reward", ["e2e", "cot"])
-@pytest.mark.parametrize(
-    ("tau", "chain"),
-    [
-        (1.0, (2.0, 1.0, 3.0)),
-        (0.7, (SURE, 1.0, 3.0)),  # stop and second bit share one softmax: at tau != 1
-        (1.5, (SURE, 1.0, 3.0)),  # the recursion is exact if that bit is sure
-    ],
-)
-def test_the_kept_set_is_that_of_the_recursion(tau, chain, reward):
-    logits = theory.State(0.6, -0.4, -1.5, np.array(chain))
-    expected, expected_rate = theory.star_state_step(logits, tau, reward)
-    params = Heads(*(jnp.float32(x) for x in logits))
-    state, keep_rate = kept_distribution(params, tau, reward)
-    np.testing.assert_allclose(keep_rate, expected_rate, atol=1e-5)
-    for name in theory.State._fields:
-        np.testing.assert_allclose(
-            getattr(state, name), getattr(expected, name), atol=1e-5, err_msg=name
-        )
+def test_the_kept_set_is_that_of_the_recursion():
+    for tau, chain, reward in (
+        (1.0, (2.0, 1.0, 3.0), "e2e"),
+        (1.0, (2.0, 1.0, 3.0), "cot"),
+        # Stop and second bit share one softmax: at tau != 1 the recursion is exact if
+        # that bit is sure.
+        (0.7, (SURE, 1.0, 3.0), "e2e"),
+        (1.5, (SURE, 1.0, 3.0), "cot"),
+    ):
+        logits = theory.State(0.6, -0.4, -1.5, np.array(chain))
+        expected, expected_rate = theory.star_state_step(logits, tau, reward)
+        state, keep_rate = kept_distribution(logits, tau, reward)
+        np.testing.assert_allclose(keep_rate, expected_rate, atol=1e-5)
+        for name in theory.State._fields:
+            np.testing.assert_allclose(
+                getattr(state, name), getattr(expected, name), atol=1e-5, err_msg=name
+            )
 
 
-@pytest.mark.parametrize("p", [0.1, 0.25, 0.6])
-@pytest.mark.parametrize("reward", ["e2e", "cot"])
-def test_the_kept_share_of_long_answers_is_2p_over_1_plus_p(p, reward):
-    u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
-    params = Heads(
-        jnp.float32(u), jnp.float32(v), jnp.float32(-SURE), jnp.float32(SURE)
-    )
-    state, keep_rate = kept_distribution(params, 1.0, reward)
-    np.testing.assert_allclose(keep_rate, (1 + p) / 2, atol=1e-5)
-    long = state.A * state.C_plus
-    np.testing.assert_allclose(long, theory.star_p(p, 1), atol=1e-5)
-    np.testing.assert_allclose(long, 2 * p / (1 + p), atol=1e-5)
+def test_the_kept_share_of_long_answers_is_2p_over_1_plus_p():
+    for p, reward in ((0.1, "e2e"), (0.25, "cot"), (0.6, "e2e")):
+        u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
+        state, keep_rate = kept_distribution((u, v, -SURE, SURE), 1.0, reward)
+        np.testing.assert_allclose(keep_rate, (1 + p) / 2, atol=1e-5)
+        long = state.A * state.C_plus
+        np.testing.assert_allclose(long, theory.star_p(p, 1), atol=1e-5)
+        np.testing.assert_allclose(long, 2 * p / (1 + p), atol=1e-5)
 
 
 # The whole stage on the two-logit policy, refitted to the optimum.
+
+
+def next_odds(a, c, tau):
+    """Odds of y_1 = x_1 and of going on in the kept set, if long answers are right.
+
+    Of the answers with y_1 = x_1 the long ones are kept and half of the short ones.
+    """
+    a, c = a ** (1 / tau), c ** (1 / tau)
+    right, long = a / (1 + a), c / (1 + c)
+    kept_right, kept_wrong = right * (long + (1 - long) / 2), (1 - right) / 2
+    return kept_right / kept_wrong, long / ((1 - long) / 2)
 
 
 @pytest.mark.parametrize(
@@ -295,34 +309,35 @@ def test_the_kept_share_of_long_answers_is_2p_over_1_plus_p(p, reward):
     [(1.0, "cot", False), (1.5, "e2e", True)],
 )
 def test_rounds_of_the_stage_follow_the_recursion(tau, reward, restart):
-    p, num_prompts = 0.25, 4096
+    p, num_prompts = 0.25, 2048
     rollout = RolloutConfig(num_prompts, 1, rewards=(reward,))
     cfg = StarConfig(
         rollout, batch_size=num_prompts, num_epochs=120, restart=restart, decay=True
     )
-    stage = make_star(cfg, SMALL, HEADS, no_evaluation)
-    sampler = Sampler(rollout, SMALL, HEADS, resolve_rewards(rollout, SMALL))
+    model = make_heads(SMALL)
+    stage = cfg.make(SMALL, model, no_evaluation)
+    sampler = Sampler(rollout, SMALL, model, resolve_rewards(rollout, SMALL))
     u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
-    start = Heads(jnp.float32(u), jnp.float32(v), jnp.float32(-SURE), jnp.float32(SURE))
+    start = Heads(*map(jnp.float32, (u, v, -SURE, SURE)))
     hypers = Hypers(temperature=tau, learning_rate=0.1)
     state = stage.init(jax.random.key(1), hypers, start)
 
     @jax.jit
     def both(state):
-        return stage.step(state), sampler(state, StepKeys.of(state))
+        return stage.step(state, Data()), sampler(state, StepKeys.of(state), Data())
 
     a, c = np.exp([u, v])
     for _ in range(3):
         # From where this round started, what it must come to on average.
         before = np.exp([float(state.params.first), float(state.params.gate_right)])
-        expected = np.array(theory.star_step(*before, tau))
-        a, c = theory.star_step(a, c, tau)
+        expected = np.array(next_odds(*before, tau))
+        a, c = next_odds(a, c, tau)
         (state, metrics), rollout = both(state)
         assert state.status == RUNNING
 
         kept = np.asarray(rollout.reward)[:, 0] == 1
         token = np.asarray(rollout.response.token)[kept, 0]
-        right = token[:, 0] == np.asarray(rollout.prompt)[kept, 0]
+        right = token[:, 0] == np.asarray(rollout.prompt.token)[kept, 0]
         long = token[:, 1] != EOS
         frequency = np.array([right.mean(), long[right].mean()])
         fitted = expit(np.array([state.params.first, state.params.gate_right], float))
