@@ -1,6 +1,7 @@
 """The linear model, its SGD and STaR on it, against exact enumeration."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +10,28 @@ import pytest
 from flax.core import FrozenDict
 
 from parity_jax import theory
-from parity_jax.config import (
-    ConfigError,
-    EvaluateConfig,
-    Experiment,
-    LinearConfig,
-    LinearPretrainConfig,
-    LinearStarConfig,
-    ParityConfig,
-    PolicyGradientConfig,
-    RolloutConfig,
-    RunConfig,
-    SgdConfig,
-    from_dict,
-    to_dict,
-)
-from parity_jax.decode import sample, tempered
-from parity_jax.evaluate import make_evaluate
-from parity_jax.models import make_model, response_logits
+from parity_jax.config import ConfigError, from_dict, to_dict
+from parity_jax.decode import sample
+from parity_jax.evaluate import EvaluateConfig, make_evaluate
+from parity_jax.experiment import Experiment, RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import LinearConfig, response_logits
 from parity_jax.models.linear import (
     LinearParams,
     exact_policy,
     greedy_signs,
     prompt_signs,
 )
-from parity_jax.objectives import token_log_probs
-from parity_jax.stages import make_stage
+from parity_jax.optim import OptimizerConfig
+from parity_jax.policy import token_log_probs
+from parity_jax.runs import resolve
+from parity_jax.stages import (
+    LinearPretrainConfig,
+    LinearStarConfig,
+    PolicyGradientConfig,
+    RolloutConfig,
+    SgdConfig,
+)
 from parity_jax.stages.linear import (
     Examples,
     exact_scores,
@@ -43,13 +40,13 @@ from parity_jax.stages.linear import (
     sgd_update,
     zero_sgd,
 )
-from parity_jax.tasks import make_task
-from parity_jax.tasks.parity import sign_tokens
-from parity_jax.types import EOS, NOTHING_KEPT, PAD, Hypers
+from parity_jax.tasks import ParityConfig
+from parity_jax.tasks.parity import EOS, PAD, SEP, sign_tokens
+from parity_jax.types import NOTHING_KEPT, Data, Prompt
 
 D = 4
-TASK = make_task(ParityConfig(num_bits=D))
-MODEL = make_model(LinearConfig(), TASK)
+TASK = ParityConfig(num_bits=D).make()
+MODEL = LinearConfig().make(TASK)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +66,9 @@ def all_inputs() -> np.ndarray:
     return np.array(list(itertools.product((-1.0, 1.0), repeat=D)))
 
 
-def as_prompt(x: np.ndarray) -> jax.Array:
-    return jnp.pad(sign_tokens(jnp.array(x)), ((0, 0), (0, 1)), constant_values=2)
+def as_prompt(x: np.ndarray) -> Prompt:
+    token = sign_tokens(jnp.array(x))
+    return Prompt(jnp.pad(token, ((0, 0), (0, 1)), constant_values=SEP))
 
 
 def by_hand(params: LinearParams, x: np.ndarray, y: list[float]) -> float:
@@ -99,67 +97,68 @@ def every_response() -> list[list[float]]:
 
 def as_tokens(y: list[float]) -> np.ndarray:
     tokens = np.full(D + 1, PAD)
-    tokens[: len(y)] = sign_tokens(jnp.array(y))
+    tokens[: len(y)] = sign_tokens(np.array(y))
     tokens[len(y)] = EOS
     return tokens
 
 
-def test_teacher_forced_log_probs_equal_the_papers_features(params) -> None:
+def test_log_probs_are_those_of_the_papers_features(params) -> None:
+    """And gradients are finite; those of what comes later than a head are 0."""
     x, ys = all_inputs(), every_response()
     token_BxGxT = jnp.array([[as_tokens(y) for y in ys]] * len(x))
-    logits = jax.jit(lambda *a: response_logits(MODEL, *a))(
-        params, as_prompt(x), token_BxGxT
-    )
-    log_prob = token_log_probs(logits, token_BxGxT)
-    total_BxG = jnp.where(token_BxGxT != PAD, log_prob, 0).sum(-1)
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+        logits = response_logits(MODEL, params, as_prompt(x), token_BxGxT)
+        log_prob = token_log_probs(logits, token_BxGxT)
+        total_BxG = jnp.where(token_BxGxT != PAD, log_prob, 0).sum(-1)
+        return -total_BxG.mean(), total_BxG
+
+    (_, total_BxG), grads = loss(params)
     expected = np.array([[by_hand(params, row, y) for y in ys] for row in x])
     np.testing.assert_allclose(total_BxG, expected, atol=2e-5)
     np.testing.assert_allclose(np.exp(total_BxG).sum(-1), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_decoding_samples_the_teacher_forced_policy(params, tau) -> None:
-    prompt = as_prompt(all_inputs())
-    response = sample(
-        jax.random.key(1), MODEL, params, prompt, jnp.full(300, tau), D + 1, 2
-    )
-    logits = response_logits(MODEL, params, prompt, response.token)
-    log_prob = token_log_probs(tempered(logits, tau), response.token)
-    error = jnp.where(response.mask, log_prob - response.log_prob, 0)
-    assert jnp.abs(error).max() < 1e-4
-    lengths = (response.token != PAD).sum(-1)
-    assert set(np.unique(lengths)) == {2, D + 1}
-    if tau == 1:
-        policy = exact_policy(params, prompt_signs(prompt))
-        chain = TASK.demonstrate(jax.random.key(0), prompt, Hypers(p_cot=1.0)).response
-        is_chain = (response.token == chain[:, None]).all(-1).mean(-1)
-        sd = np.sqrt(policy.long * (1 - policy.long) / 300)
-        assert (np.abs(is_chain - policy.long) < 4 * sd + 1e-3).all()
-
-
-def test_gradients_are_finite_and_miss_what_comes_later(params) -> None:
-    prompt = as_prompt(all_inputs())
-    token = jnp.array([[as_tokens(y) for y in every_response()]] * len(prompt))
-
-    def loss(params):
-        log_prob = token_log_probs(response_logits(MODEL, params, prompt, token), token)
-        return -jnp.where(token != PAD, log_prob, 0).mean()
-
-    grads = jax.jit(jax.grad(loss))(params)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
     later = np.triu(grads.chain[:, D : 2 * D - 1], 1)
     assert (later == 0).all()
     assert (np.abs(grads.chain) > 0).sum() > D * D
 
 
+def test_decoding_samples_the_teacher_forced_policy(params) -> None:
+    """At temperatures 1 and 2, 300 times each."""
+    prompt, tau_G = as_prompt(all_inputs()), np.repeat([1.0, 2.0], 300)
+
+    @jax.jit
+    def both(params):
+        response = sample(
+            jax.random.key(1), MODEL, params, prompt, jnp.array(tau_G), TASK.format
+        )
+        return response, response_logits(MODEL, params, prompt, response.token)
+
+    response, logits = both(params)
+    log_prob = token_log_probs(logits / tau_G[None, :, None, None], response.token)
+    error = jnp.where(response.mask, log_prob - response.log_prob, 0)
+    assert jnp.abs(error).max() < 1e-4
+    lengths = (response.token != PAD).sum(-1)
+    assert set(np.unique(lengths)) == {2, D + 1}
+    policy = exact_policy(params, prompt_signs(prompt))
+    chain = TASK.solution(prompt).worked[:, :1]
+    is_chain = (response.token[:, :300] == chain).all(-1).mean(-1)
+    sd = np.sqrt(policy.long * (1 - policy.long) / 300)
+    assert (np.abs(is_chain - policy.long) < 4 * sd + 1e-3).all()
+
+
 def optimal_params(p: float, d: int, ridge: float) -> LinearParams:
     """The closed-form optimum in the layout of the model."""
-    first, gate, chain = theory.linear_weights(p, d, ridge)
-    rows = np.zeros((d - 1, 3 * d - 1))
-    for i, head in enumerate(chain):
-        rows[i, : d + i + 1] = head[: d + i + 1]
-        rows[i, 2 * d - 1 :] = head[d + i + 1 :]
-    return LinearParams(*map(jnp.float32, (first, gate, rows)))
+    logits = theory.fit_logits(theory.pretrain_state(p, d), ridge)
+    first, gate, chain = np.zeros(d), np.zeros(2 * d + 2), np.zeros((d - 1, 3 * d - 1))
+    first[0] = logits.A
+    gate[0] = (logits.C_plus + logits.C_minus) / 2
+    gate[d + 2] = (logits.C_plus - logits.C_minus) / 2  # of y_1 x_1
+    for i, logit in enumerate(logits.eps):
+        chain[i, 2 * d + i] = logit  # of y_{l-1} x_l, l = i + 2
+    return LinearParams(*map(jnp.float32, (first, gate, chain)))
 
 
 def test_optimal_weights_give_theorem_1() -> None:
@@ -183,16 +182,15 @@ def test_a_policy_gradient_step_moves_bias_and_weight_alike(loss_type, norm) -> 
     cfg = PolicyGradientConfig(
         rollout=RolloutConfig(num_prompts=16384, num_generations=num_generations),
         loss_type=loss_type,
-        optimizer="sgd",
+        optimizer=OptimizerConfig("sgd"),
     )
     params = optimal_params(p, D, 1e-4)
     stage = stage_of(cfg, D)
-    hypers = jax.tree.map(jnp.float32, Hypers(learning_rate=1.0))
-    state = stage.init(jax.random.key(0), hypers, params)
-    new, _ = jax.jit(stage.step)(state)
-    u, v = theory.odds(p)
+    state = stage.init(jax.random.key(0), Hypers(learning_rate=1.0), params)
+    new, _ = jax.jit(stage.step)(state, Data())
+    u, v = np.log((1 + p) / (1 - p)), np.log(2 * p / (1 - p))
     du, dv = theory.pg_expected_update(
-        np.log(u), np.log(v), D, num_generations, adv="grpo", norm=norm, eps=1e-4
+        u, v, D, num_generations, adv="grpo", norm=norm, eps=1e-4
     )
     moved = jax.tree.map(jnp.subtract, new.params, params)
     found = [moved.first[0], moved.gate[0], moved.gate[D + 2]]
@@ -277,23 +275,24 @@ def test_head_losses_by_hand() -> None:
 
 
 def stage_of(cfg, num_bits: int):
-    task = make_task(ParityConfig(num_bits=num_bits))
-    model = make_model(LinearConfig(), task)
+    task = ParityConfig(num_bits=num_bits).make()
+    model = LinearConfig().make(task)
     evaluate = make_evaluate(EvaluateConfig(num_prompts=8), task, model)
-    return make_stage(cfg, task, model, evaluate)
+    return cfg.make(task, model, evaluate)
 
 
 P, RIDGE, BITS = 0.3, 1e-3, 5
 SGD = SgdConfig(64, max_step_size=0.5, max_chain_step_size=2.0, average_power=3)
-HYPERS = jax.tree.map(jnp.float32, Hypers(p_cot=P, ridge=RIDGE))
+HYPERS = Hypers(p_cot=P, ridge=RIDGE)
 
 
 @pytest.fixture(scope="module")
 def pretrained():
     stage = stage_of(LinearPretrainConfig(SGD, 2000), BITS)
     state = stage.init(jax.random.key(1), HYPERS, None)
-    state, metrics = jax.jit(stage.step)(state)
-    return state.params, values(metrics), values(jax.jit(stage.evaluate)(state))
+    state, metrics = jax.jit(stage.step)(state, Data())
+    scores = jax.jit(stage.evaluate)(state, Data())
+    return state.params, values(metrics), values(scores)
 
 
 def values(metrics) -> dict[str, float]:
@@ -316,13 +315,13 @@ def test_a_star_round_follows_the_recursion(pretrained) -> None:
     rollout = RolloutConfig(num_prompts=16384, num_generations=1, rewards=("cot",))
     stage = stage_of(LinearStarConfig(rollout, SGD, 2000), BITS)
     state = stage.init(jax.random.key(2), HYPERS, pretrained[0])
-    state, metrics = jax.jit(stage.step)(state)
+    state, metrics = jax.jit(stage.step)(state, Data())
     logits = theory.fit_logits(theory.pretrain_state(P, BITS), RIDGE)
     kept, keep_rate = theory.star_state_step(logits, 1.0, "cot")
     scores = values(
         exact_scores(
             state.params,
-            scored_inputs(state.key, make_task(ParityConfig(num_bits=BITS))),
+            scored_inputs(state.key, ParityConfig(num_bits=BITS).make()),
             state.hypers.p_cot,
         )
     )
@@ -338,7 +337,7 @@ def test_star_stops_when_nothing_is_kept() -> None:
     )
     stage = stage_of(LinearStarConfig(rollout, SgdConfig(batch_size=4), 2), D)
     state = stage.init(jax.random.key(0), HYPERS, None)
-    state, metrics = jax.jit(stage.step)(state)
+    state, metrics = jax.jit(stage.step)(state, Data())
     assert int(state.status) == NOTHING_KEPT and values(metrics)["kept_ratio"] == 0
 
 
@@ -347,9 +346,11 @@ def test_config_round_trip_and_what_the_linear_model_refuses() -> None:
     runs = {"a": run, "b": RunConfig()}
     experiment = Experiment(model=LinearConfig(), runs=FrozenDict(runs))
     assert from_dict(Experiment, to_dict(experiment)) == experiment
-    with pytest.raises(ConfigError, match=r"needs model.kind='linear'"):
-        Experiment(runs={"a": run})
-    with pytest.raises(ConfigError, match="stops after bit"):
-        Experiment(
-            task=ParityConfig(8, 2), model=LinearConfig(), runs={"a": RunConfig()}
-        )
+    assert list(resolve(experiment)) == ["a", "b"]
+    with pytest.raises(
+        ConfigError, match=r"model\.kind='transformer': must be 'linear'"
+    ):
+        resolve(Experiment(runs=FrozenDict({"a": run})))
+    leap = Experiment(ParityConfig(8, 2), LinearConfig(), runs=FrozenDict(runs))
+    with pytest.raises(ConfigError, match=r"task\.leap=2: must be 1"):
+        resolve(leap)
