@@ -1,8 +1,9 @@
 """An analysis is rehearsed before anything is trained.
 
 Claims and figure are made once of made-up scores that have the names, axes and steps
-which the runs will have. What would fail after hours of training, a score that is not
-measured at this temperature or an axis that was cut away, fails now.
+which the runs will have, and once of scores that are all missing. What would fail after
+hours of training, a score that is not measured at this temperature, an axis that was
+cut away or a curve that never reaches its target, fails now.
 """
 
 import json
@@ -40,19 +41,21 @@ def rehearse(
     rest = [RunDirectory(workdir / name) for name in runs if name not in names]
     if any(run.read_finished() is None for run in rest):
         return
-    with tempfile.TemporaryDirectory() as place:
-        stage = ExperimentDirectory(Path(place))
-        stage.write_config(experiment)
-        for name, run in runs.items():
-            if name in names:
-                make_up(stage.run(name), run, names[name], runs)
-            else:
-                (Path(place) / name).symlink_to((workdir / name).resolve())
-        try:
-            analyse(Path(place))
-        except UserCodeError as error:
-            where = f"{error.where}, rehearsed on made-up scores of these runs"
-            raise UserCodeError(where, error.error) from error.error
+    for is_missing in (False, True):
+        with tempfile.TemporaryDirectory() as place:
+            home = ExperimentDirectory(Path(place))
+            home.write_config(experiment)
+            for name, run in runs.items():
+                if name in names:
+                    make_up(home.run(name), run, names[name], runs, is_missing)
+                else:
+                    (Path(place) / name).symlink_to((workdir / name).resolve())
+            try:
+                analyse(Path(place))
+            except UserCodeError as error:
+                kind = "missing" if is_missing else "made-up"
+                where = f"{error.where}, rehearsed on {kind} scores of these runs"
+                raise UserCodeError(where, error.error) from error.error
 
 
 def make_up(
@@ -60,8 +63,9 @@ def make_up(
     run: ResolvedRun,
     scores: list[str],
     runs: dict[str, ResolvedRun],
+    is_missing: bool = False,
 ) -> None:
-    """The files that an analysis reads, with random scores between 0 and 1."""
+    """The files that an analysis reads, with random scores in [0, 1) or none."""
     directory.write_config(run)
     parent = None
     if run.parent.path:
@@ -76,6 +80,9 @@ def make_up(
     chance, lines = np.random.default_rng(0), []
     evaluated = {*range(0, schedule.num_steps, schedule.eval_every), schedule.num_steps}
     for step in sorted(evaluated):
-        values: dict[str, Any] = {name: chance.random(num).tolist() for name in scores}
+        rows = (
+            [None] * num if is_missing else chance.random(num).tolist() for _ in scores
+        )
+        values: dict[str, Any] = dict(zip(scores, rows, strict=True))
         lines.append(json.dumps(Record("eval", step, 0.0, values)._asdict()) + "\n")
     directory.metrics.path.write_text("".join(lines))

@@ -117,6 +117,9 @@ class Results(Mapping[str, xr.Dataset]):
         run = self.runs[name]
         return self[name][hyper] if hyper in run.axes else getattr(run.hypers, hyper)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.experiment.runs
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.experiment.runs)
 

@@ -10,7 +10,7 @@ from parity_jax.config import label_text
 
 
 def last(scores: xr.Dataset) -> xr.Dataset:
-    """The last evaluation."""
+    """The last evaluation, without the coordinates of its step."""
     return scores.isel(step=-1, drop=True)
 
 
@@ -34,6 +34,8 @@ def first_step(condition: xr.DataArray) -> xr.DataArray:
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Student's interval of the mean of independent values."""
     error = stats.sem(values)
+    if error == 0:  # all values are equal
+        return float(np.mean(values)), float(np.mean(values))
     low, high = stats.t.interval(level, len(values) - 1, np.mean(values), error)
     return float(low), float(high)
 

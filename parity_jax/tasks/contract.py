@@ -46,8 +46,8 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     with named(f"{name}.sample_prompts"):
         chex.assert_shape(prompt.token, (B, task.prompt_len))
         chex.assert_type(prompt.token, int)
-    args = (key, prompt, Hypers(), task.data)
-    batch = shape_of("demonstrate", task.demonstrate, *args)
+    numbers = Hypers()
+    batch = shape_of("demonstrate", task.demonstrate, key, prompt, numbers, task.data)
     with named(f"{name}.demonstrate"):
         chex.assert_shape([batch.response, batch.mask], (B, T))
         chex.assert_type([batch.response, batch.mask], [int, bool])
@@ -65,8 +65,7 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
         with named(f"{name}.rewards[{reward!r}]"):
             chex.assert_shape(value, (B, G))
             chex.assert_type(value, float)
-    args = (prompt, response, task.data)
-    found = shape_of("diagnostics", task.diagnostics, *args)
+    found = shape_of("diagnostics", task.diagnostics, prompt, response, task.data)
     with named(f"{name}.diagnostics"):
         chex.assert_shape([x for pair in found.values() for x in pair], (B, G))
 
