@@ -109,6 +109,14 @@ class RunDirectory:
         with self.checkpoints(read_only=True) as checkpoints:
             return checkpoints.steps()
 
+    def trained_steps(self) -> int:
+        """Steps that are on disk, as a checkpoint or a record; -1: not even step 0.
+
+        Of a finished run it is the step at which it ended.
+        """
+        records = self.metrics.read()
+        return max([*self.saved_steps(), *(r.step for r in records[-1:])], default=-1)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Held for this process."""
@@ -141,15 +149,10 @@ class ExperimentDirectory:
         return read_as(Experiment, self._config)
 
     def write_config(self, experiment: Experiment) -> None:
+        """Processes that work on different runs at a time take turns."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._config, to_dict(experiment))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Held for this process."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with lock(self.path):
-            yield
+        with lock(self.path, wait=True):
+            write_json(self._config, to_dict(experiment))
 
 
 def is_experiment(path: Path) -> bool:

@@ -12,6 +12,7 @@ what is wrong.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
+    ExitStack,
     closing,
     contextmanager,
     nullcontext,
@@ -63,6 +64,7 @@ from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
     ResolvedRun,
     check_parent,
+    listed,
     make_program,
     resolve,
     select,
@@ -105,14 +107,16 @@ def run_experiment(
     except UserCodeError as error:
         error.is_early = True
         raise
-    with home.locked():
+    with ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(job.directory.locked())
         home.write_config(experiment)
-    for job in jobs:
-        if should_stop():
-            raise StoppedError(f"stopped before {job.name}")
-        with job.directory.locked(), named_if_out_of_memory(job):
-            execute(job, quiet, should_stop)
-    return all(home.run(name).read_finished() is not None for name in runs)
+        for job in jobs:
+            if should_stop():
+                raise StoppedError(f"stopped before {job.name}")
+            with named_if_out_of_memory(job):
+                execute(job, quiet, should_stop)
+    return all(is_complete(run, home.run(name)) for name, run in runs.items())
 
 
 def in_own_code(run: ResolvedRun) -> AbstractContextManager[None]:
@@ -148,19 +152,21 @@ def plan(
     or not: no result of another configuration is used.
     """
     check_strangers(runs, home)
-    jobs = []
+    jobs: list[Job] = []
     for name, run in runs.items():
         directory = home.run(name)
-        with under(f"runs.{name}"):
-            is_done = check_past(run, directory)
-        if name not in names or is_done:
+        has_trained = directory.trained_steps() > 0
+        if has_trained:
+            check_past(name, run, directory)
+        if name not in names or is_complete(run, directory):
             continue
-        if run.parent.path and not directory.has_lineage():
-            check_start(name, run, directory, names)
-        with under(f"runs.{name}"):
-            with in_own_code(run):
-                program = make_program(run)
-                scores = program.shapes()[1]
+        if has_trained:
+            check_settings(directory.read_lineage())
+        elif run.parent.path:
+            check_start(name, run, directory, [job.name for job in jobs])
+        with under(f"runs.{name}"), in_own_code(run):
+            program = make_program(run)
+            scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
     return jobs
 
@@ -174,73 +180,72 @@ def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> 
     require(not is_run, "workdir", str(home.path), "is the directory of a run")
 
 
-def check_past(run: ResolvedRun, directory: RunDirectory) -> bool:
-    """Whether the run is complete as it is now; ConfigError if its past is another's.
+# What may change of a run that has trained: the schedule from here on, the layout, and
+# where the prompts of evaluation are; their digest stays.
+FREE = ("schedule.", "population.", "eval_file.path")
 
-    What does not change the past may change: the schedule from here on, the layout.
-    What has not trained has no past.
-    """
-    if not directory.has_config():
-        orphans = (directory.path / "checkpoints").exists() or directory.has_lineage()
-        if orphans:
-            raise RunError(f"{directory.path}/config.json: missing, but a run began")
-        return False
+
+def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
+    """ConfigError if what has trained here is not what the run is now."""
     there = directory.read_config()
-    trained = trained_steps(directory)
-    if trained > 0:
-        found = [
-            d
-            for d in differences(to_dict(there), to_dict(run))
-            if not d.path.startswith(("schedule.", "population."))
-        ]
-        allowed = f"{directory.path} holds another configuration: {lines_of(found)}"
-        if found:
-            name = found[0].path.replace("parent.", "parent_")
-            raise ConfigError(name, found[0].new, allowed)
-    steps = run.schedule.num_steps
+    found = [
+        d
+        for d in differences(to_dict(there), to_dict(run))
+        if not d.path.startswith(FREE)
+    ]
+    where = f"{directory.path} holds another configuration"
+    if found:
+        field = field_of(name, found[0].path)
+        raise ConfigError(field, found[0].new, f"{where}: {lines_of(found)}")
+    order = [*run.axes]  # that of the members
+    is_same, allowed = order == [*there.axes], f"{where}: {[*there.axes]}"
+    require(is_same, f"runs.{name}.axes", order, allowed)
+    steps, trained = run.schedule.num_steps, directory.trained_steps()
     allowed = f"{directory.path} is at step {trained} already"
-    require(steps >= trained, "num_steps", steps, allowed)
-    finished = directory.read_finished()
-    if finished is None or (trained <= 0 and there != run):
+    require(steps >= trained, f"runs.{name}.num_steps", steps, allowed)
+
+
+def field_of(name: str, path: str) -> str:
+    """A field of a resolved run as it is typed."""
+    head, _, rest = path.partition(".")
+    if head == "eval_file":
+        return head
+    if head == "evaluate":  # of all runs
+        return path
+    if head == "parent":
+        path = "parent" if rest == "path" else f"parent_{rest}"
+    return f"runs.{name}.{path}"
+
+
+def is_complete(run: ResolvedRun, directory: RunDirectory) -> bool:
+    """Whether the run has ended, at the step at which it ends now."""
+    if directory.trained_steps() <= 0 or directory.read_finished() is None:
         return False
-    return steps == there.schedule.num_steps
-
-
-def trained_steps(directory: RunDirectory) -> int:
-    """The newest checkpoint's step, or the last record's if there is none; -1: none."""
-    steps = directory.saved_steps()
-    records = directory.metrics.read()
-    return max([*steps, *(r.step for r in records[-1:])], default=-1)
+    return directory.read_config().schedule.num_steps == run.schedule.num_steps
 
 
 def check_start(
-    name: str, run: ResolvedRun, directory: RunDirectory, names: list[str]
+    name: str, run: ResolvedRun, directory: RunDirectory, before: list[str]
 ) -> None:
-    """ConfigError unless the parent is there, or is to be run before, and is whole."""
+    """ConfigError unless the parent is there, or is among those run before."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
-    where = sibling or run.parent.path
-    if parent.has_config() and is_experiment(parent.path):
-        names = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
-        allowed = f"is an experiment's directory; name one of its runs: {names}"
-        raise ConfigError(f"runs.{name}.parent", where, allowed)
+    if sibling in before:
+        return  # what it will have was checked
+    field, where = f"runs.{name}.parent", sibling or run.parent.path
     if not parent.has_config():
         allowed = "must be a run of the experiment or a run directory"
         if sibling:
-            allowed = f"has not been run, and --only={','.join(names)} leaves it out"
-        require(sibling in names, f"runs.{name}.parent", where, allowed)
-        return
-    if sibling in names and parent.read_finished() is None:
-        return  # it goes on before
-    wanted = {*run.parent_steps}
-    is_named = not sibling and -1 not in wanted
-    is_named |= "parent_step" in run.axes
-    allowed = "is not finished; name the checkpoint to start from by parent_step"
-    finished = parent.read_finished()
-    require(finished is not None or is_named, f"runs.{name}.parent", where, allowed)
-    steps = tuple(parent.saved_steps())
-    if sibling in names and finished is not None:
-        return  # it may be continued before; what it will have was checked
-    check_parent(name, run, parent.read_config(), where, steps)
+            allowed = "has not been run, and --only leaves it out"
+        raise ConfigError(field, where, allowed)
+    if is_experiment(parent.path):
+        runs = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
+        allowed = f"is an experiment's directory; name one of its runs: {runs}"
+        raise ConfigError(field, where, allowed)
+    wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
+    is_ready = parent.read_finished() is not None or wanted <= {*saved}
+    allowed = "is not finished; parent_step can name one of its checkpoints: "
+    require(is_ready, field, where, allowed + listed(saved))
+    check_parent(name, run, parent.read_config(), where, wanted, saved)
 
 
 def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:
@@ -251,11 +256,23 @@ def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:
     return RunDirectory(Path(run.parent.path))
 
 
+def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:
+    """For every member the checkpoint that it starts from.
+
+    A finished parent may have ended before the last step that was planned, with all
+    members stopped; an unfinished one has no last step: -1.
+    """
+    if "parent_step" in run.axes or parent.read_finished() is None:
+        return run.parent_steps
+    planned = parent.read_config().schedule.num_steps
+    is_last = run.parent.step in (-1, planned)
+    return [parent.trained_steps() if is_last else run.parent.step] * len(run.labels)
+
+
 def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
     """Run one stage from where it stands to its end."""
     name, run, directory, program, _ = job
     warn = Report(name).warn
-    directory.reopen()
     with directory.checkpoints() as checkpoints:
         started = start(run, directory, program, checkpoints, warn)
         states, metrics, step, recorded, note = started
@@ -286,11 +303,15 @@ def start(
     From the run's own checkpoint, else its parent's, else scratch; files are brought to
     where it starts.
     """
-    own = checkpoints.read_latest(warn) if directory.has_lineage() else None
-    if own is None or own.step <= 0:
-        return fresh_start(run, directory, program, checkpoints, warn)
+    if directory.trained_steps() <= 0:
+        return fresh_start(run, directory, program, checkpoints)
+    own = checkpoints.read_latest(warn)
+    if own is None:
+        raise RunError(
+            f"{directory.path}: has trained, but all checkpoints are gone; to start "
+            "again, delete the directory"
+        )
     lineage, now = directory.read_lineage(), this_process()
-    check_settings(lineage)
     found = differences(plain(lineage.last_process), plain(now))
     found += differences(
         to_dict(directory.read_config().population),
@@ -300,12 +321,18 @@ def start(
     if found:
         text = lines_of(found)
         warn(f"continuing elsewhere than before, so not bit for bit: {text}")
-    directory.metrics.rewind(own.recorded)
-    directory.write_config(run)
-    directory.write_lineage(lineage.continued_at(own.step, now))
     states, metrics = restored(own, program)
+    directory.metrics.rewind(own.recorded)
+    begin(run, directory, lineage.continued_at(own.step, now))
     note = f"continuing at step {own.step}"
     return states, metrics, own.step, own.recorded, note
+
+
+def begin(run: ResolvedRun, directory: RunDirectory, lineage: Lineage) -> None:
+    """Write what the run is now: it goes on, so it is not complete any more."""
+    directory.reopen()
+    directory.write_config(run)
+    directory.write_lineage(lineage)
 
 
 def restored(saved: Saved, program: Population) -> tuple[StageState, Any]:
@@ -324,14 +351,8 @@ def fresh_start(
     directory: RunDirectory,
     program: Population,
     checkpoints: Checkpoints,
-    warn: Warn,
 ) -> tuple[StageState, Any, int, int, str]:
     """The start from a parent or from scratch; what is not trained is begun again."""
-    if any(record.step > 0 for record in directory.metrics.read()):
-        raise RunError(
-            f"{directory.path}: has trained, but all checkpoints are gone; to start "
-            "again, delete the directory"
-        )
     params_P, parent, note, diverged_P = None, None, "from scratch", None
     if run.parent.path:
         source = parent_of(run, directory)
@@ -347,8 +368,8 @@ def fresh_start(
         states = states._replace(status=status_P)
     checkpoints.keep_only(())
     directory.metrics.rewind(-1)
-    directory.write_config(run)
-    directory.write_lineage(Lineage(kind_of(type(run.stage)), this_process(), parent))
+    stage = kind_of(type(run.stage))
+    begin(run, directory, Lineage(stage, this_process(), parent))
     return states, program.no_metrics(), -1, -1, note
 
 
@@ -369,16 +390,10 @@ def parent_params(
     """
     parent = source.read_config()
     index_P = parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
+    step_P = np.array(steps_of_parent(run, source))
     own_P: Arrays = {}
     hashes, diverged_P = {}, np.zeros(len(index_P), bool)
     with source.checkpoints(read_only=True) as checkpoints:
-        known = checkpoints.steps()
-        newest = known[-1] if known else 0
-        finished = source.read_finished()
-        # all members may have stopped before the last step that was planned
-        early = finished is not None and newest < parent.schedule.num_steps
-        last = {-1: newest} | ({parent.schedule.num_steps: newest} if early else {})
-        step_P = np.array([last.get(n, n) for n in run.parent_steps])
         for step in sorted(set(step_P.tolist())):
             saved = checkpoints.read(step).arrays
             arrays, is_here_P = subtree(saved, "params"), step_P == step

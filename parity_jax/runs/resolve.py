@@ -7,6 +7,7 @@ equal to its config.json.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,9 @@ def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
         check(name, config, run)
         if run.parent.sibling:
             parent = resolved[run.parent.sibling]
-            steps = parent.schedule.kept_steps(parent.schedule.saved_steps())
-            check_parent(name, run, parent, config.parent, steps)
+            saved = parent.schedule.kept_steps(parent.schedule.saved_steps())
+            wanted = {*run.parent_steps}
+            check_parent(name, run, parent, config.parent, wanted, saved)
         resolved[name] = run
     return resolved
 
@@ -194,9 +196,10 @@ def check_parent(
     run: ResolvedRun,
     parent: ResolvedRun,
     parent_name: str,
-    steps: tuple[int, ...],
+    wanted: Collection[int],
+    saved: Sequence[int],
 ) -> None:
-    """ConfigError unless every member has a parent, at a step that it has."""
+    """ConfigError unless every member has a parent, at a step that was saved."""
     found = [
         d
         for part in ("task", "model")
@@ -205,14 +208,14 @@ def check_parent(
         )
     ]
     require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
-    for step in sorted({*run.parent_steps} - {-1}):
-        allowed = f"must be a checkpoint of the parent: {listed(steps)}"
-        require(step in steps, f"runs.{name}.parent_step", step, allowed)
+    for step in sorted(wanted):
+        allowed = f"must be a checkpoint of the parent: {listed(saved)}"
+        require(step in saved, f"runs.{name}.parent_step", step, allowed)
     with under(f"runs.{name}"):
         parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
 
 
-def listed(steps: tuple[int, ...] | list[int]) -> str:
+def listed(steps: Sequence[int]) -> str:
     """Steps one by one, or the ends of a long list."""
     if len(steps) <= 12:
         return ", ".join(map(str, steps)) or "none"
