@@ -7,9 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny import POLICY_GRADIENT, PRETRAIN, STAR, tiny_experiment, tiny_stage
+from small_runs import WalkConfig, assert_identical, digests, read, walk, walks
+from tiny import POLICY_GRADIENT, PRETRAIN, STAR, tiny_stage
 
-from parity_jax.checkpoint import (
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean
+from parity_jax.population import PopulationConfig, make_population
+from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
+from parity_jax.runs.checkpoint import (
     CheckpointError,
     Checkpoints,
     digest,
@@ -17,103 +22,90 @@ from parity_jax.checkpoint import (
     subtree,
     to_arrays,
 )
-from parity_jax.config import PopulationConfig, RolloutConfig
-from parity_jax.population import make_population
-from parity_jax.results import load_metrics, read_json
-from parity_jax.runs import build, run_experiment
-from parity_jax.types import Hypers
+from parity_jax.stages import RolloutConfig
 
-STAGES = {
-    "pretrain": PRETRAIN,
-    "policy_gradient": dataclasses.replace(
-        POLICY_GRADIENT,
-        rollout=RolloutConfig(4, 4, num_unique_prompts=6),
-        num_iterations=2,
-        num_minibatches=2,
-        kl_estimator="k3",
+ONE_BY_ONE, AT_ONCE = PopulationConfig(1, 1), PopulationConfig(1, 2)
+TWO_DEVICES = PopulationConfig(2, 1)
+CASES = {
+    "pretrain": (PRETRAIN, ONE_BY_ONE),
+    "policy_gradient": (
+        dataclasses.replace(
+            POLICY_GRADIENT,
+            rollout=RolloutConfig(4, 4, num_unique_prompts=6),
+            num_iterations=2,
+            num_minibatches=2,
+            kl_estimator="k3",
+        ),
+        ONE_BY_ONE,
     ),
-    "star": dataclasses.replace(STAR, restart=True),
+    "star": (dataclasses.replace(STAR, restart=True), ONE_BY_ONE),
+    "all at once": (WalkConfig(), AT_ONCE),
+    "two devices": (WalkConfig(), TWO_DEVICES),
 }
 
 
-def assert_identical(a, b):
-    a, b = to_arrays(a), to_arrays(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [*[(name, (1, 1)) for name in STAGES], ("pretrain", (1, 2)), ("pretrain", (2, 1))],
-)
-def test_continuing_equals_never_stopping(name, layout, tmp_path):
-    stage = tiny_stage(STAGES[name])
+@pytest.mark.parametrize("case", CASES)
+def test_continuing_equals_never_stopping(case, tmp_path):
+    stage, layout = CASES[case]
     hypers = Hypers(beta=0.1, p_cot=0.5, learning_rate=1e-2)
-    population = make_population(
-        PopulationConfig(*layout), stage, {"seed": (0, 1)}, hypers
-    )
-    whole, _ = population.run(population.init(None), 5)
-    states, _ = population.run(population.init(None), 2)
+    axes = {"seed": (0, 1)}
+    population = make_population(layout, tiny_stage(stage), axes, hypers)
+    start = population.init(None), population.no_metrics()
+    whole = population.advance(*start, 5)
+    start = population.init(None), population.no_metrics()
+    states, metrics = population.advance(*start, 2)
     before = to_arrays(states)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, states)
+    checkpoints.save(2, states, metrics, 0)
     checkpoints.wait()
-    template = jax.eval_shape(population.init, None)
-    restored = from_arrays(checkpoints.read(2), template)
+    saved = checkpoints.read(2)
     checkpoints.close()
+    assert (saved.step, saved.recorded) == (2, 0)
+    own = {k: x for k, x in saved.arrays.items() if not k.startswith("metrics.")}
+    restored = from_arrays(own, jax.eval_shape(population.init, None))
     assert_identical(restored, states)
-    states, _ = population.run(restored, 3)
+    partial = from_arrays(subtree(saved.arrays, "metrics"), population.no_metrics())
+    assert_identical(partial, metrics)
+    states, metrics = population.advance(*population.place((restored, partial)), 3)
     assert states.step.tolist() == [5, 5]
-    assert_identical(states, whole)
-    moved = [(array != before[name]).any() for name, array in to_arrays(states).items()]
+    assert_identical(states, whole[0])
+    assert_identical(metrics, whole[1])
+    assert (metrics["loss"].count >= 5).all()  # those of all five steps
+    after = {k: x for k, x in to_arrays(states).items() if not k.startswith("hypers.")}
+    moved = [(array != before[name]).any() for name, array in after.items()]
     assert sum(moved) > len(moved) / 2
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run: pretrain with checkpoints 0, 2, 4, then grpo."""
+    """A finished run with checkpoints 0, 2, 4, and a child of its last step."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    run_experiment(tiny_experiment(), directory, quiet=True)
+    runs = {"first": walk(), "child": walk(parent="first", num_steps=2)}
+    run_experiment(walks(**runs), directory, quiet=True)
     return directory
 
 
-def arrays(directory, step):
-    checkpoints = Checkpoints(directory)
-    out = checkpoints.read(step)
-    checkpoints.close()
-    return out
-
-
 def test_files_of_a_run(workdir):
-    for name, last in (("pretrain", 4), ("grpo", 2)):
+    for name, last in (("first", 4), ("child", 2)):
         files = {path.name for path in (workdir / name).iterdir()}
         expected = {"config.json", "lineage.json", "checkpoints", "metrics.jsonl"}
-        assert files == expected | {"finished.json"}
-        finished = read_json(workdir / name / "finished.json")
+        assert files == expected | {"finished.json", ".lock"}
+        finished = json.loads((workdir / name / "finished.json").read_text())
         assert finished == {"step": [last] * 2, "status": [0, 0]}
-    assert load_metrics(workdir / "pretrain", "train")["step"].values.tolist() == [
-        1,
-        2,
-        3,
-        4,
-    ]
-    assert load_metrics(workdir / "pretrain", "eval")["step"].values.tolist() == [
-        0,
-        2,
-        4,
-    ]
+    found = RunDirectory(workdir / "first").metrics.read()
+    assert [r.step for r in found if r.split == "train"] == [1, 2, 3, 4]
+    assert [r.step for r in found if r.split == "eval"] == [0, 2, 4]
 
 
 def test_step_zero_is_a_checkpoint_of_the_fresh_states(workdir):
-    population = build(tiny_experiment(), "pretrain")
-    fresh = population.init(None)
-    template = jax.eval_shape(population.init, None)
-    assert_identical(from_arrays(arrays(workdir / "pretrain", 0), template), fresh)
+    program = make_program(resolve(walks(run=walk()))["run"])
+    fresh = program.init(None)
+    template = jax.eval_shape(program.init, None)
+    assert_identical(from_arrays(read(workdir / "first", 0), template), fresh)
 
 
 def test_chain_keeps_parameters_and_resets_the_optimizer(workdir):
-    parent, child = arrays(workdir / "pretrain", 4), arrays(workdir / "grpo", 0)
+    parent, child = read(workdir / "first", 4), read(workdir / "child", 0)
     params = subtree(parent, "params")
     assert params
     for name, array in params.items():
@@ -121,28 +113,10 @@ def test_chain_keeps_parameters_and_resets_the_optimizer(workdir):
     assert any(array.any() for array in subtree(parent, "opt_state").values())
     assert not any(array.any() for array in subtree(child, "opt_state").values())
     assert child["step"].tolist() == [0, 0]
-    lineage = read_json(workdir / "grpo" / "lineage.json")["parent"]
-    assert lineage["step"] == 4 and lineage["run"].endswith("pretrain")
-    assert lineage["params_sha256"] == digest(params)
-
-
-def test_parent_step_chooses_the_checkpoint(workdir, tmp_path):
-    experiment = tiny_experiment()
-    grpo = dataclasses.replace(
-        experiment.runs["grpo"], parent=str(workdir / "pretrain"), parent_step=2
-    )
-    experiment = dataclasses.replace(experiment, runs=type(experiment.runs)(grpo=grpo))
-    run_experiment(experiment, tmp_path / "run", quiet=True)
-    parent, child = arrays(workdir / "pretrain", 2), arrays(tmp_path / "run/grpo", 0)
-    for name, array in subtree(parent, "params").items():
-        np.testing.assert_array_equal(child[f"params.{name}"], array)
-
-
-def test_missing_step_says_which_there_are(workdir):
-    with pytest.raises(
-        CheckpointError, match=r"/3: no such checkpoint \(there are: 0, 2, 4"
-    ):
-        arrays(workdir / "pretrain", 3)
+    lineage = RunDirectory(workdir / "child").read_lineage().parent
+    assert lineage.step == (4,) and lineage.run == str(workdir / "first")
+    assert lineage.params_sha256 == (digest(params),)
+    assert lineage.sequences == (8,)  # 2 a step
 
 
 ARRAYS = {"a": np.arange(4, dtype=np.float32), "b.c": np.zeros((2, 2), np.int32)}
@@ -157,6 +131,7 @@ ARRAYS = {"a": np.arange(4, dtype=np.float32), "b.c": np.zeros((2, 2), np.int32)
         {"a": ARRAYS["a"], "b.d": ARRAYS["b.c"]},
         {"a": ARRAYS["a"]},
     ],
+    ids=["bytes", "shape", "type", "name", "missing"],
 )
 def test_digest_sees_bytes_shapes_types_and_names(other):
     assert digest(ARRAYS) == digest(dict(reversed(ARRAYS.items())))
@@ -182,39 +157,44 @@ def damage_digest(directory):
 
 @pytest.mark.parametrize("damage", [damage_state, damage_digest])
 def test_damaged_newest_checkpoint_falls_back(damage, workdir, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(workdir / "pretrain", run)
-    before = arrays(run, 2)
+    run, warnings = tmp_path / "run", []
+    shutil.copytree(workdir / "first", run)
+    before = digests(run)[2]
     damage(run / "checkpoints" / "4")
-    checkpoints, warnings = Checkpoints(run), []
-    with pytest.raises(CheckpointError, match="/4: "):
-        checkpoints.read(4)
-    step, found = checkpoints.read_latest(warnings.append)
-    assert step == 2 and digest(found) == digest(before)
-    assert len(warnings) == 1 and "/4: " in warnings[0]
-    assert checkpoints.steps() == [0, 2]
-    checkpoints.close()
+    with RunDirectory(run).checkpoints() as checkpoints:
+        with pytest.raises(CheckpointError, match="/4: "):
+            checkpoints.read(4)
+        found = checkpoints.read_latest(warnings.append)
+        assert found.step == 2 and digest(found.arrays) == before
+        assert len(warnings) == 1 and "/4: " in warnings[0]
+        assert checkpoints.steps() == [0, 2]
 
 
-def test_no_checkpoint_at_all(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.read_latest(pytest.fail) is None
-    with pytest.raises(CheckpointError, match="there are: none"):
-        checkpoints.read(0)
-    checkpoints.close()
+def test_a_missing_step_says_which_there_are(workdir, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"/3: no such checkpoint \(there are: 0, 2, 4\)"
+    ):
+        read(workdir / "first", 3)
+    with RunDirectory(tmp_path / "new").checkpoints() as checkpoints:
+        assert checkpoints.read_latest(pytest.fail) is None
+        with pytest.raises(CheckpointError, match="there are: none"):
+            checkpoints.read(0)
 
 
 def test_mismatches_are_named():
+    number = jax.ShapeDtypeStruct((), "float32")
     template = {
         "a": jax.ShapeDtypeStruct((4,), "float32"),
         "b": {"c": np.zeros((2, 3))},
+        "m": Mean(number, number),
     }
-    saved = {"b.c": np.zeros((2, 2)), "d": np.zeros(1)}
+    saved = {"b.c": np.zeros((2, 2)), "d": np.zeros(1), "m.total": np.float32(0)}
     with pytest.raises(CheckpointError) as info:
         from_arrays(saved, template)
     text = str(info.value)
     assert "a is missing" in text and "d is unknown" in text
-    assert "b.c is (2, 2), expected (2, 3)" in text
+    assert "b.c is (2, 2), expected (2, 3)" in text and "m.count is missing" in text
     fits = {"a": np.arange(4, dtype=np.float32), "b.c": np.ones((2, 3), np.float32)}
+    del template["m"]
     restored = from_arrays(fits, template)
     np.testing.assert_array_equal(restored["b"]["c"], fits["b.c"])

@@ -1,0 +1,92 @@
+"""Claims: a verdict computed from numbers, as JSON has them."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from parity_jax.analysis import Check, Claim
+from parity_jax.analysis.claims import read_claims, write_claims
+from parity_jax.analysis.legend import LEGEND
+from parity_jax.analysis.scores import by_member
+from parity_jax.runs import RunError
+
+SCORES = xr.DataArray(
+    [[0.5, 0.25], [1.0, 0.0]],
+    coords={"p_cot": [0.1, 0.2], "seed": [0, 1]},
+    dims=("p_cot", "seed"),
+)
+
+
+def test_values_by_member():
+    assert by_member(SCORES) == {
+        "p_cot=0.1,seed=0": 0.5,
+        "p_cot=0.1,seed=1": 0.25,
+        "p_cot=0.2,seed=0": 1.0,
+        "p_cot=0.2,seed=1": 0.0,
+    }
+    assert by_member(SCORES.isel(p_cot=0)) == {"seed=0": 0.5, "seed=1": 0.25}
+    assert by_member(SCORES.isel(p_cot=0, seed=1)) == {"all": 0.25}
+    assert by_member(SCORES.isel(p_cot=0, seed=1) * np.nan) == {"all": None}
+
+
+@pytest.mark.parametrize(
+    ("relation", "holds"),
+    [
+        ("at_least", {0.0: True, 0.25: False}),
+        ("above", {-0.1: True, 0.0: False}),
+        ("at_most", {1.0: True, 0.5: False}),
+        ("below", {1.1: True, 1.0: False}),
+    ],
+)
+def test_every_number_must_be_on_its_side_of_the_bound(relation, holds):
+    check = getattr(Check, relation)
+    assert {bound: check(SCORES, bound).holds for bound in holds} == holds
+    assert not check(SCORES * np.nan, 0.5).holds  # what is not there fulfils nothing
+    assert check(SCORES, 0.5).relation == relation.replace("_", " ")
+
+
+def test_within_and_equal_compare_member_by_member():
+    assert Check.within(SCORES, SCORES + 0.125, 0.125).holds
+    assert not Check.within(SCORES, SCORES + 0.125, 0.12).holds
+    assert not Check.within(SCORES * np.nan, SCORES, 1.0).holds
+    assert Check.equal(SCORES, SCORES).holds and not Check.equal(SCORES, 0.5).holds
+    expected = SCORES["p_cot"]
+    assert Check.within(SCORES, expected, 0.8).expected == {"p_cot=0.1": 0.1} | {
+        "p_cot=0.2": 0.2
+    }
+
+
+def test_claims_are_written_as_they_are_read(tmp_path):
+    path, score = tmp_path / "claims.json", SCORES.isel(p_cot=0)
+    checks = {"low": Check.at_least(0.1, 0), "high": Check.at_most(float("nan"), 1)}
+    claims = [
+        Claim.within("C1", score, 0.25, 0.1),
+        Claim.at_least("C2", 0.9, 0.8),
+        Claim.at_most("C2", 0.9, 0.8),
+        Claim.of("C9", "of ours", **checks),
+        Claim.of("C9", "of ours", seen={"n": np.int64(3)}, low=Check.equal(1, 1)),
+    ]
+    write_claims(path, claims)
+    first, above, below, both, seen = read_claims(path)
+    assert first == {
+        "id": "C1",
+        "claim": LEGEND["C1"],
+        "measured": {"seed=0": 0.5, "seed=1": 0.25},
+        "relation": "within",
+        "expected": 0.25,
+        "tolerance": 0.1,
+        "holds": False,
+    }
+    assert above["holds"] and not below["holds"]
+    assert both["claim"] == "of ours" and not both["holds"]
+    assert both["measured"] == {"low": 0.1, "high": None}
+    assert both["relation"] == {"low": "at least", "high": "at most"}
+    assert seen["measured"] == {"low": 1, "n": 3} and seen["holds"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '[{"id": "C1"}]', "null"])
+def test_a_file_that_holds_no_claims_is_an_error(tmp_path, text):
+    path = tmp_path / "claims.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"claims\.json: damaged"):
+        read_claims(path)
