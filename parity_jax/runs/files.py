@@ -17,8 +17,10 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold the directory for this process; RunError if another process holds it.
+
+    wait    until the other process lets go of it
 
     The kernel lets go of the lock when the process ends, however it ends.
     """
