@@ -1,6 +1,7 @@
 """What a member answers to a prompt, with what is right and wrong about it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from parity_jax.decode import sample, tempered
-from parity_jax.masked import num_tokens
-from parity_jax.models import response_logits
-from parity_jax.snapshot import RUN, Snapshot
-from parity_jax.types import Hypers, Key, Params, Task
+from parity_jax.decode import sample
+from parity_jax.models import Model, response_logits
+from parity_jax.policy import tempered
+from parity_jax.responses import num_tokens
+from parity_jax.tasks import Task
+from parity_jax.types import Key, Params, Prompt
 
 DECODINGS = ("greedy", "sampled")
 
@@ -22,40 +24,32 @@ class Answers(NamedTuple):
 
     token: Array  # BxGxT
     probability: Array  # BxGxTxV, of every token after the ones before it
-    length: Array  # BxG, tokens before EOS
+    length: Array  # BxG, tokens before the end
     right: Array  # BxG, the task's end-to-end reward
     wrong: Array  # BxG, position of the first wrong token; T if there is none
 
 
-def make_answer(snapshot: Snapshot) -> Callable[[Key, Params, Array, Array], Answers]:
-    """answer(key, params, prompt_BxL, temperature): greedy and sampled, compiled."""
-    task, model, run = snapshot.task, snapshot.model, snapshot.experiment.runs[RUN]
-    has_leaps = run.hypers.p_leap > 0 or max(run.axes.get("p_leap", (0,))) > 0
+def make_answer(
+    task: Task, model: Model
+) -> Callable[[Key, Params, Prompt, Array | float], Answers]:
+    """answer(key, params, prompt, temperature): greedy and sampled, compiled."""
 
     @jax.jit
     def answer(
-        key: Key, params: Params, prompt_BxL: Array, temperature: Array
+        data: Any, key: Key, params: Params, prompt: Prompt, temperature: Array
     ) -> Answers:
-        temperature_G = jnp.stack([jnp.float32(0.0), temperature])
-        token_BxGxT = sample(
-            key,
-            model,
-            params,
-            prompt_BxL,
-            temperature_G,
-            task.response_len,
-            task.short_len,
-        ).token
-        logits = response_logits(model, params, prompt_BxL, token_BxGxT)
+        temperature_G = jnp.stack([jnp.zeros_like(temperature), temperature])
+        token = sample(key, model, params, prompt, temperature_G, task.format).token
+        logits = response_logits(model, params, prompt, token)
         return Answers(
-            token_BxGxT,
+            token,
             jax.nn.softmax(tempered(logits, temperature)),
-            num_tokens(token_BxGxT),
-            task.rewards["e2e"](prompt_BxL, token_BxGxT),
-            first_wrong(task, prompt_BxL, token_BxGxT, has_leaps),
+            num_tokens(token, task.format),
+            task.rewards["e2e"](prompt, token, data),
+            first_wrong(task, prompt, token, data),
         )
 
-    return answer
+    return partial(answer, task.data)
 
 
 def describe_answer(task: Task, answers: Answers, b: int, g: int) -> dict[str, Any]:
@@ -78,29 +72,23 @@ def describe_answer(task: Task, answers: Answers, b: int, g: int) -> dict[str, A
 
 
 def first_wrong(
-    task: Task, prompt_BxL: Array, response_BxGxT: Array, has_leaps: bool
+    task: Task, prompt: Prompt, response_BxGxT: Array, data: Any = ()
 ) -> Array:
     """Position of the first token that is not the right response's, BxG; T: none.
 
-    A response that shows its work is held against the full chain (or the leap chain,
-    whichever it follows further), another against the short answer: the task's own
-    demonstrations without noise.
+    A response that shows its work is held against the way to work it out that it
+    follows furthest, another against the short answer.
     """
+    solution = task.solution(prompt, data)
     num_positions = response_BxGxT.shape[-1]
 
-    def position(**share: float) -> Array:
-        hypers = Hypers(**{"p_cot": 0.0} | share)
+    def position(differs: Array) -> Array:
+        return jnp.where(differs.any(-1), differs.argmax(-1), num_positions)
 
-        def demonstrated(prompt_L: Array) -> Array:  # alone, so that none is sorted
-            return task.demonstrate(jax.random.key(0), prompt_L[None], hypers).response
-
-        differs_BxGxT = response_BxGxT != jax.vmap(demonstrated)(prompt_BxL)
-        return jnp.where(differs_BxGxT.any(-1), differs_BxGxT.argmax(-1), num_positions)
-
-    long_BxG = position(p_cot=1.0)
-    if has_leaps:
-        long_BxG = jnp.maximum(long_BxG, position(p_leap=1.0))
-    return jnp.where(task.is_long(response_BxGxT), long_BxG, position())
+    short_BxG = position(response_BxGxT != solution.short[:, None])
+    worked = response_BxGxT[:, :, None] != solution.worked[:, None]  # BxGxMxT
+    worked_BxG = position(worked).max(-1)
+    return jnp.where(task.is_long(response_BxGxT), worked_BxG, short_BxG)
 
 
 def marked_text(task: Task, token_T: np.ndarray, wrong: int) -> str:
@@ -112,3 +100,9 @@ def marked_text(task: Task, token_T: np.ndarray, wrong: int) -> str:
     token = until.removeprefix(before)
     space = token[: len(token) - len(token.lstrip())]
     return f"{before}{space}[{token.strip()}]{text.removeprefix(until)}"
+
+
+def prompt_text(task: Task, prompt: Prompt, b: int) -> str:
+    """A prompt as a line, without its padding."""
+    token_L = np.asarray(prompt.token[b])
+    return task.to_text(token_L if prompt.mask is None else token_L[prompt.mask[b]])

@@ -1,28 +1,32 @@
 """What is in a checkpoint, as plain data (numbers, text, lists, dicts).
 
-`inspect_run` gathers all of it; `experiments.inspect` only prints.
+`inspect_run` gathers all of it; `parity-jax inspect` only prints.
 """
 
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from parity_jax.answers import DECODINGS, describe_answer, make_answer
-from parity_jax.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    digest,
-    from_arrays,
-    subtree,
+from parity_jax.analysis.answers import (
+    DECODINGS,
+    describe_answer,
+    make_answer,
+    prompt_text,
 )
-from parity_jax.config import ConfigError, Experiment, from_dict
-from parity_jax.results import METRICS, RunError, read_json, read_records
-from parity_jax.runs import build, is_finished, order_of_execution
-from parity_jax.snapshot import RUN, Snapshot, member_text, read_config
+from parity_jax.analysis.snapshot import Snapshot
+from parity_jax.config import differences, kind_of, label_text, require, to_dict
+from parity_jax.experiment import RunConfig
+from parity_jax.runs.checkpoint import CheckpointError, digest, from_arrays, subtree
+from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.lineage import ParentEntry
+from parity_jax.runs.metrics_file import Record, numbers
+from parity_jax.runs.resolve import (
+    make_program,
+    order_of_execution,
+    resolved_file,
+)
 from parity_jax.types import RUNNING, STATUS_TEXT
 
 
@@ -30,18 +34,17 @@ def inspect_run(
     snapshot: Snapshot, evaluate: bool, num_prompts: int, max_members: int
 ) -> dict[str, Any]:
     """Everything about a checkpoint; responses of the first max_members only."""
-    directory, config = snapshot.directory, snapshot.config
-    parent = parent_directory(directory)
+    directory, run = snapshot.directory, snapshot.whole
     return {
-        "directory": str(directory),
-        "stage": config["run"]["stage"]["kind"],
+        "directory": str(directory.path),
+        "stage": kind_of(type(run.stage)),
         "step": snapshot.step,
         "steps": snapshot.steps,
-        "num_steps": config["run"]["num_steps"],
-        "finished": is_finished(directory),
+        "num_steps": run.schedule.num_steps,
+        "finished": directory.read_finished() is not None,
         "lineage": ancestry(directory),
-        "config": config,
-        "differs_from_parent": config_changes(parent, config) if parent else None,
+        "config": to_dict(run),
+        "differs_from_parent": config_changes(snapshot),
         "parameters": parameter_table(snapshot),
         "members": members(snapshot),
         "scores": rescored(snapshot) if evaluate else recorded_scores(snapshot),
@@ -49,98 +52,111 @@ def inspect_run(
     }
 
 
-def inspect_experiment(directory: Path) -> dict[str, Any]:
-    """Where every stage of an experiment stands."""
-    config = read_config(directory)
-    try:
-        names = order_of_execution(from_dict(Experiment, config))
-    except ConfigError as error:
-        raise RunError(f"{directory}/config.json: {error}") from None
-    stages = [stage_summary(directory / name, config["runs"][name]) for name in names]
-    return {"directory": str(directory), "stages": stages}
+def inspect_experiment(home: ExperimentDirectory) -> dict[str, Any]:
+    """Where every run of an experiment stands."""
+    experiment = home.read_config()
+    runs = [
+        run_summary(home.run(name), experiment.runs[name])
+        for name in order_of_execution(experiment)
+    ]
+    return {"directory": str(home.path), "runs": runs}
 
 
-def stage_summary(directory: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """A stage in a few numbers; those of an unstarted one are None."""
-    checkpoints = Checkpoints(directory, read_only=True)
-    steps = checkpoints.steps()
-    checkpoints.close()
+def run_summary(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    """A run in a few numbers; one that has not begun has no steps and no scores."""
+    steps: list[int] = []
+    members: list[str] = []
+    record = None
+    if directory.has_config():
+        steps = directory.saved_steps()
+        members = [label_text(label) for label in directory.read_config().labels]
+    if steps:
+        record = directory.metrics.last_evaluation(steps[-1], len(members))
     return {
-        "name": directory.name,
-        "stage": run["stage"]["kind"],
-        "parent": run["parent"] or None,
+        "name": directory.path.name,
+        "stage": kind_of(type(config.stage)),
+        "parent": config.parent or None,
         "steps": steps,
-        "num_steps": run["num_steps"],
-        "finished": is_finished(directory),
-        "scores": last_record(directory, steps[-1]) if steps else None,
+        "num_steps": config.num_steps,
+        "finished": directory.read_finished() is not None,
+        "members": members,
+        "scores": None if record is None else scores_of("recorded", record),
     }
 
 
-def parent_directory(directory: Path) -> Path | None:
+def scores_of(source: str, record: Record) -> dict[str, Any]:
+    """An evaluation: by the score's name the numbers of all members."""
+    return {"source": source, "step": record.step, "values": record.values}
+
+
+def parent_directory(directory: RunDirectory, parent: ParentEntry) -> RunDirectory:
     """Where the parent of a run is: as recorded, or beside the run if both moved."""
-    parent = read_json(directory / "lineage.json")["parent"]
-    if parent is None:
-        return None
-    recorded = Path(parent["run"])
-    beside = directory.resolve().parent / recorded.name
-    return beside if beside.exists() and not recorded.exists() else recorded
+    recorded = Path(parent.run)
+    beside = directory.path.resolve().parent / recorded.name
+    return RunDirectory(recorded if recorded.exists() else beside)
 
 
-def ancestry(directory: Path) -> list[dict[str, Any]]:
-    """The run, its parent, and so on back to scratch.
+def ancestry(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The run, its parent, and so on back to scratch: lineage.json of each.
 
-    `step` is where the run before started in this one (a list of steps if its members
-    started from several), `content` whether the parameters there are still what that
-    run recorded: "unchanged", "CHANGED" or "not found".
+    With it `step`, where the run before started in this one (the steps, if its members
+    started from several), and `content`, whether the parameters there are still what
+    that run recorded: "unchanged", "CHANGED" or "not found".
     """
     line: list[dict[str, Any]] = []
-    run: Path | None = directory
-    step, content = None, None
-    while run is not None:
-        entry = {"run": str(run), "step": step, "content": content}
+    seen: set[Path] = set()
+    entry: dict[str, Any] = {"run": str(directory.path), "step": None, "content": None}
+    while True:
+        seen.add(directory.path.resolve())
+        lineage = directory.read_lineage()
+        rest = {k: v for k, v in to_dict(lineage).items() if k != "parent"}
+        line.append(entry | rest)
+        if lineage.parent is None:
+            return line
+        parent = parent_directory(directory, lineage.parent)
+        content = compared_content(parent, lineage.parent)
+        if parent.path.resolve() in seen:  # of the same name, at the parent's place
+            content = "not found"
+        where = lineage.parent.run if content == "not found" else str(parent.path)
+        step = list(lineage.parent.step)
+        entry = {"run": where, "step": step, "content": content}
         if content == "not found":
             return [*line, entry]
-        lineage = read_json(run / "lineage.json")
-        line.append(entry | {k: v for k, v in lineage.items() if k != "parent"})
-        run, parent = parent_directory(run), lineage["parent"]
-        if run is not None:
-            step = parent["step"]
-            content = compare_content(run, step, parent["params_sha256"])
-    return line
+        directory = parent
 
 
-def compare_content(parent: Path, step: Any, expected: Any) -> str:
-    """Whether the parameters at a step (or several) have the digests of the lineage."""
-    if not (parent / "config.json").exists():
+def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
+    """Whether the parameters at its steps have the digests of a lineage."""
+    if not parent.has_config():
         return "not found"
-    steps, hashes = (x if isinstance(x, list) else [x] for x in (step, expected))
-    checkpoints = Checkpoints(parent, read_only=True)
     try:
-        if not {*steps} <= {*checkpoints.steps()}:
-            return "not found"
-        found = [digest(subtree(checkpoints.read(n), "params")) for n in steps]
+        with parent.checkpoints(read_only=True) as checkpoints:
+            if not {*entry.step} <= {*checkpoints.steps()}:
+                return "not found"
+            saved = [checkpoints.read(step).arrays for step in entry.step]
     except CheckpointError:  # damaged
         return "CHANGED"
-    finally:
-        checkpoints.close()
-    return "unchanged" if found == hashes else "CHANGED"
+    found = tuple(digest(subtree(arrays, "params")) for arrays in saved)
+    return "unchanged" if found == entry.params_sha256 else "CHANGED"
 
 
-def config_changes(parent: Path, config: dict[str, Any]) -> dict[str, list[Any]] | None:
+def config_changes(snapshot: Snapshot) -> dict[str, list[Any]] | None:
     """Fields that differ from the parent's: name -> [there, here].
 
-    Of another kind of stage only the kind is told: its own options are in its config.
+    None where there is no parent. Of another kind of stage only the kind is told: its
+    own options are in its config.
     """
-    if not (parent / "config.json").exists():
+    entry = snapshot.directory.read_lineage().parent
+    parent = None if entry is None else parent_directory(snapshot.directory, entry)
+    if parent is None or not parent.has_config():
         return None
-    old, new = (flatten_dict(c, sep=".") for c in (read_config(parent), config))
-    kind = "run.stage.kind"
-    hidden = "run.stage." if old[kind] != new[kind] else "-"
+    found = differences(to_dict(parent.read_config()), to_dict(snapshot.whole))
+    kind = "stage.kind"
+    hidden = "stage." if kind in {d.path for d in found} else "-"
     return {
-        name: [old.get(name), new.get(name)]
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-        and (name == kind or not name.startswith(hidden))
+        d.path: [d.old, d.new]
+        for d in found
+        if d.path == kind or not d.path.startswith(hidden)
     }
 
 
@@ -148,16 +164,14 @@ def parameter_table(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Path, shape, type and size of every parameter, and its norm in each member."""
     table = []
     for name, array in subtree(snapshot.arrays, "params").items():
-        norm_P = np.linalg.norm(
-            array.reshape(len(array), -1).astype(np.float64), axis=1
-        )
+        flat = array.reshape(len(array), -1).astype(np.float64)
         table.append(
             {
                 "path": name,
                 "shape": list(array.shape[1:]),
                 "dtype": str(array.dtype),
                 "size": int(array[0].size),
-                "norm": [_number(x) for x in norm_P],
+                "norm": numbers(np.linalg.norm(flat, axis=1)),
             }
         )
     return table
@@ -167,13 +181,13 @@ def members(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Health of the chosen members: what they do and which leaves are not finite."""
     arrays = snapshot.arrays
     out = []
-    for i, label in enumerate(snapshot.labels):
+    for i, label in enumerate(snapshot.run.labels):
         status = int(arrays["status"][i])
         floats = {k: x[i] for k, x in arrays.items() if x.dtype.kind == "f"}
         bad = [name for name, x in floats.items() if not np.isfinite(x).all()]
         out.append(
             {
-                "member": member_text(label),
+                "member": label_text(label),
                 "axes": label,
                 "step": int(arrays["step"][i]),
                 "status": STATUS_TEXT[status],
@@ -185,34 +199,26 @@ def members(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def recorded_scores(snapshot: Snapshot) -> dict[str, Any] | None:
-    """The run's last evaluation at or before the step."""
-    record = last_record(snapshot.directory, snapshot.step)
+    """The run's last evaluation at or before the step; None if there is none yet."""
+    metrics, places = snapshot.directory.metrics, snapshot.places
+    record = metrics.last_evaluation(snapshot.step, len(snapshot.whole.labels))
     if record is None:
         return None
-    values = {
-        name: [all_P[i] for i in snapshot.places]
-        for name, all_P in record["values"].items()
-    }
-    return {"source": "recorded", "step": record["step"], "values": values}
-
-
-def last_record(directory: Path, step: int) -> dict[str, Any] | None:
-    """The last evaluation of a run at or before a step."""
-    records = read_records(directory / METRICS)
-    found = [r for r in records if r["split"] == "eval" and r["step"] <= step]
-    return found[-1] if found else None
+    values = {name: [row[i] for i in places] for name, row in record.values.items()}
+    return scores_of("recorded", record._replace(values=values))
 
 
 def rescored(snapshot: Snapshot) -> dict[str, Any]:
     """The evaluation that the run itself makes at this step, made again."""
-    population = build(snapshot.experiment, RUN)
-    template = jax.eval_shape(population.init, None)
-    metrics = population.evaluate(from_arrays(snapshot.arrays, template))
-    values = {
-        name: [_number(x) for x in np.asarray(mean.value())]
-        for name, mean in metrics.items()
-    }
-    return {"source": "evaluated again", "step": snapshot.step, "values": values}
+    file = snapshot.run.eval_file
+    allowed = "holds other prompts than those of the run's own evaluation"
+    require(resolved_file(file.path) == file, "eval_file", file.path, allowed)
+    program = make_program(snapshot.run)
+    template = jax.eval_shape(program.init, None)
+    metrics = program.scores(program.place(from_arrays(snapshot.arrays, template)))
+    values = {name: numbers(mean.value()) for name, mean in metrics.items()}
+    record = Record("eval", snapshot.step, 0.0, values)
+    return scores_of("evaluated again", record)
 
 
 def responses(
@@ -223,20 +229,16 @@ def responses(
         return []
     task = snapshot.task
     k_prompt, k_sample = jax.random.split(jax.random.key(0))
-    prompt_BxL = task.sample_prompts(k_prompt, num_prompts)
-    answer = make_answer(snapshot)
+    prompt = task.sample_prompts(k_prompt, num_prompts, task.data)
+    answer = make_answer(task, snapshot.model)
     out = []
-    for i, label in enumerate(snapshot.labels[:max_members]):
-        answers = answer(k_sample, snapshot.params(i), prompt_BxL, jnp.float32(1.0))
+    for i, label in enumerate(snapshot.run.labels[:max_members]):
+        answers = answer(k_sample, snapshot.params(i), prompt, 1.0)
         for b, g in np.ndindex(answers.length.shape):
             head = {
-                "member": member_text(label),
-                "prompt": task.to_text(prompt_BxL[b]),
+                "member": label_text(label),
+                "prompt": prompt_text(task, prompt, b),
                 "decoding": DECODINGS[g],
             }
             out.append(head | describe_answer(task, answers, b, g))
     return out
-
-
-def _number(x: Any) -> float | None:
-    return float(x) if np.isfinite(x) else None

@@ -1,12 +1,13 @@
 """What is in a checkpoint: lineage, config, members, parameters, responses.
 
-python -m experiments.inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--json]
+parity-jax inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--evaluate]
+    [--prompts=N] [--json] [--debug]
 
-DIR is the directory of a stage (runs/headline/grpo), or of an experiment: then its
-stages are told in a line each. --evaluate scores the checkpoint again, on the prompts
-of the run's own evaluation. The first wrong token of a response stands in brackets.
-Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
-line says what).
+DIR is the directory of a run (runs/headline/grpo), or of an experiment: then its runs
+are told in a line each. --evaluate scores the checkpoint again, on the prompts of the
+run's own evaluation. The first wrong token of a response stands in brackets. Nothing is
+written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one line says
+what), 75: stopped by a signal.
 """
 
 import json
@@ -17,34 +18,39 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.arguments import run, run_parser
-from parity_jax.config import require
-from parity_jax.inspection import inspect_experiment, inspect_run
-from parity_jax.progress import SHOWN
-from parity_jax.snapshot import open_run, parse_member, read_config
+from parity_jax.analysis.inspection import inspect_experiment, inspect_run
+from parity_jax.analysis.snapshot import open_snapshot
+from parity_jax.cli.arguments import reading, run_parser
+from parity_jax.cli.text import assignments
+from parity_jax.config import parse_label, require
+from parity_jax.runs import ExperimentDirectory, RunDirectory
+from parity_jax.runs.directory import is_experiment, local_path
+from parity_jax.runs.progress import SHOWN
+from parity_jax.runs.resolve import listed
 
 MAX_MEMBERS = 4  # whose responses are shown
-MAX_STEPS = 12  # that are listed one by one
 
 
 def main(argv: Sequence[str]) -> None:
     """Inspect what the arguments say."""
-    parser = run_parser(__doc__, "axis values; default: all members")
+    parser = run_parser("inspect", __doc__, "axis values; default: all members")
     parser.add_argument("--evaluate", action="store_true", help="score it again")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--prompts", type=int, default=2, help="sample prompts")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
-    if "runs" in read_config(args.directory):
-        data, show = inspect_experiment(args.directory), show_experiment
-    else:
-        snapshot = open_run(args.directory, args.step, parse_member(args.member))
-        data = inspect_run(snapshot, args.evaluate, args.prompts, MAX_MEMBERS)
-        show = show_run
-    if args.json:
-        print(json.dumps(data, indent=2))
-    else:
-        show(Printer(), data)
+    path, member = local_path("directory", args.directory), parse_label(args.member)
+    with reading():
+        if is_experiment(path):
+            data, show = inspect_experiment(ExperimentDirectory(path)), show_experiment
+        else:
+            snapshot = open_snapshot(RunDirectory(path), args.step, member)
+            data = inspect_run(snapshot, args.evaluate, args.prompts, MAX_MEMBERS)
+            show = show_run
+        if args.json:
+            print(json.dumps(data, indent=2))
+        else:
+            show(Printer(), data)
 
 
 class Printer:
@@ -84,32 +90,34 @@ class Printer:
 
 
 def show_experiment(out: Printer, data: dict[str, Any]) -> None:
+    """Every run in a line."""
     out.line(data["directory"], "bold")
     rows = [
         (
-            stage["name"],
-            stage["stage"],
-            stage["parent"] or "scratch",
-            progress(stage),
-            medians(stage["scores"]),
+            run["name"],
+            run["stage"],
+            run["parent"] or "scratch",
+            progress(run),
+            medians(run["scores"]),
         )
-        for stage in data["stages"]
+        for run in data["runs"]
     ]
     out.table(("run", "stage", "from", "step", "last evaluation, median member"), rows)
 
 
-def progress(stage: dict[str, Any]) -> str:
+def progress(run: dict[str, Any]) -> str:
     """How far a run is: "25/25", "10/25 unfinished", or "not started"."""
-    if not stage["steps"]:
+    if not run["steps"]:
         return "not started"
-    done = "" if stage["finished"] else " unfinished"
-    return f"{stage['steps'][-1]}/{stage['num_steps']}{done}"
+    done = "" if run["finished"] else " unfinished"
+    return f"{run['steps'][-1]}/{run['num_steps']}{done}"
 
 
-def medians(record: Mapping[str, Any] | None) -> str:
+def medians(scores: Mapping[str, Any] | None) -> str:
+    """The scores that a run shows while it works, of the median member."""
     parts = []
     for name, label, form in SHOWN:
-        values = (record["values"] if record else {}).get(name, ())
+        values = (scores["values"] if scores else {}).get(name, ())
         values = [v for v in values if v is not None]
         if values:
             parts.append(f"{label} {form.format(median(values))}")
@@ -117,6 +125,7 @@ def medians(record: Mapping[str, Any] | None) -> str:
 
 
 def show_run(out: Printer, data: dict[str, Any]) -> None:
+    """Everything about a checkpoint."""
     state = "finished" if data["finished"] else "unfinished"
     step = f"step {data['step']} of {data['num_steps']} ({state})"
     out.line(f"{data['directory']}: {data['stage']}, {step}", "bold")
@@ -128,36 +137,35 @@ def show_run(out: Printer, data: dict[str, Any]) -> None:
     show_responses(out, data)
 
 
-def listed(steps: Sequence[int]) -> str:
-    """Steps one by one, or the ends of a long list."""
-    if len(steps) <= MAX_STEPS:
-        return ", ".join(map(str, steps))
-    ends = [", ".join(map(str, part)) for part in (steps[:3], steps[-3:])]
-    return f"{ends[0]}, .., {ends[1]} ({len(steps)} steps)"
-
-
 def show_lineage(out: Printer, lineage: Sequence[Mapping[str, Any]]) -> None:
+    """The run and its ancestors: where and when they trained."""
     out.head("lineage")
     for entry in lineage:
-        start = f"at step {entry['step']}, parameters {entry['content']}"
-        parts = [entry.get("stage", ""), start if entry["content"] else ""]
-        out.line("  ".join(["", entry["run"], *filter(None, parts)]))
-        if "imported" in entry:
-            out.line(f"      imported from {entry['imported']['from']}")
-        if "packages" in entry:
-            commit = (entry["commit"] or "unknown")[:10]
-            versions = f"jax {entry['packages']['jax']}  commit {commit}"
-            out.line(f"      {entry['started']}  {entry['device']}  {versions}")
+        start = ""
+        if entry["content"]:
+            start = f"at step {listed(entry['step'])}, parameters {entry['content']}"
+        parts = ["", entry["run"], entry.get("stage", ""), start]
+        out.line("  ".join(part for n, part in enumerate(parts) if part or n == 0))
+        if entry.get("imported"):
+            out.line(f"      imported from {entry['imported']['path']}")
+        if "process" in entry:
+            process = entry["process"]
+            commit = (process["commit"] or "unknown")[:10]
+            versions = f"jax {process['packages']['jax']}  commit {commit}"
+            out.line(f"      {process['started']}  {process['device']}  {versions}")
         for later in entry.get("continued", ()):
-            out.line(f"      {later['started']}  continued at step {later['step']}")
+            when = later["process"]["started"]
+            out.line(f"      {when}  continued at step {later['step']}")
 
 
 def show_config(out: Printer, data: dict[str, Any]) -> None:
+    """The config, and what of it differs from the parent's."""
     out.head("config")
-    shared = {k: v for k, v in data["config"].items() if k != "run" and v != ""}
-    run = dict(data["config"]["run"])
-    parts = shared | {"stage": run.pop("stage"), "hypers": run.pop("hypers")}
-    out.pairs({k: assignments(v) for k, v in (parts | {"run": run}).items()})
+    config = dict(data["config"])
+    for name in ("parent", "eval_file"):
+        if not config[name]["path"]:
+            del config[name]
+    out.pairs({name: assignments(part) for name, part in config.items()})
     changes = data["differs_from_parent"]
     if changes:
         out.head("config that differs from the parent's")
@@ -166,18 +174,8 @@ def show_config(out: Printer, data: dict[str, Any]) -> None:
         )
 
 
-def assignments(part: Any) -> str:
-    """A dict as "a=1 b(c=2)"."""
-    if not isinstance(part, dict):
-        return str(part)
-    words = []
-    for name, value in part.items():
-        nested = isinstance(value, dict) and value
-        words.append(f"{name}({assignments(value)})" if nested else f"{name}={value}")
-    return " ".join(words)
-
-
 def show_members(out: Printer, data: dict[str, Any]) -> None:
+    """Scores and health of every member."""
     scores = data["scores"]
     source = f"scores {scores['source']} at step {scores['step']}" if scores else ""
     out.head(f"members ({source or 'not evaluated yet'})")
@@ -198,6 +196,7 @@ def show_members(out: Printer, data: dict[str, Any]) -> None:
 
 
 def show_parameters(out: Printer, parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Shapes and norms of all parameters."""
     total = sum(p["size"] for p in parameters)
     out.head(f"parameters ({total:,} in each member; norm from smallest to largest)")
     rows = [
@@ -213,6 +212,7 @@ def show_parameters(out: Printer, parameters: Sequence[Mapping[str, Any]]) -> No
 
 
 def norm_range(norms: Sequence[float | None]) -> str:
+    """The smallest and the largest norm, or that one is not a number."""
     finite = [x for x in norms if x is not None]
     if len(finite) < len(norms):
         return "not finite"
@@ -221,6 +221,7 @@ def norm_range(norms: Sequence[float | None]) -> str:
 
 
 def show_responses(out: Printer, data: dict[str, Any]) -> None:
+    """What the first members answer to the same prompts."""
     num, most = len(data["members"]), MAX_MEMBERS
     of = f" (first {most} of {num} members)" if num > most else ""
     out.head(f"responses, [first wrong token]{of}")
@@ -233,7 +234,3 @@ def show_responses(out: Printer, data: dict[str, Any]) -> None:
         for answer in answers:
             who = f"{answer['member']:{width}}  {answer['decoding']:7}"
             out.line(f"    {who}  {answer['marked']}  {answer['verdict']}")
-
-
-if __name__ == "__main__":
-    run(main)

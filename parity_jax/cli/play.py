@@ -1,65 +1,103 @@
 """Type a prompt, see what a member of a run answers, token by token.
 
-python -m experiments.play DIR [--step=N] [--member=seed=0] [--temperature=1] [--seed=0]
+parity-jax play DIR [--step=N] [--member=seed=0] [--temperature=1] [--seed=0] [--debug]
 
 Prompts are read from standard input, one a line, as the task writes them (parity:
 `+-++`; the closing "=" may be left out). The answers are the greedy one and one sampled
 at the temperature; probabilities are those of the policy at that temperature, and the
 alternatives are the likeliest other tokens. The first wrong token stands in brackets.
+Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
+line says what), 75: stopped by a signal.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from rich.console import Console
 from rich.table import Table
 
-from experiments.arguments import run, run_parser
-from parity_jax.answers import DECODINGS, Answers, describe_answer, make_answer
-from parity_jax.config import require
-from parity_jax.snapshot import member_text, open_run, parse_member
-from parity_jax.tasks import vocabulary
-from parity_jax.types import Task
+from parity_jax.analysis.answers import (
+    DECODINGS,
+    Answers,
+    describe_answer,
+    make_answer,
+    prompt_text,
+)
+from parity_jax.analysis.snapshot import open_snapshot
+from parity_jax.cli.arguments import reading, run_parser
+from parity_jax.config import Label, label_text, number_text, parse_label, require
+from parity_jax.experiment import MAX_SEED
+from parity_jax.runs import RunDirectory
+from parity_jax.runs.directory import local_path
+from parity_jax.tasks import Task, vocabulary
+from parity_jax.types import Prompt
 
 MIN_PROBABILITY = 0.0005  # of an alternative that is shown
 NUM_ALTERNATIVES = 2
+NUM_EXAMPLES = 32  # of prompts, to see how they end
 
 
 def main(argv: Sequence[str]) -> None:
     """Answer every line of standard input."""
-    parser = run_parser(__doc__, "axis values; default: the first member")
+    parser = run_parser("play", __doc__, "axis values; default: the first member")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the sampled answers")
     args = parser.parse_args(argv)
-    allowed = "must be positive"
-    require(args.temperature > 0, "temperature", args.temperature, allowed)
-    snapshot = open_run(args.directory, args.step, parse_member(args.member))
-    task, params, answer = snapshot.task, snapshot.params(0), make_answer(snapshot)
-    example_L = task.sample_prompts(jax.random.key(0), 1)[0]
-    end = task.to_text(example_L[-1:])  # the same for all prompts
+    allowed = "must be positive and finite"
+    is_right = 0 < args.temperature < math.inf
+    require(is_right, "temperature", args.temperature, allowed)
+    allowed = f"must be in [0, {MAX_SEED}]"
+    require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
+    path, member = local_path("directory", args.directory), parse_label(args.member)
+    with reading():
+        play(RunDirectory(path), args.step, member, args.temperature, args.seed)
+
+
+def play(
+    directory: RunDirectory, step: int, member: Label, temperature: float, seed: int
+) -> None:
+    """Answer every line of standard input by the first of these members."""
+    snapshot = open_snapshot(directory, step, member)
+    task, params = snapshot.task, snapshot.params(0)
+    answer = make_answer(task, snapshot.model)
+    examples = task.sample_prompts(jax.random.key(0), NUM_EXAMPLES, task.data)
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{args.directory} step {snapshot.step}, {member_text(snapshot.labels[0])}; "
-        f"a prompt is like {task.to_text(example_L)}"
+        f"{directory.path} step {snapshot.step}, {label_text(snapshot.run.labels[0])}; "
+        f"a prompt is like {prompt_text(task, examples, 0)}",
+        soft_wrap=True,
     )
+    end = common_end(task, examples)
     for n, line in enumerate(sys.stdin):
         try:
-            prompt_1xL = read_prompt(task, line.strip(), end)
+            prompt = read_prompt(task, line.strip(), end)
         except ValueError as error:
             console.print(f"error: {error}", soft_wrap=True)
             continue
-        key = jax.random.fold_in(jax.random.key(args.seed), n)
-        answers = answer(key, params, prompt_1xL, jnp.float32(args.temperature))
-        show(console, task, answers, args.temperature)
+        key = jax.random.fold_in(jax.random.key(seed), n)
+        show(console, task, answer(key, params, prompt, temperature), temperature)
 
 
-def read_prompt(task: Task, text: str, end: str) -> Array:
-    """The tokens of a typed prompt, 1xL; ValueError says what is wrong with it."""
-    return task.read_prompt(text if end in text else text + end)[None]
+def common_end(task: Task, examples: Prompt) -> str:
+    """The text of the token that ends all prompts; empty if there is none."""
+    last = np.unique(examples.token[:, -1])
+    return task.to_text(last) if len(last) == 1 else ""
+
+
+def read_prompt(task: Task, text: str, end: str) -> Prompt:
+    """A typed prompt, whose end may be left out; ValueError says what is wrong."""
+    try:
+        token_L = task.read_prompt(text)
+    except ValueError as error:
+        try:
+            token_L = task.read_prompt(text + end)
+        except ValueError:
+            raise error from None
+    return Prompt(jnp.array(token_L)[None])
 
 
 def show(console: Console, task: Task, answers: Answers, temperature: float) -> None:
@@ -69,7 +107,7 @@ def show(console: Console, task: Task, answers: Answers, temperature: float) -> 
     columns = []
     for g, decoding in enumerate(DECODINGS):
         answer = describe_answer(task, answers, 0, g)
-        name = decoding if decoding == "greedy" else f"{decoding} at {temperature:g}"
+        name = f"{decoding} at {number_text(temperature)}" if g > 0 else decoding
         line = f"  {name:14} {answer['marked']}  {answer['verdict']}"
         console.print(line, soft_wrap=True)
         table.add_column(name)
@@ -94,7 +132,3 @@ def token_cells(task: Task, answers: Answers, g: int) -> list[str]:
         ]
         cells.append(parts[0] + f"  ({', '.join(parts[1:])})" * (len(parts) > 1))
     return cells
-
-
-if __name__ == "__main__":
-    run(main)

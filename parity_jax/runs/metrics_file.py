@@ -72,9 +72,10 @@ class MetricsFile:
             records.append(record)
         return records
 
-    def last_evaluation(self, step: int) -> Record | None:
+    def last_evaluation(self, step: int, num_members: int) -> Record | None:
         """The last one at or before a step."""
-        found = [r for r in self.read() if r.split == "eval" and r.step <= step]
+        records = self.read(num_members)
+        found = [r for r in records if r.split == "eval" and r.step <= step]
         return found[-1] if found else None
 
 
@@ -95,6 +96,6 @@ def _is_row(row: Any, num_members: int | None) -> bool:
     return all(x is None or type(x) in (int, float) for x in row)
 
 
-def numbers(values_P: jax.Array) -> list[float | None]:
+def numbers(values_P: jax.Array | np.ndarray) -> list[float | None]:
     """Plain numbers; None for what is not finite."""
     return [float(v) if np.isfinite(v) else None for v in np.asarray(values_P)]
