@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +14,29 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_experiment, tiny_gpt2, tiny_mistral
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
-from experiments import export_hf, import_hf
-from experiments.arguments import exit_code
-from parity_jax.checkpoint import from_arrays, subtree, to_arrays
-from parity_jax.config import (
-    ConfigError,
-    LinearConfig,
-    MultiplicationConfig,
-    ParityConfig,
-)
+from parity_jax.analysis.inspection import ancestry
+from parity_jax.analysis.snapshot import open_snapshot
+from parity_jax.cli import import_hf, main
+from parity_jax.config import ConfigError
 from parity_jax.decode import sample
-from parity_jax.huggingface import (
+from parity_jax.models import LinearConfig, response_logits
+from parity_jax.models.huggingface import (
     from_hf_config,
     from_state_dict,
     to_hf_config,
     to_state_dict,
+    to_tokenizer,
 )
-from parity_jax.models import make_model, response_logits
-from parity_jax.results import read_json, write_json
-from parity_jax.runs import check_run
-from parity_jax.snapshot import RUN, open_run
-from parity_jax.tasks import make_task
-from parity_jax.tokenizer import to_tokenizer
+from parity_jax.runs import RunDirectory, run_experiment
+from parity_jax.runs.checkpoint import from_arrays, subtree, to_arrays
+from parity_jax.runs.files import read_json, write_json
+from parity_jax.runs.lineage import Imported
+from parity_jax.tasks import MultiplicationConfig, ParityConfig, vocabulary
 
 TASK_CONFIG = ParityConfig(5)
-TASK = make_task(TASK_CONFIG)
+TASK = TASK_CONFIG.make()
 MODELS = {
     "gpt2": tiny_gpt2(depth=2),
     "gpt2_untied": tiny_gpt2(tie_embedding=False, mlp_width=24),
@@ -49,7 +47,7 @@ MODELS = {
 
 def random_params(cfg, seed=0):
     """Every parameter is random: biases are not 0 and scales not 1."""
-    model = make_model(cfg, TASK)
+    model = cfg.make(TASK)
     template = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep=".")
     rng = np.random.default_rng(seed)
     arrays = {k: np.float32(rng.normal(size=x.shape)) for k, x in template.items()}
@@ -92,36 +90,30 @@ def exported(request, tmp_path_factory):
 
 def test_logits_and_greedy_answers_are_the_same(exported):
     cfg, arrays, _, _, theirs = exported
-    model = make_model(cfg, TASK)
+    model, fmt = cfg.make(TASK), TASK.format
     template = jax.eval_shape(model.init, jax.random.key(0))
     params = from_arrays(arrays, template)
-    prompt_BxL = TASK.sample_prompts(jax.random.key(1), 32)
-    shape = (32, 1, TASK.response_len)
+    prompt = TASK.sample_prompts(jax.random.key(1), 32)
+    shape = (32, 1, fmt.max_len)
     token_BxGxT = jax.random.randint(jax.random.key(2), shape, 0, TASK.vocab_size)
     ours = jax.jit(lambda *args: response_logits(model, *args))
-    logits = np.asarray(ours(params, prompt_BxL, token_BxGxT))[:, 0]
-    whole_BxS = torch.tensor(np.concatenate([prompt_BxL, token_BxGxT[:, 0]], 1))
+    logits = np.asarray(ours(params, prompt, token_BxGxT))[:, 0]
+    whole = np.concatenate([prompt.token, token_BxGxT[:, 0]], 1)
     with torch.no_grad():
-        expected = theirs(whole_BxS).logits[:, TASK.prompt_len - 1 : -1].numpy()
+        logits_BxSxV = theirs(torch.tensor(whole)).logits.numpy()
+    expected = logits_BxSxV[:, TASK.prompt_len - 1 : -1]
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
-    greedy = jax.jit(
-        lambda params, prompt_BxL: sample(
-            jax.random.key(0),
-            model,
-            params,
-            prompt_BxL,
-            jnp.zeros(1),
-            TASK.response_len,
-            TASK.short_len,
-        ).token[:, 0]
-    )
-    answer_BxT = np.asarray(greedy(params, prompt_BxL))
+    def greedy(params, prompt):
+        key, temperature_G = jax.random.key(0), jnp.zeros(1)
+        return sample(key, model, params, prompt, temperature_G, fmt).token[:, 0]
+
+    answer_BxT = np.asarray(jax.jit(greedy)(params, prompt))
     found = theirs.generate(
-        torch.tensor(np.asarray(prompt_BxL)),
+        torch.tensor(np.asarray(prompt.token)),
         do_sample=False,
-        max_new_tokens=TASK.response_len,
+        max_new_tokens=fmt.max_len,
     )[:, TASK.prompt_len :].numpy()
     missing = answer_BxT.shape[1] - found.shape[1]  # it stops when all have ended
     np.testing.assert_array_equal(answer_BxT, np.pad(found, ((0, 0), (0, missing))))
@@ -130,7 +122,7 @@ def test_logits_and_greedy_answers_are_the_same(exported):
 
 def test_there_and_back_is_bit_identical(exported):
     cfg, arrays, shapes, directory, _ = exported
-    assert from_hf_config(read_json(directory / "config.json")) == cfg
+    assert from_hf_config(read_json(directory / "config.json")) == cfg.resolved()
     tensors = load_file(directory / "model.safetensors")
     back = from_state_dict(cfg, tensors, shapes)
     assert back.keys() == arrays.keys()
@@ -143,9 +135,10 @@ def test_what_transformers_saves_comes_back(exported, tmp_path):
     cfg, arrays, _, _, theirs = exported
     copy.deepcopy(theirs).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
     saved = read_json(tmp_path / "hf" / "config.json")
-    assert from_hf_config(saved) == cfg
+    assert from_hf_config(saved) == cfg.resolved()
     assert import_hf.read_task("", saved) == TASK_CONFIG
-    params = import_hf.read_params(tmp_path / "hf" / "model.safetensors", cfg, TASK)
+    weights = tmp_path / "hf" / "model.safetensors"
+    params = import_hf.read_params(weights, cfg, cfg.make(TASK))
     for name, array in to_arrays(params).items():
         rounded = torch.tensor(arrays[name]).to(torch.bfloat16).float().numpy()
         assert array.dtype == np.float32
@@ -154,7 +147,7 @@ def test_what_transformers_saves_comes_back(exported, tmp_path):
 
 def test_tokenizer(exported):
     tokenizer = AutoTokenizer.from_pretrained(exported[3])
-    prompt_BxL = np.asarray(TASK.sample_prompts(jax.random.key(3), 4))
+    prompt_BxL = np.asarray(TASK.sample_prompts(jax.random.key(3), 4).token)
     texts = [TASK.to_text(prompt_L) for prompt_L in prompt_BxL]
     assert tokenizer(texts)["input_ids"] == prompt_BxL.tolist()
     assert tokenizer.batch_decode(prompt_BxL) == texts
@@ -165,16 +158,43 @@ def test_tokenizer(exported):
         tokenizer("+x-")
 
 
-def test_tokenizer_of_words(tmp_path):
-    task = make_task(MultiplicationConfig(2))
+@pytest.mark.parametrize("cfg", [ParityConfig(9), MultiplicationConfig(2)])
+def test_the_tokenizer_writes_what_the_task_does(cfg, tmp_path):
+    task = cfg.make()
     names = ("tokenizer", "tokenizer_config")
     for name, value in zip(names, to_tokenizer(task), strict=True):
         write_json(tmp_path / f"{name}.json", value)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    text = "2 1 * 3 4||8 4 0 + 0 6 3 0 #### 8 0 4 0 ."
-    token_L = task.from_text(text).tolist()
-    assert tokenizer(text)["input_ids"] == token_L
-    assert tokenizer.decode(token_L) == text.replace("||", " || ")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 1000)
+    token = [rng.integers(0, task.vocab_size, n).tolist() for n in lengths]
+    texts = [task.to_text(np.array(token_L)) for token_L in token]
+    assert len({*texts}) > 900
+    assert tokenizer(texts)["input_ids"] == token
+    assert tokenizer.batch_decode(token) == texts
+    if isinstance(cfg, MultiplicationConfig):
+        text = "2 1 * 3 4||8 4 0 + 0 6 3 0 #### 8 0 4 0 ."
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        assert (
+            tokenizer(text.replace("||", " || "))["input_ids"]
+            == task.from_text(text).tolist()
+        )  # spaces between words are allowed
+
+
+def test_a_tokenizer_of_any_task(monkeypatch, tmp_path):
+    """Several ends, ids in another order."""
+    tests = os.path.dirname(__file__)
+    monkeypatch.syspath_prepend(os.path.join(tests, "outside"))
+    from toy_task import CopyConfig
+
+    task = CopyConfig(3).make()
+    task.format = dataclasses.replace(task.format, pad_id=1, end_ids=(3, 0))
+    tokenizer, options = to_tokenizer(task)
+    assert [token["id"] for token in tokenizer["added_tokens"]] == [0, 1, 3]
+    words = vocabulary(task)
+    assert (options["pad_token"], options["eos_token"]) == (words[1], words[3])
+    config = to_hf_config(MODELS["gpt2"], task, CopyConfig(3))
+    assert (config["pad_token_id"], config["eos_token_id"]) == (1, [3, 0])
 
 
 @pytest.mark.parametrize(
@@ -203,14 +223,65 @@ def test_mixtures_of_the_families_are_refused(cfg):
         ("mistral", {"head_dim": 5}),
         ("mistral", {"rope_theta": 1e6}),
         ("mistral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}),
+        ("mistral", {"rope_parameters": {"rope_theta": 1e6}}),
+        ("mistral", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        ("mistral", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("mistral", {"rope_scaling": "linear"}),
+        ("gpt2", {"layer_norm_epsilon": "1e-5"}),
+        ("gpt2", {"n_embd": "16"}),
+        ("gpt2", {"n_layer": 0}),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(kind, change):
     config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG)
-    assert from_hf_config(config) == MODELS[kind]
+    assert from_hf_config(config) == MODELS[kind].resolved()
+    ours = {"n_embd": "width", "n_layer": "depth", "rope_parameters": "rope_t"}
     name = next(iter(change))
-    with pytest.raises(ConfigError, match=name if name[:5] != "rope_" else "rope_t"):
+    with pytest.raises(ConfigError, match=ours.get(name, name)):
         from_hf_config(config | change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gpt2", {"layer_norm_epsilon": float(np.float32(1e-5))}),
+        ("gpt2", {"n_inner": None}),
+        ("mistral", {"rms_norm_eps": float(np.float32(1e-5))}),
+        ("mistral", {"rope_theta": 10_000}),
+        ("mistral", {"rope_scaling": None, "rope_parameters": None}),
+        ("mistral", {"rope_scaling": {"type": "default"}}),
+        ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    ],
+)
+def test_other_ways_to_say_the_same_are_read(kind, change):
+    config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG)
+    assert from_hf_config(config | change) == MODELS[kind].resolved()
+
+
+def test_what_older_files_hold_beside_the_weights(tmp_path):
+    """Mask buffers, and names of a model that was saved without its head."""
+    cfg = MODELS["gpt2"]
+    arrays, shapes = random_params(cfg)
+    tensors = to_state_dict(cfg, arrays)
+    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    for whole, prefix in ((tensors, "transformer."), (bare, "")):
+        mask = np.tril(np.ones((1, 1, 11, 11), np.bool_))
+        buffers = {f"{prefix}h.{n}.attn.bias": mask for n in range(cfg.depth)}
+        buffers |= {f"{prefix}h.0.attn.masked_bias": np.float32(-1e4)}
+        found = from_state_dict(cfg, whole | buffers, shapes)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(ConfigError, match="is unknown"):
+        from_state_dict(cfg, bare | {"h.0.attn.biased": mask}, shapes)
+    write_export(tmp_path / "hf", cfg, arrays)
+    without_head = GPT2Model.from_pretrained(tmp_path / "hf")
+    without_head.save_pretrained(tmp_path / "bare")
+    weights = tmp_path / "bare" / "model.safetensors"
+    assert "wte.weight" in load_file(weights)
+    params = import_hf.read_params(weights, cfg, cfg.make(TASK))
+    for name, array in to_arrays(params).items():
+        np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_wrong_tensors_are_named():
@@ -228,58 +299,130 @@ def test_wrong_tensors_are_named():
             from_state_dict(cfg, changed, shapes)
 
 
-def test_a_member_goes_out_and_starts_another_run(tmp_path, capsys):
-    run, out, back = tmp_path / "run", tmp_path / "hf", tmp_path / "back"
-    runs = FrozenDict({RUN: tiny_experiment().runs["pretrain"]})
-    experiment = dataclasses.replace(tiny_experiment(), runs=runs)
-    import_hf.write_run(run, experiment, None)
-    assert exit_code(export_hf.main, [str(run), str(out)]) == 2
-    error = capsys.readouterr().err
+@pytest.fixture
+def say(capsys):
+    """Type a command: its exit code, what it printed, what it said is wrong."""
+
+    def say(*arguments):
+        code = main.run([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return say
+
+
+def test_a_member_goes_out_and_starts_another_run(tmp_path, say):
+    workdir, out, back = (tmp_path / name for name in ("run", "hf", "back"))
+    runs = FrozenDict({"pretrain": tiny_experiment().runs["pretrain"]})
+    experiment = tiny_experiment(runs=runs)
+    run_experiment(experiment, workdir, quiet=True)
+    run = workdir / "pretrain"
+    code, printed, error = say("export_hf", run, out)
+    assert (code, printed) == (2, "")
     assert error == "error: member='': must choose one of seed=0; seed=1\n"
-    assert not out.exists()
-    command = [str(run), "--member=seed=1", str(out)]
-    assert exit_code(export_hf.main, command) == 0
-    assert exit_code(export_hf.main, command) == 2  # it exists
-    assert exit_code(import_hf.main, [str(out), str(back)]) == 0
-    original, copied = open_run(run, 0, {"seed": 1}), open_run(back)
-    assert copied.experiment.model == original.experiment.model
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    command = ["export_hf", run, "--member=seed=1", "--step=2", out]
+    code, printed, error = say(*command)
+    told = f"{out}: GPT2LMHeadModel, seed=1 of {run} at step 2\n"
+    assert (code, printed, error) == (0, told, "")
+    code, _, error = say(*command)
+    assert (code, error) == (2, f"error: OUT={str(out)!r}: must not exist yet\n")
+    code, printed, error = say("import_hf", out, back)
+    told = f"{back}: a run at step 0, parameters of {out} "
+    told += "(task kind=parity num_bits=4 leap=1)\n"
+    assert (code, printed, error) == (0, told, "")
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "hf", "back"}
+    original = open_snapshot(RunDirectory(run), 2, {"seed": 1})
+    directory = RunDirectory(back)
+    copied = open_snapshot(directory)
+    assert copied.run.model == original.run.model
+    assert copied.run.task == original.run.task
+    assert (copied.run.parent.path, copied.step, copied.steps) == ("", 0, [0])
+    assert directory.read_finished().step == (0,)
+    (entry,) = ancestry(directory)
+    assert entry["imported"]["path"] == str(out)
+    assert "imported from" in say("inspect", back, "--prompts=0")[1]
     expected = subtree(original.arrays, "params")
     found = subtree(copied.arrays, "params")
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
     only = FrozenDict({"seed": 0})
-    child = dataclasses.replace(runs[RUN], parent=str(back), parent_member=only)
-    runs = FrozenDict({"child": child})
-    check_run(dataclasses.replace(experiment, runs=runs), "child")
+    child = dataclasses.replace(
+        runs["pretrain"], parent=str(back), parent_member=only, num_steps=1
+    )
+    children = tiny_experiment(runs=FrozenDict({"child": child}))
+    run_experiment(children, tmp_path / "other", quiet=True)
+    start = open_snapshot(RunDirectory(tmp_path / "other" / "child"), 0, {"seed": 1})
+    for name, array in subtree(start.arrays, "params").items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
-def test_bad_imports_cost_one_line(tmp_path, capsys):
-    cfg = MODELS["gpt2"]
-    write_export(tmp_path / "hf", cfg, random_params(cfg)[0])
-    out = tmp_path / "out"
+def test_bad_imports_cost_one_line(tmp_path, say):
+    cfg, hf, out = MODELS["gpt2"], tmp_path / "hf", tmp_path / "out"
+    write_export(hf, cfg, random_params(cfg)[0])
 
-    def said(*options):
-        assert exit_code(import_hf.main, [str(tmp_path / "hf"), str(out), *options])
-        (line,) = capsys.readouterr().err.splitlines()
-        assert not out.exists()
+    def said(code, *options):
+        found, printed, error = say("import_hf", hf, out, *options)
+        assert (found, printed) == (code, "")
+        (line,) = error.splitlines()
+        assert [p.name for p in tmp_path.iterdir()] == ["hf"]
         return line
 
-    assert "must be JSON" in said("--task={")
-    assert "task.num_bitz" in said('--task={"kind": "parity", "num_bitz": 3}')
-    assert "transformer.wpe" in said('--task={"kind": "parity", "num_bits": 9}')
-    path = tmp_path / "hf" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-    assert "cannot be read" in said()
-    config = read_json(tmp_path / "hf" / "config.json")
-    write_json(tmp_path / "hf" / "config.json", config | {"parity_jax": {}})
-    assert "the model does not tell it" in said()
+    assert "must be JSON" in said(2, "--task={")
+    assert "must be a mapping" in said(2, "--task=3")
+    assert "task.num_bitz" in said(2, '--task={"kind": "parity", "num_bitz": 3}')
+    assert "transformer.wpe" in said(2, '--task={"kind": "parity", "num_bits": 9}')
+    assert "vocab_size=5: must be 18" in said(2, '--task={"kind": "multiplication"}')
+    weights = (hf / "model.safetensors").read_bytes()
+    (hf / "model.safetensors").write_bytes(weights[:-8])
+    assert "cannot be read" in said(1)
+    (hf / "model.safetensors").unlink()
+    assert "config.json and model.safetensors (unsharded)" in said(2)
+    (hf / "model.safetensors").write_bytes(weights)
+    config = read_json(hf / "config.json")
+    for extra in ({}, []):
+        write_json(hf / "config.json", config | {"parity_jax": extra})
+        assert "the model does not tell it" in said(2)
+    scaled = config | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    write_json(hf / "config.json", scaled)
+    assert "rope_scaling.rope_type='linear': must be default" in said(2)
+    for other in ([config], "gpt2", None):
+        write_json(hf / "config.json", other)
+        assert "hf/config.json: damaged: must be a mapping" in said(1)
+    (hf / "config.json").write_text("{")
+    assert "hf/config.json: damaged" in said(1)
 
 
-def test_the_linear_model_is_refused(tmp_path):
-    cfg = LinearConfig()
-    with pytest.raises(ConfigError, match="no counterpart"):
-        export_hf.transformer_config(cfg)
+def test_an_import_that_is_stopped_leaves_nothing(tmp_path, say, monkeypatch):
+    """A signal in the middle of writing; the same command does it all."""
+    cfg, hf, out = MODELS["gpt2"], tmp_path / "hf", tmp_path / "out"
+    write_export(hf, cfg, random_params(cfg)[0])
+    with monkeypatch.context() as patched:
+        write_run = import_hf.write_run
+
+        def stopped(*args):
+            write_run(*args)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        patched.setattr(import_hf, "write_run", stopped)
+        code, printed, error = say("import_hf", hf, out)
+        assert (code, printed) == (75, "")
+        assert error == "error: stopped; the same command continues\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+    assert say("import_hf", hf, out)[0] == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"hf", "out"}
+
+
+def test_the_linear_model_is_refused(tmp_path, say):
+    run = tmp_path / "run"
+    params = LinearConfig().make(TASK).init(jax.random.key(0))
+    resolved = import_hf.imported_run(TASK_CONFIG, LinearConfig())
+    import_hf.write_run(RunDirectory(run), resolved, params, Imported("", ""))
+    code, printed, error = say("export_hf", run, tmp_path / "out")
+    assert (code, printed) == (2, "")
+    assert error == "error: model.kind='linear': has no counterpart at Hugging Face\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_tied_head_must_be_the_embedding():

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from parity_jax.tasks import vocabulary
-from parity_jax.types import EOS, PAD, Task
+from parity_jax.tasks import Task, vocabulary
+
+NO_PREFIX = "\x00"  # of no word: the decoder puts a blank before every word but one
 
 
 def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -14,14 +15,11 @@ def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
 
     One word for each token, as `to_text` writes it; spaces between words are allowed.
     """
-    words = vocabulary(task)
+    words, fmt = vocabulary(task), task.format
     by_length = sorted(words, key=len, reverse=True)
-    pattern = "|".join(re.escape(word) for word in by_length)
-    last = np.array([task.vocab_size - 2, task.vocab_size - 1])
-    joined = task.to_text(last) == words[-2] + words[-1]
     split = {
         "type": "Split",
-        "pattern": {"Regex": pattern},
+        "pattern": {"Regex": "|".join(re.escape(word) for word in by_length)},
         "behavior": "Isolated",
         "invert": False,
     }
@@ -32,7 +30,8 @@ def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": token, "content": words[token]} | special for token in (PAD, EOS)
+            {"id": token, "content": words[token]} | special
+            for token in sorted({fmt.pad_id, *fmt.end_ids})
         ],
         "normalizer": None,
         "pre_tokenizer": {
@@ -40,7 +39,7 @@ def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
             "pretokenizers": [{"type": "WhitespaceSplit"}, split],
         },
         "post_processor": None,
-        "decoder": {"type": "Fuse"} if joined else None,
+        "decoder": decoder(task, words),
         "model": {
             "type": "WordLevel",
             "vocab": {word: token for token, word in enumerate(words)},
@@ -49,8 +48,34 @@ def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     return tokenizer, {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": words[PAD],
-        "eos_token": words[EOS],
+        "pad_token": words[fmt.pad_id],
+        "eos_token": words[fmt.end_ids[0]],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": task.prompt_len + task.response_len,
+        "model_max_length": task.prompt_len + fmt.max_len,
+    }
+
+
+def decoder(task: Task, words: list[str]) -> dict[str, Any]:
+    """Joins words as `to_text` does: with a blank, but for those that take none."""
+    plain = task.vocab_size - 1  # a word like most
+
+    def is_joined(*tokens: int) -> bool:
+        return task.to_text(np.array(tokens)) == "".join(words[t] for t in tokens)
+
+    after = [w for token, w in enumerate(words) if is_joined(plain, token)]
+    before = [w for token, w in enumerate(words) if is_joined(token, plain)]
+    if len(after) == len(before) == len(words):
+        return {"type": "Fuse"}
+    joined = [(f" {word}", word) for word in after]
+    joined += [(f"{word} ", word) for word in before]
+    return {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "WordPiece", "prefix": NO_PREFIX, "cleanup": False},
+            {"type": "Fuse"},
+            *(
+                {"type": "Replace", "pattern": {"String": old}, "content": new}
+                for old, new in joined
+            ),
+        ],
     }

@@ -8,25 +8,24 @@ and query, key and value side by side in one; Mistral keeps them as out x in.
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from parity_jax.checkpoint import Arrays
-from parity_jax.config import (
-    ConfigError,
-    TransformerConfig,
-    from_dict,
-    gpt2,
-    mistral,
-    require,
-    to_dict,
-)
-from parity_jax.types import EOS, PAD, Task
+from parity_jax.config import ConfigError, from_dict, require, to_dict
+from parity_jax.models.transformer import TransformerConfig, gpt2, mistral
+from parity_jax.tasks import Task, TaskConfig
+
+Tensors = dict[str, np.ndarray]  # by name
 
 HEAD = "lm_head.weight"
 EXTRA = "parity_jax"  # the key of config.json that holds our task
+# What older files hold beside the weights: attention masks, rotary frequencies.
+BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+RELATIVE = 1e-6  # numbers of config.json may be rounded so much
 
 
 class Family(NamedTuple):
@@ -113,12 +112,13 @@ def family_of(cfg: TransformerConfig) -> str:
 
 
 def to_hf_config(
-    cfg: TransformerConfig, task: Task, task_config: Any
+    cfg: TransformerConfig, task: Task, task_config: TaskConfig
 ) -> dict[str, Any]:
     """The config.json of a model; dropout is off, weights are float32."""
     kind = family_of(cfg)
-    family, max_len = FAMILIES[kind], task.prompt_len + task.response_len
-    ours = dataclasses.asdict(cfg) | {"sliding_window": cfg.sliding_window or None}
+    family, max_len = FAMILIES[kind], task.prompt_len + task.format.max_len
+    ours = dataclasses.asdict(cfg.resolved())
+    ours["sliding_window"] = cfg.sliding_window or None
     by_kind: dict[str, Any] = {
         "gpt2": {"n_positions": max_len}
         | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
@@ -132,11 +132,17 @@ def to_hf_config(
         **family.required,
         **by_kind[kind],
         "bos_token_id": None,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
+        "eos_token_id": end_id(task),
+        "pad_token_id": task.format.pad_id,
         "dtype": "float32",
         EXTRA: {"task": to_dict(task_config)},
     }
+
+
+def end_id(task: Task) -> int | list[int]:
+    """The token that ends a response, or a list if there are several."""
+    ids = task.format.end_ids
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
@@ -144,20 +150,37 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     kind = config.get("model_type")
     require(kind in FAMILIES, "model_type", kind, "must be gpt2 or mistral")
     family = FAMILIES[str(kind)]
-    rope = config.get("rope_parameters") or {}
-    found = {**family.defaults, **config, **rope}
-    for name, value in {**family.required, "rope_type": "default"}.items():
-        same = found.get(name, value) == value
+    found = {**family.defaults, **config, **rope_options(config)}
+    for name, value in family.required.items():
+        same = is_same(found.get(name, value), value)
         require(same, name, found.get(name), f"must be {value}")
     fields = {ours: found[theirs] for ours, theirs in family.names.items()}
-    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]  # GPT-2's default
+    fields["mlp_width"] = fields["mlp_width"] or 0  # null: GPT-2's default, and ours
     fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
     fields["sliding_window"] = fields.get("sliding_window") or 0
     cfg: TransformerConfig = from_dict(TransformerConfig, fields | family.features)
-    head_size = cfg.width // cfg.num_heads
-    given = found.get("head_dim") or head_size
-    require(given == head_size, "head_dim", given, f"must be {head_size}")
-    return cfg
+    given = found.get("head_dim") or cfg.head_size
+    require(given == cfg.head_size, "head_dim", given, f"must be {cfg.head_size}")
+    return cfg.resolved()
+
+
+def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of rotary positions; ConfigError if they are scaled."""
+    options: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = config.get(name) or {}
+        require(isinstance(value, dict), name, value, "must be a mapping or null")
+        kind = value.get("rope_type", value.get("type", "default"))
+        require(kind == "default", f"{name}.rope_type", kind, "must be default")
+        options |= value
+    return options
+
+
+def is_same(found: Any, value: Any) -> bool:
+    """Whether a field of config.json has a value, a number up to rounding."""
+    if isinstance(value, float) and type(found) in (int, float):
+        return math.isclose(found, value, rel_tol=RELATIVE)
+    return found == value
 
 
 def layers(cfg: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -213,7 +236,7 @@ def pairs(
                 yield f"{theirs}.{their_leaf}", parameters, transposed
 
 
-def to_state_dict(cfg: TransformerConfig, params: Arrays) -> Arrays:
+def to_state_dict(cfg: TransformerConfig, params: Tensors) -> Tensors:
     """Hugging Face's tensors of a member's parameters, by path ("embed.embedding")."""
     out = {}
     for theirs, ours, transposed in pairs(cfg, params):
@@ -224,15 +247,15 @@ def to_state_dict(cfg: TransformerConfig, params: Arrays) -> Arrays:
 
 
 def from_state_dict(
-    cfg: TransformerConfig, tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]
-) -> Arrays:
+    cfg: TransformerConfig, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]
+) -> Tensors:
     """The inverse, as float32; `shapes` are those of our parameters by path.
 
     ConfigError for a tensor that is missing, unknown or of another shape. The lm_head
     of a tied embedding may be there if it is the embedding.
     """
-    left, out = dict(tensors), {}
     embedding = f"{next(layers(cfg))[0]}.weight"
+    left, out = weights_of(tensors, f"{embedding.partition('.')[0]}."), {}
     has_both = cfg.tie_embedding and {HEAD, embedding} <= {*left}
     if has_both and np.array_equal(left[HEAD], left[embedding]):
         left.pop(HEAD)
@@ -249,6 +272,17 @@ def from_state_dict(
             out[name] = np.ascontiguousarray(part).reshape(shapes[name])
     require(not left, "tensor", next(iter(left), ""), "is unknown")
     return out
+
+
+def weights_of(tensors: Tensors, prefix: str) -> Tensors:
+    """Tensors without buffers, under the names that they have below a head.
+
+    A model that was saved without its head does not name itself: "wte.weight".
+    """
+    left = {name: x for name, x in tensors.items() if not BUFFERS.search(name)}
+    if any(name.startswith(prefix) for name in left):
+        return left
+    return {name if name == HEAD else prefix + name: x for name, x in left.items()}
 
 
 def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,19 @@
+"""Models as Hugging Face has them: config, weights and tokenizer, both ways."""
+
+from parity_jax.models.huggingface.tokenizer import to_tokenizer
+from parity_jax.models.huggingface.weights import (
+    EXTRA,
+    from_hf_config,
+    from_state_dict,
+    to_hf_config,
+    to_state_dict,
+)
+
+__all__ = [
+    "EXTRA",
+    "from_hf_config",
+    "from_state_dict",
+    "to_hf_config",
+    "to_state_dict",
+    "to_tokenizer",
+]
