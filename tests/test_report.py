@@ -1,76 +1,254 @@
 """The report says what the claims say, and can be made again from what it left."""
 
 import os
+import signal
+from dataclasses import replace
 from datetime import datetime
+from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import xarray as xr
+from flax.core import FrozenDict
+from tiny import tiny_experiment
 
-from experiments.report import gather, markdown, order, page, provenance, summary, write
-from parity_jax.results import Claim, RunError, read_json, write_claims, write_json
+from parity_jax.analysis import Check, Claim
+from parity_jax.analysis import report as analysis_report
+from parity_jax.analysis.claims import write_claims
+from parity_jax.analysis.legend import LEGEND, SECTIONS
+from parity_jax.analysis.report import (
+    expected,
+    gather,
+    order,
+    provenance,
+    summary,
+    tolerance,
+)
+from parity_jax.cli import main
+from parity_jax.runs import ExperimentDirectory, resolve
+from parity_jax.runs.files import read_json, write_json
+from parity_jax.runs.lineage import Continuation, Lineage, Process
+from parity_jax.types import StageState
+
+STARTED = "2026-01-01T00:00:00+00:00"
+PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", FrozenDict())
+
+
+def finish(directory, run, lineage, seconds=90.0):
+    """The files of a run that took so long."""
+    directory.write_config(run)
+    directory.write_lineage(lineage)
+    zeros = np.zeros(2, int)
+    directory.write_finished(StageState(None, zeros, None, None, None, zeros, None))
+    start = datetime.fromisoformat(lineage.process.started).timestamp()
+    finished = directory.path / "finished.json"
+    os.utime(finished, (start + seconds, start + seconds))
 
 
 @pytest.fixture
 def run_dir(tmp_path):
     """Two runs below one experiment; one claim of two holds."""
-    directory = tmp_path / "runs" / "c9_x"
-    for name, commit in (("a", "abc"), ("b", "abd+")):
-        (directory / name).mkdir(parents=True)
-        started = "2026-01-01T00:00:00+00:00"
-        lineage = {"commit": commit, "device": "cpu: cpu x 2", "started": started}
-        write_json(directory / name / "lineage.json", lineage | {"continued": []})
-        finished = directory / name / "finished.json"
-        write_json(finished, {})
-        end = datetime.fromisoformat(started).timestamp() + 90
-        os.utime(finished, (end, end))
+    home = ExperimentDirectory(tmp_path / "runs" / "c9_x")
+    experiment = tiny_experiment()
+    home.write_config(experiment)
+    for (name, run), commit in zip(
+        resolve(experiment).items(), ("abc", "abd+"), strict=True
+    ):
+        lineage = Lineage("pretrain", replace(PROCESS, commit=commit))
+        finish(home.run(name), run, lineage)
+    members = xr.DataArray([0.25, 0.5], {"seed": [0, 1]}, ("seed",))
     claims = [
-        Claim("C10", "p < q & r", "1", {"seed=0": 0.25, "seed=1": 0.5}, "0.1", True),
-        Claim("C2", "fails", "2", 3.0, "none", False),
+        Claim.of("C10", "p < q & r | s*", p=Check.within(members, 0.3, 0.25)),
+        Claim.of("C2", "fails", q=Check.at_most(3.0, 2)),
     ]
-    write_claims(directory, claims)
+    write_claims(home.claims, claims)
     figure, ax = plt.subplots()
     ax.plot([[0, 1, 2], [1, 3, 0]])  # antialiased colours, more than the report keeps
-    figure.savefig(directory / "figure.png")
+    figure.savefig(home.figure)
     plt.close(figure)
-    return directory
+    return home.path
+
+
+@pytest.fixture
+def say(capsys):
+    """Type a command: its exit code, what it printed, what it said is wrong."""
+
+    def say(*arguments):
+        code = main.run([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return say
+
+
+def refused(said, code, *parts):
+    """One line on stderr, nothing else."""
+    found, printed, error = said
+    assert (found, printed) == (code, "")
+    (line,) = error.splitlines()
+    assert line.startswith("error: ") and all(part in line for part in parts), line
+
+
+class Cells(HTMLParser):
+    """Texts of table cells, with the class of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "td":
+            self.inside = True
+            self.cells.append(["", dict(attrs).get("class")])
+
+    def handle_endtag(self, tag):
+        self.inside &= tag != "td"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1][0] += data
 
 
 def test_minutes_commits_and_devices_come_from_the_runs(run_dir):
-    assert provenance(run_dir) == {
-        "commits": ["abc", "abd+"],
-        "devices": ["cpu: cpu x 2"],
-        "minutes": 3.0,  # 90 seconds each
-    }
+    found = provenance(ExperimentDirectory(run_dir))
+    assert found.commits == ("abc", "abd+")
+    assert found.devices == ("cpu: cpu x 2",)
+    assert found.minutes == 3.0  # 90 seconds each
 
 
-def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path):
+def test_later_processes_count_and_time_never_runs_backwards(run_dir):
+    home = ExperimentDirectory(run_dir)
+    directory = home.run("grpo")
+    later = Continuation(1, replace(PROCESS, commit=None, device="gpu: x 1"))
+    future = replace(PROCESS, started="2999-01-01T00:00:00+00:00")
+    lineage = Lineage("policy_gradient", future, continued=(later,))
+    finish(directory, directory.read_config(), lineage, seconds=-1e6)
+    found = provenance(home)
+    assert found.minutes == 1.5  # of the other run
+    assert found.devices == ("cpu: cpu x 2", "gpu: x 1")
+    assert found.commits == ("a", "abc")  # none where there was no checkout
+
+
+def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path, say):
     output = tmp_path / "results"
     (output / "c9_x").mkdir(parents=True)
-    (output / "c9_x" / "notes.md").write_text("Why C2 fails: measured.")
-    write([gather(run_dir, output)], output)
+    notes = "Why C2 fails: measured."
+    (output / "c9_x" / "notes.md").write_text(notes)
+    code, printed, error = say("report", run_dir, f"--output={output}")
+    told = f"1 of 2 claims hold: {output / 'report.md'}\n"
+    assert (code, printed, error) == (0, told, "")
     text = (output / "report.md").read_text()
     assert text.index("| C2 |") < text.index("| C10 |")
     assert "does not hold" in text
     assert "0.25 to 0.5" in text
-    assert "Why C2 fails" in text
+    assert notes in text
     assert read_json(output / "report.json")[0]["claims"][1]["holds"] is False
-    again = gather(output / "c9_x", output)
-    assert again == gather(run_dir, output)  # the figure to the byte
-    assert markdown([again]) == text
-    shown = page([again])
+    files = ("report.md", "report.json", "report.html")
+    files += tuple(f"c9_x/{x}" for x in ("figure.png", "claims.json", "notes.md"))
+    files += ("c9_x/provenance.json",)
+    before = {name: (output / name).read_bytes() for name in files}
+    assert say("report", output / "c9_x", f"--output={output}")[0] == 0
+    after = {name: (output / name).read_bytes() for name in files}
+    assert after == before  # the figure to the byte
+    assert gather([output / "c9_x"], output) == gather([run_dir], output)
+
+
+def test_the_page_shows_what_the_markdown_says(run_dir, tmp_path, say):
+    output = tmp_path / "a result"
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    shown = (output / "report.html").read_text()
     assert "p &lt; q &amp; r" in shown
-    assert 'src="data:image/png;base64,' in shown
+    assert 'src="data:image/png;base64,' in shown and "c9_x/figure.png" not in shown
+    cells = Cells(shown).cells
+    assert ["p < q & r | s*", None] in cells  # no sign of it is taken for Markdown
+    assert ["holds", "holds"] in cells and ["does not hold", "fails"] in cells
+    row = [text for text, _ in cells[:7]]
+    assert row == ["C2", "fails", "3", "at most 2", "none", "does not hold", "c9_x"]
+    row = [text for text, _ in cells[7:14]][2:6]
+    assert row == ["0.25 to 0.5", "0.3", "0.25", "holds"]
 
 
-def test_a_directory_without_claims_is_named(tmp_path, run_dir):
-    with pytest.raises(RunError, match=r"nothing.claims\.json"):
-        gather(tmp_path / "nothing", tmp_path)
+def test_claims_stand_in_the_section_of_the_legend(run_dir, tmp_path, say):
+    """Its text comes with the claim, so that an older one is reported as it was."""
+    ids = ["noise-accuracy", "T1-long", "M1", "C11", "C1", "toy"]
+    claims = [Claim.of(id, "as it was", x=Check.equal(1, 1)) for id in ids]
+    write_claims(run_dir / "claims.json", claims)
+    output = tmp_path / "results"
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    lines = (output / "report.md").read_text().split("# Runs")[0].splitlines()
+    heads = [line[3:] for line in lines if line.startswith("## ")]
+    assert heads == [*SECTIONS, "Other claims"]
+    found = [line.split(" | ")[0][2:] for line in lines if " | as it was | " in line]
+    assert found == ["C1", "C11", "M1", "T1-long", "noise-accuracy", "toy"]
+    assert len(LEGEND) == sum(map(len, SECTIONS.values()))  # an id stands once
+
+
+def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
+    run_dir, tmp_path, say, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    output = "--output=results"
+    refused(say("report", run_dir), 2, "required: --output")
+    refused(say("report", output), 2, "required: DIR")
+    nothing = tmp_path / "nothing"
+    refused(say("report", nothing, output), 2, f"DIR={str(nothing)!r}", "claims.json")
+    other = tmp_path / "other" / "c9_x"
+    other.mkdir(parents=True)
+    write_claims(other / "claims.json", [])
+    refused(say("report", run_dir, other, output), 2, "has the name of", str(run_dir))
+    refused(say("report", run_dir, f"{run_dir}/", output), 2, "has the name of")
+    (tmp_path / "file").write_text("")
+    refused(say("report", run_dir, "--output=file"), 2, "output='file'", "directory")
+    refused(say("report", run_dir, f"--output={run_dir.parent}"), 2, "would change")
+    for text in ("{", "{}", '["C1"]', '[{"id": "C1"}]'):
+        (other / "claims.json").write_text(text)
+        refused(say("report", other, output), 1, "c9_x/claims.json: damaged")
+    claim = {"id": "C1", "claim": "", "holds": "yes"}
+    claim |= dict.fromkeys(("measured", "expected", "tolerance"), 0)
+    write_json(other / "claims.json", [claim])
+    refused(say("report", other, output), 1, "must be a list of claims")
+    write_claims(other / "claims.json", [])
+    write_json(other / "provenance.json", {"commits": "abc"})
+    refused(say("report", other, output), 1, "c9_x/provenance.json: damaged")
+    (run_dir / "grpo" / "lineage.json").write_text("{")
+    refused(say("report", run_dir, output), 1, "grpo/lineage.json: damaged")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_damaged_figure_is_one_line(run_dir, tmp_path, say, again):
+    """One of a run, and one that an earlier report left."""
+    directory, output = run_dir, tmp_path / "results"
+    if again:
+        assert say("report", run_dir, f"--output={output}")[0] == 0
+        directory = output / "c9_x"
+    whole = (directory / "figure.png").read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:20], b"", b"not a picture"):
+        (directory / "figure.png").write_bytes(content)
+        said = say("report", directory, f"--output={tmp_path / 'new'}")
+        refused(said, 1, "c9_x/figure.png: damaged")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_signal_stops_a_report(run_dir, tmp_path, say, monkeypatch):
+    def stopped(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(analysis_report, "entry_of", stopped)
+    refused(say("report", run_dir, f"--output={tmp_path / 'new'}"), 75, "stopped")
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         (0.123456, "0.1235"),
+        (76800.0, "76800"),
+        (True, "True"),
+        (None, "none"),
+        ("1/3", "1/3"),
+        (float("nan"), "nan"),
         ({"seed=0": 1.0, "seed=1": 1.0}, "1"),
         (
             {"a": {"seed=0": 1, "seed=1": 2}, "b": {"x": [1, 2]}},
@@ -84,6 +262,56 @@ def test_summary(value, said):
     assert summary(value) == said
 
 
+def many(n):
+    """As many checks, each with a number of its own."""
+    return {f"run {i}": Check.within(i, i, max(2, i)) for i in range(n)}
+
+
+@pytest.mark.parametrize(
+    ("checks", "expects", "tolerates"),
+    [
+        ({"a": Check.within(1, 0.25, 0.1)}, "0.25", "0.1"),
+        ({"a": Check.equal(1, 50)}, "50", "exact"),
+        ({"a": Check.at_least(1, 0.99)}, "at least 0.99", "none"),
+        ({"a": Check.above(1, 2), "b": Check.above(3, 2)}, "above 2", "none"),
+        (
+            {
+                "before, accuracy": Check.within(1, 0.5, 0.1),
+                "before, length": Check.equal(1, 1),
+                "control, accuracy": Check.within(1, 0.5, 0.1),
+                "control, length": Check.equal(1, 1),
+            },
+            "accuracy 0.5; length 1",
+            "accuracy 0.1; length exact",
+        ),
+        (
+            {"crossing": Check.within(1, 1 / 3, 0.02), "width": Check.below(1, 0.08)},
+            "crossing 0.3333; width below 0.08",
+            "0.02",
+        ),
+        (
+            {"x": Check.within(1, 2, 0.1), "y": Check.within(1, 2, 0.1)}
+            | {"z": Check.within(1, 3, 0.2)},
+            "x, y 2; z 3",
+            "x, y 0.1; z 0.2",
+        ),
+        (many(9), "0 to 8", "2 to 8"),
+    ],
+)
+def test_expectations_are_told_shortly(checks, expects, tolerates):
+    claim = vars(Claim.of("C1", "", **checks))
+    assert (expected(claim), tolerance(claim)) == (expects, tolerates)
+
+
+def test_older_claims_are_told_as_they_were_written():
+    claim = {"expected": "accuracy >= 0.99, length 50", "tolerance": "length exact"}
+    assert (expected(claim), tolerance(claim)) == tuple(claim.values())
+
+
 def test_claims_are_in_the_order_of_their_numbers():
-    ids = ["C10", "C2-maj", "C2", "C1"]
-    assert sorted(ids, key=lambda i: order({"id": i})) == ["C1", "C2", "C2-maj", "C10"]
+    assert sorted(["C10", "C2-maj", "C2", "C1"], key=order) == [
+        "C1",
+        "C2",
+        "C2-maj",
+        "C10",
+    ]

@@ -41,7 +41,8 @@ class Check:
         gap = abs(xr.DataArray(measured) - expected)
         relation: Relation = "within" if tolerance else "equal"
         holds = bool((gap <= tolerance).all())
-        return cls(plain(measured), relation, plain(expected), tolerance, holds)
+        numbers = (plain(measured), relation, plain(expected))
+        return cls(*numbers, float(tolerance), holds)
 
     @classmethod
     def equal(cls, measured: Any, expected: Any) -> "Check":
@@ -156,8 +157,15 @@ def write_claims(path: Path, claims: list[Claim]) -> None:
 def read_claims(path: Path) -> list[dict[str, Any]]:
     """What claims.json holds; RunError if it is not a list of claims."""
     claims = read_json(path)
-    fields = {"id", "claim", "expected", "measured", "tolerance", "holds"}
-    is_list = isinstance(claims, list)
-    if not is_list or not all(isinstance(c, dict) and fields <= {*c} for c in claims):
+    if not isinstance(claims, list) or not all(map(is_claim, claims)):
         raise RunError(f"{path}: damaged: must be a list of claims")
     return claims
+
+
+def is_claim(value: Any) -> bool:
+    """Whether a plain value has the form of a claim; older ones have no relation."""
+    types = {"id": str, "claim": str, "holds": bool}
+    fields = {*types, "measured", "expected", "tolerance"}
+    if not isinstance(value, dict) or not fields <= {*value}:
+        return False
+    return all(isinstance(value[name], kind) for name, kind in types.items())

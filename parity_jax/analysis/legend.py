@@ -1,7 +1,6 @@
-"""What every claim id says: the paper's claims, and ours beyond it."""
+"""What every claim id says, by section: the paper's claims, and ours beyond it."""
 
-LEGEND = {
-    # the paper on transformers
+PARITY = {
     "C1": "after pre-training P(long) at temperature 1 is p_cot",
     "C1-gate": "P(EOS) after a right first token is (1 - p_cot) / (1 + p_cot)",
     "C1-temperature": "P(long) over temperature as for the ideal policy",
@@ -37,13 +36,17 @@ LEGEND = {
     "does not without them",
     "C10-coin": "greedy accuracy follows the blind coin over p_cot and p_leap",
     "C11": "without long demonstrations (p_cot = 0) RL stays at chance",
-    # the paper on multiplication
+}
+
+MULTIPLICATION = {
     "M1": "after next-token prediction P(long) at temperature 1 is p_cot",
     "M2": "below p_cot = 1/2 next-token prediction alone stays short under greedy "
     "decoding and gains nothing from as many further sequences as RL uses",
     "M3": "below p_cot = 1/2 GRPO adds 20 points or more of greedy exact matches to "
     "the control",
-    # the paper's theory, on its linear model
+}
+
+LINEAR = {
     "T1-long": "for every input, P(full chain) is within epsilon of p_cot",
     "T1-short": "for every input, P((parity, EOS)) is within epsilon of "
     "(1 - p_cot) / 2",
@@ -54,7 +57,9 @@ LEGEND = {
     "p_n",
     "T2-rounds": "greedy decoding becomes perfect after exactly n* rounds, "
     "n* = max(0, floor(log2((1-p)/(2p))) + 1)",
-    # beyond the paper
+}
+
+BEYOND = {
     "PG-updates": "updates until greedy decoding is long follow the reduced model",
     "PG-shortens": "REINFORCE without baseline but with 1/|y| shortens answers (d > 3)",
     "PG-price": "answers lengthen iff the price of a full chain is below "
@@ -63,3 +68,11 @@ LEGEND = {
     "of noise",
     "noise-accuracy": "sampled accuracy is (1 + p_cot (1 - 2q)^n) / 2",
 }
+
+SECTIONS = {
+    "The paper on transformers": PARITY,
+    "The paper on multiplication": MULTIPLICATION,
+    "The paper's theory, on its linear model": LINEAR,
+    "Beyond the paper": BEYOND,
+}
+LEGEND = {id: text for section in SECTIONS.values() for id, text in section.items()}

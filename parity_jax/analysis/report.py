@@ -1,109 +1,181 @@
 """The claims of finished runs in one table: Markdown, JSON and one HTML page.
 
-python -m experiments.report DIR... [--output=results]
-
-Every DIR holds claims.json and figure.png. Its commit, device and minutes come from the
-runs below it (lineage.json, finished.json), or from provenance.json where an earlier
-report left it. OUTPUT gets report.md, report.json, report.html and, for every DIR,
-NAME/{claims.json, figure.png, provenance.json}: they are enough to report again.
-OUTPUT/NAME/notes.md, if there is one, is shown beside the claims it explains.
-Exit code 0: done, 2: a directory without claims (one line names it).
+A directory of an experiment gives its claims, its figure and, of the runs below it,
+commit, device and minutes. What a report leaves of each in OUTPUT/NAME (claims.json,
+figure.png, provenance.json) is enough to report again; OUTPUT/NAME/notes.md, if there
+is one, is shown beside the claims it explains and never written.
 """
 
 import base64
-import html
 import io
+import os
 import re
-import sys
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from absl import app, flags
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from PIL import Image
 
-from parity_jax.results import RunError, read_json, write_json
+from parity_jax.analysis.claims import read_claims
+from parity_jax.analysis.legend import SECTIONS
+from parity_jax.config import require, to_dict
+from parity_jax.runs import ExperimentDirectory, RunError
+from parity_jax.runs.files import read_as, write_bytes, write_json, write_text
 
-OUTPUT = flags.DEFINE_string("output", "results", "Directory of the report.")
-UNKNOWN = "not recorded"
+UNKNOWN, NOTHING = "not recorded", "none"
+OTHER = "Other claims"  # that the legend does not have
 VERDICT = {True: "holds", False: "does not hold"}
+COLUMNS = (
+    "id",
+    "claim",
+    "measured",
+    "expected",
+    "tolerance",
+    "verdict",
+    "experiment",
+)
+RUN_COLUMNS = ("experiment", "claims that hold", "commit", "device", "minutes")
+MAX_PARTS = 6  # of a cell; of more checks the range is told
 NUM_COLOURS, MAX_WIDTH = 64, 1600  # of the figures in the report
+# Signs that Markdown would take for its own.
+MARKUP = re.compile(r"[\\`*|<~&]|(?<!\w)_|_(?!\w)|\](?=\()")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; }
 table { border-collapse: collapse; width: 100%; }
 td, th { border-bottom: 1px solid #ccc; padding: .3em .6em; text-align: left;
          vertical-align: top; }
-.holds { color: #00664a; } .does { color: #a33c00; font-weight: bold; }
+.holds { color: #00664a; } .fails { color: #a33c00; font-weight: bold; }
 img { max-width: 100%; }
 """
+
+Claim = dict[str, Any]  # as claims.json has it
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers of an experiment come from."""
+
+    commits: tuple[str, ...]
+    devices: tuple[str, ...]
+    minutes: float | None  # of all runs together; None: not recorded
 
 
 class Entry(NamedTuple):
     """One experiment: what it claims and where the numbers come from."""
 
     name: str
-    claims: list[dict[str, Any]]
-    provenance: dict[str, Any]  # commits, devices, minutes
+    claims: list[Claim]
+    provenance: Provenance
     figure: bytes  # PNG; empty without one
     notes: str
 
 
-def gather(directory: Path, output: Path) -> Entry:
-    """The entry of a directory; RunError without its claims.json."""
-    name = directory.name
-    figure, notes = directory / "figure.png", output / name / "notes.md"
-    recorded = directory / "provenance.json"
+def gather(directories: Sequence[Path], output: Path) -> list[Entry]:
+    """The entries of directories; ConfigError for one that cannot be reported there.
+
+    RunError for one that is damaged. Nothing is written.
+    """
+    allowed = "must be a directory"
+    require(output.is_dir() or not output.exists(), "output", str(output), allowed)
+    names: dict[str, Path] = {}
+    for directory in directories:
+        name = name_of(directory)
+        allowed = f"has the name of {names.get(name)}: a report has one {name}"
+        require(name not in names, "DIR", str(directory), allowed)
+        names[name] = directory
+    return [entry_of(directory, output) for directory in directories]
+
+
+def name_of(directory: Path) -> str:
+    """What a directory is called in the report."""
+    return os.path.basename(os.path.abspath(directory))
+
+
+def entry_of(directory: Path, output: Path) -> Entry:
+    """The entry of a directory; ConfigError without its claims.json."""
+    name = name_of(directory)
+    home = ExperimentDirectory(Path(os.path.abspath(directory)))
+    recorded, notes = directory / "provenance.json", output / name / "notes.md"
+    allowed = "must hold claims.json, which a finished experiment writes"
+    require(home.claims.exists(), "DIR", str(directory), allowed)
+    is_own = home.has_config() and os.path.abspath(output / name) == str(home.path)
+    require(not is_own, "output", str(output), f"would change the figure of {name}")
     return Entry(
         name,
-        read_json(directory / "claims.json"),
-        read_json(recorded) if recorded.exists() else provenance(directory),
-        shrunk(figure) if figure.exists() else b"",
+        read_claims(home.claims),
+        read_as(Provenance, recorded) if recorded.exists() else provenance(home),
+        shrunk(home.figure) if home.figure.exists() else b"",
         notes.read_text().strip() if notes.exists() else "",
     )
 
 
-def provenance(directory: Path) -> dict[str, Any]:
-    """Commits and devices of all runs below, and the minutes they took together."""
-    starts = [read_json(p) for p in sorted(directory.glob("*/lineage.json"))]
-    lineages = [x for start in starts for x in (start, *start["continued"])]
-    seconds = [run_seconds(p.parent) for p in directory.glob("*/finished.json")]
-    return {
-        "commits": sorted({str(lineage["commit"]) for lineage in lineages}),
-        "devices": sorted({lineage["device"] for lineage in lineages}),
-        "minutes": round(sum(seconds) / 60, 1) if seconds else None,
-    }
-
-
-def run_seconds(run: Path) -> float:
-    """From the start of a run to its end; pauses of an interrupted one count."""
-    started = datetime.fromisoformat(read_json(run / "lineage.json")["started"])
-    return (run / "finished.json").stat().st_mtime - started.timestamp()
+def provenance(home: ExperimentDirectory) -> Provenance:
+    """Commits and devices of all runs, and the minutes they took together."""
+    runs = [run for run in home.runs() if run.has_lineage()]
+    lineages = [run.read_lineage() for run in runs]
+    processes = [x.process for x in lineages]
+    processes += [later.process for x in lineages for later in x.continued]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    return Provenance(
+        tuple(sorted({p.commit for p in processes if p.commit})),
+        tuple(sorted({p.device for p in processes})),
+        round(sum(seconds) / 60, 1) if seconds else None,
+    )
 
 
 def shrunk(path: Path) -> bytes:
-    """A figure as a PNG of few colours, at most MAX_WIDTH wide."""
-    saved = Image.open(path)
-    if saved.mode == "P":  # an earlier report's: doing it again would lose more
-        return path.read_bytes()
-    image = saved.convert("RGB")
-    image.thumbnail((MAX_WIDTH, image.height))
-    out = io.BytesIO()
-    # median cut, the default, may drop the colour of a thin line
-    few = image.quantize(NUM_COLOURS, method=Image.Quantize.FASTOCTREE)
-    few.save(out, "PNG", optimize=True)
+    """A figure as a PNG of few colours, at most MAX_WIDTH wide; RunError if damaged."""
+    try:
+        saved = Image.open(path)
+        saved.load()
+        if saved.mode == "P":  # an earlier report's: doing it again would lose more
+            return path.read_bytes()
+        image = saved.convert("RGB")
+        image.thumbnail((MAX_WIDTH, image.height))
+        # median cut, the default, may drop the colour of a thin line
+        few = image.quantize(NUM_COLOURS, method=Image.Quantize.FASTOCTREE)
+        out = io.BytesIO()
+        few.save(out, "PNG", optimize=True)
+    except Exception as error:  # the library raises many kinds
+        text = str(error).splitlines()[0:1]
+        raise RunError(f"{path}: damaged: {''.join(text)}") from None
     return out.getvalue()
 
 
 def summary(value: Any, nested: bool = False) -> str:
-    """What was measured in a few words: the numbers of members as their range."""
+    """Numbers in a few words: those of members as their range."""
     if isinstance(value, dict):
         if all("=" in name and _is_number(v) for name, v in value.items()):
-            return _range([v for v in value.values() if v is not None], len(value))
+            return number_range(list(value.values()))
         parts = [f"{name} {summary(v, nested=True)}" for name, v in value.items()]
         return f"({', '.join(parts)})" if nested else "; ".join(parts)
     if isinstance(value, list):
         return f"[{', '.join(summary(v) for v in value)}]"
-    return str(value) if value is None or not _is_number(value) else f"{value:.4g}"
+    return short_number(value) if _is_number(value) else str(value)
+
+
+def short_number(value: float | None) -> str:
+    """Four digits, but whole numbers whole."""
+    if value is None:
+        return NOTHING
+    is_whole = float(value).is_integer() or abs(value) >= 10_000
+    return f"{value:.0f}" if is_whole else f"{value:.4g}"
+
+
+def number_range(values: list[float | None]) -> str:
+    """From the smallest to the largest of the numbers that exist."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return NOTHING
+    ends = dict.fromkeys(short_number(end(numbers)) for end in (min, max))
+    missing = len(values) - len(numbers)
+    text = f" ({NOTHING} for {missing} of {len(values)})" * bool(missing)
+    return " to ".join(ends) + text
 
 
 def _is_number(value: Any) -> bool:
@@ -111,138 +183,176 @@ def _is_number(value: Any) -> bool:
     return value is None or type(value) in (int, float)
 
 
-def _range(numbers: list[float], num_members: int) -> str:
-    if not numbers:
-        return "none"
-    low, high = min(numbers), max(numbers)
-    text = f"{low:.4g} to {high:.4g}" if low < high else f"{low:.4g}"
-    missing = num_members - len(numbers)
-    return text + f" (none for {missing} of {num_members})" * bool(missing)
+def expected(claim: Claim) -> str:
+    """What was expected, with how it is compared: "at least 0.99"."""
+
+    def told(relation: str | None, value: Any) -> str:
+        is_equality = relation in (None, "within", "equal")
+        return summary(value) if is_equality else f"{relation} {summary(value)}"
+
+    return over_checks(claim, "expected", told)
 
 
-def order(claim: dict[str, Any]) -> list[tuple[str, int]]:
+def tolerance(claim: Claim) -> str:
+    """How far measured numbers may be from the expected ones, where they may be."""
+
+    def told(relation: str | None, value: Any) -> str:
+        if relation in (None, "within"):
+            return summary(value)
+        return "exact" if relation == "equal" else ""
+
+    return over_checks(claim, "tolerance", told)
+
+
+def over_checks(claim: Claim, name: str, told: Callable[[str | None, Any], str]) -> str:
+    """A part of a claim in words, which has one value or a value for each check."""
+    relation, value = claim.get("relation"), claim[name]
+    if not isinstance(relation, dict):
+        return told(relation, value) or NOTHING
+    checks: dict[str, list[str]] = {}  # by what is told of them
+    for check, kind in relation.items():
+        checks.setdefault(told(kind, value[check]), []).append(check)
+    checks.pop("", None)
+    if len(checks) <= 1:
+        return next(iter(checks), NOTHING)
+    if len(checks) > MAX_PARTS:
+        return number_range([x for v in value.values() for x in numbers_in(v)])
+    return "; ".join(f"{common(names)} {text}" for text, names in checks.items())
+
+
+def common(names: list[str]) -> str:
+    """What names like "control, length" have in common, or all of them."""
+    last = {name.rpartition(", ")[2] for name in names}
+    return last.pop() if len(last) == 1 else ", ".join(names)
+
+
+def numbers_in(value: Any) -> list[float | None]:
+    """All numbers of a value, however it is nested."""
+    if isinstance(value, dict | list):
+        below = value.values() if isinstance(value, dict) else value
+        return [x for part in below for x in numbers_in(part)]
+    return [value] if _is_number(value) else []
+
+
+def sections(entries: list[Entry]) -> dict[str, list[list[str]]]:
+    """The rows of every section that has claims: in the order of their ids."""
+    found: dict[str, list[list[str]]] = {title: [] for title in (*SECTIONS, OTHER)}
+    pairs = [(claim, entry) for entry in entries for claim in entry.claims]
+    for claim, entry in sorted(pairs, key=lambda pair: order(pair[0]["id"])):
+        found[section_of(claim["id"])].append(row(claim, entry.name))
+    return {title: rows for title, rows in found.items() if rows}
+
+
+def section_of(id: str) -> str:
+    """The section of the legend that has a claim."""
+    return next((title for title, ids in SECTIONS.items() if id in ids), OTHER)
+
+
+def order(id: str) -> list[tuple[str, int]]:
     """C2 before C10."""
-    parts = re.findall(r"(\D*)(\d*)", claim["id"])
+    parts = re.findall(r"(\D*)(\d*)", id)
     return [(text, int(number or 0)) for text, number in parts]
 
 
-def rows(entries: list[Entry]) -> list[list[str]]:
-    """One row for each claim, in the order of their ids."""
-    pairs = [(claim, entry) for entry in entries for claim in entry.claims]
+def row(claim: Claim, experiment: str) -> list[str]:
+    """The cells of a claim, by column."""
     return [
-        [
-            claim["id"],
-            claim["claim"],
-            claim["expected"],
-            summary(claim["measured"]),
-            claim["tolerance"],
-            VERDICT[claim["holds"]],
-            entry.name,
-        ]
-        for claim, entry in sorted(pairs, key=lambda pair: order(pair[0]))
+        claim["id"],
+        claim["claim"],
+        summary(claim["measured"]),
+        expected(claim),
+        tolerance(claim),
+        VERDICT[claim["holds"]],
+        experiment,
     ]
 
 
-HEADER = ["id", "claim", "expected", "measured", "tolerance", "verdict", "experiment"]
-RUN_HEADER = ["experiment", "claims that hold", "commit", "device", "minutes"]
-
-
-def run_rows(entries: list[Entry]) -> list[list[str]]:
+def run_row(entry: Entry) -> list[str]:
+    """The cells of an experiment, by column."""
+    held, recorded = sum(c["holds"] for c in entry.claims), entry.provenance
+    commits = [c[:12] + "+" * c.endswith("+") for c in recorded.commits]
+    minutes = recorded.minutes
     return [
-        [
-            entry.name,
-            f"{sum(c['holds'] for c in entry.claims)} of {len(entry.claims)}",
-            ", ".join(c[:12] + "+" * c.endswith("+") for c in recorded["commits"])
-            or UNKNOWN,
-            ", ".join(recorded["devices"]) or UNKNOWN,
-            f"{recorded['minutes']:g}" if recorded["minutes"] else UNKNOWN,
-        ]
-        for entry in entries
-        for recorded in [entry.provenance]
+        entry.name,
+        f"{held} of {len(entry.claims)}",
+        ", ".join(commits) or UNKNOWN,
+        ", ".join(recorded.devices) or UNKNOWN,
+        UNKNOWN if minutes is None else f"{minutes:g}",
     ]
 
 
 def markdown(entries: list[Entry]) -> str:
     """The report as Markdown, figures by link."""
-
-    def table(header: list[str], body: list[list[str]]) -> str:
-        cells = [header, ["---"] * len(header), *body]
-        lines = [" | ".join(c.replace("|", "\\|") for c in row) for row in cells]
-        return "\n".join(f"| {line} |" for line in lines)
-
-    parts = ["# Claims", table(HEADER, rows(entries)), "# Runs"]
-    parts.append(table(RUN_HEADER, run_rows(entries)))
+    parts = ["# Claims"]
+    for title, rows in sections(entries).items():
+        parts += [f"## {title}", table(COLUMNS, rows)]
+    parts += ["# Runs", table(RUN_COLUMNS, [run_row(entry) for entry in entries])]
     for entry in entries:
-        parts += [f"## {entry.name}", entry.notes]
-        parts.append(f"![{entry.name}]({entry.name}/figure.png)" * bool(entry.figure))
+        parts += [f"## {plain_text(entry.name)}", entry.notes]
+        link = f"![{plain_text(entry.name)}]({figure_link(entry)})"
+        parts.append(link * bool(entry.figure))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def table(columns: Sequence[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    body = [[plain_text(cell) for cell in row] for row in rows]
+    lines = [columns, ["---"] * len(columns), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain_text(text: str) -> str:
+    """Text in one line that Markdown shows as it is."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def figure_link(entry: Entry) -> str:
+    """Where the figure is, from the report."""
+    return f"{quote(entry.name)}/figure.png"
+
+
 def page(entries: list[Entry]) -> str:
-    """The report as one HTML page that holds its figures."""
-
-    def table(header: list[str], body: list[list[str]]) -> str:
-        def line(tag: str, row: list[str]) -> str:
-            cells = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)
-            verdict = [c.split()[0] for c in row if c in VERDICT.values()]
-            return f'<tr class="{"".join(verdict)}">{cells}</tr>'
-
-        return "\n".join(
-            ["<table>", line("th", header), *(line("td", r) for r in body), "</table>"]
-        )
-
-    parts = [f"<!doctype html><meta charset=utf-8><title>Claims</title>{_style()}"]
-    parts += ["<h1>Claims</h1>", table(HEADER, rows(entries))]
-    parts += ["<h1>Runs</h1>", table(RUN_HEADER, run_rows(entries))]
-    for entry in entries:
-        parts.append(f"<h2>{html.escape(entry.name)}</h2>")
-        paragraphs = entry.notes.split("\n\n") if entry.notes else []
-        parts += [f"<p>{html.escape(text)}</p>" for text in paragraphs]
-        if entry.figure:
-            data = base64.b64encode(entry.figure).decode()
-            name = html.escape(entry.name)
-            parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
-    return "\n".join(parts) + "\n"
+    """The Markdown as one HTML page that holds its figures; verdicts have colours."""
+    parser = MarkdownIt("js-default")
+    tokens = parser.parse(markdown(entries))
+    classes = {VERDICT[True]: "holds", VERDICT[False]: "fails"}
+    for cell, content in pairwise(tokens):
+        if cell.type == "td_open" and content.content in classes:
+            cell.attrSet("class", classes[content.content])
+    figures = {figure_link(e): base64.b64encode(e.figure).decode() for e in entries}
+    for image in images(tokens):
+        figure = figures.get(str(image.attrGet("src")))
+        if figure:
+            image.attrSet("src", f"data:image/png;base64,{figure}")
+    body = parser.renderer.render(tokens, parser.options, {})
+    head = "<!doctype html><meta charset=utf-8><title>Claims</title>"
+    return f"{head}<style>{STYLE}</style>\n{body}"
 
 
-def _style() -> str:
-    return f"<style>{STYLE}</style>"
+def images(tokens: list[Token]) -> list[Token]:
+    """The images of a parsed text."""
+    found = [child for token in tokens for child in token.children or ()]
+    return [child for child in found if child.type == "image"]
 
 
 def write(entries: list[Entry], output: Path) -> None:
     """The three forms of the report, and what each experiment adds to it."""
     for entry in entries:
-        directory = output / entry.name
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "claims.json", entry.claims)
-        write_json(directory / "provenance.json", entry.provenance)
+        home = ExperimentDirectory(output / entry.name)
+        home.path.mkdir(parents=True, exist_ok=True)
+        write_json(home.claims, entry.claims)
+        write_json(home.path / "provenance.json", to_dict(entry.provenance))
         if entry.figure:
-            (directory / "figure.png").write_bytes(entry.figure)
+            write_bytes(home.figure, entry.figure)
     whole = [
-        {"experiment": e.name, **e.provenance, "claims": e.claims, "notes": e.notes}
-        for e in entries
+        {
+            "experiment": entry.name,
+            **to_dict(entry.provenance),
+            "claims": entry.claims,
+            "notes": entry.notes,
+        }
+        for entry in entries
     ]
     write_json(output / "report.json", whole)
-    (output / "report.md").write_text(markdown(entries))
-    (output / "report.html").write_text(page(entries))
-
-
-def main(argv: list[str]) -> int:
-    output = Path(OUTPUT.value)
-    if len(argv) < 2:
-        print("error: name at least one run directory", file=sys.stderr)
-        return 2
-    try:
-        entries = [gather(Path(name), output) for name in argv[1:]]
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write(entries, output)
-    held = sum(claim["holds"] for entry in entries for claim in entry.claims)
-    total = sum(len(entry.claims) for entry in entries)
-    print(f"{held} of {total} claims hold: {output / 'report.md'}")
-    return 0
-
-
-if __name__ == "__main__":
-    app.run(main)
+    write_text(output / "report.md", markdown(entries))
+    write_text(output / "report.html", page(entries))

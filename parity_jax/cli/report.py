@@ -1,0 +1,33 @@
+"""The claims of finished runs in one table: Markdown, JSON and one HTML page.
+
+parity-jax report DIR.. --output=OUTPUT [--debug]
+
+Every DIR holds claims.json and figure.png. Its commit, device and minutes come from the
+runs below it, or from provenance.json where an earlier report left it. OUTPUT gets
+report.md, report.json, report.html and, for every DIR, NAME/{claims.json, figure.png,
+provenance.json}: they are enough to report again. OUTPUT/NAME/notes.md, if there is
+one, is shown beside the claims it explains. Exit code 0: done, whether claims hold or
+not, 2: a bad argument, 1: a damaged directory (one line says what, and nothing is
+written), 75: stopped by a signal.
+"""
+
+from collections.abc import Sequence
+
+from parity_jax.analysis.report import gather, write
+from parity_jax.cli.arguments import Parser, stoppable
+from parity_jax.runs.directory import local_path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Report what the arguments say."""
+    parser = Parser("report", __doc__)
+    parser.add_argument("directories", metavar="DIR", nargs="+")
+    parser.add_argument("--output", required=True, help="directory of the report")
+    args = parser.parse_args(argv)
+    output = local_path("output", args.output)
+    with stoppable():
+        entries = gather([local_path("DIR", d) for d in args.directories], output)
+        write(entries, output)
+    held = sum(claim["holds"] for entry in entries for claim in entry.claims)
+    total = sum(len(entry.claims) for entry in entries)
+    print(f"{held} of {total} claims hold: {output / 'report.md'}")
