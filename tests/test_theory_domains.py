@@ -110,6 +110,7 @@ OUTSIDE: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: theory.bound_gate(0.1, 1e-3, 10, 8, 1.0), "delta"),
         (lambda: theory.bound_chain(0.0, 1, 8, 2, 0.1), "lam"),
         (lambda: theory.pg_crossing_state(0.5), "p must lie in (0, 0.333333)"),
+        (lambda: theory.pg_crossing_state(0.1, mu=0.0), "mu"),
         (lambda: theory.pg_crossing_state(0.1, mv=0.0), "mv"),
         (lambda: theory.pg_flow_time(0.1, mu=0.0), "mu"),
         (lambda: theory.pg_flow_time(0.1, delta=0.0), "delta must lie in (0, inf)"),

@@ -352,6 +352,7 @@ def test_num_updates_follow_the_flow(p, lr, mv):
 
 def test_num_updates_edges():
     assert theory.pg_num_updates(0.34, 0.1, 16, G=2) == 0
-    assert theory.pg_num_updates(1 / 3, 0.1, 16, G=2) == 1
+    assert theory.pg_num_updates(1 / 3, 0.1, 16, G=2, max_updates=1) == 1
+    assert theory.pg_num_updates(1 / 3, 0.1, 16, G=2, max_updates=0) is None
     shortens = {"G": 2, "norm": "seq"}  # no baseline
     assert theory.pg_num_updates(0.3, 1.0, 16, max_updates=50, **shortens) is None

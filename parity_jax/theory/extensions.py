@@ -36,7 +36,7 @@ def mixture_leap(p1: float, pk: float, k: int, d: int) -> dict[str, float | bool
     p1, pk = in_range("p1", p1, 0, 1), in_range("pk", pk, 0, 1, closed="left")
     in_range("p1 + pk", p1 + pk, 0, 1)
     k = integer("k", k, 3)
-    num_tokens = integer("d/k", integer("d", d, 3) / k, 2)
+    num_tokens = integer("d/k", d / k, 2)
     not_tied("3 p1 + 2 pk", 3 * p1 + 2 * pk, 1.0)
     not_tied("p1 - pk", p1 - pk, 0.0)
     r = pk / (p1 + pk)
