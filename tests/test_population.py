@@ -1,43 +1,70 @@
 """Many members in one program: each is what it would be alone."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import POLICY_GRADIENT, PRETRAIN, tiny_stage
 
-from parity_jax.checkpoint import to_arrays
-from parity_jax.config import ConfigError, ParityConfig, PopulationConfig
+from parity_jax.config import ConfigError
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean
 from parity_jax.population import (
+    PopulationConfig,
+    Program,
     make_population,
     member_hypers,
     member_labels,
     parent_index,
     run_member,
 )
+from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.stages.stage import StepKeys
-from parity_jax.tasks import make_task
-from parity_jax.types import DIVERGED, RUNNING, Hypers
+from parity_jax.tasks import ParityConfig
+from parity_jax.types import DIVERGED, RUNNING, Data
 
 GRID = {"p_cot": (0.1, 0.6, 1.0), "seed": (0,)}  # 3 members: not divisible by 2 devices
-AXES = {"learning_rate": (1e-3, 1e-2), "seed": (0, 1)}
-LAYOUTS = {
-    "one by one": PopulationConfig(num_devices=1, vmap_width=1),
-    "all at once": PopulationConfig(num_devices=1, vmap_width=3),
-    "two devices": PopulationConfig(num_devices=2, vmap_width=1),
-}
+LAYOUTS = {"one by one": (1, 1), "all at once": (1, 3), "two devices": (2, 1)}
 
 
-@pytest.fixture(scope="module")
-def stage():
+@cache
+def tiny_pretrain():
     """Without biases: that of the keys has no gradient, Adam would amplify rounding."""
     return tiny_stage(PRETRAIN, bias=False)
 
 
-@pytest.fixture(scope="module")
-def population(stage):
-    """2 learning rates x 2 seeds, one by one."""
-    return make_population(PopulationConfig(1, 1), stage, AXES, Hypers())
+@cache
+def grid_of(layout):
+    """The population of GRID, and its members before the first step."""
+    cfg = PopulationConfig(*LAYOUTS[layout])
+    population = make_population(cfg, tiny_pretrain(), GRID, Hypers())
+    return population, population.init(None)
+
+
+def advanced(layout, num_steps, states=None):
+    """States and metrics after so many steps; from the start if none are given."""
+    population, start = grid_of(layout)
+    states = jax.tree.map(jnp.copy, start) if states is None else states
+    return population.advance(states, population.no_metrics(), num_steps)
+
+
+@cache
+def solo_runs():
+    """Every member of GRID, initialised and run for 3 steps without a population."""
+    stage, labels = tiny_pretrain(), member_labels(GRID)
+    hypers_P = member_hypers(Hypers(), labels)
+    metrics = jax.tree.map(lambda x: x[0], grid_of("one by one")[0].no_metrics())
+
+    @jax.jit
+    def run(key, hypers):
+        return run_member(stage, stage.init(key, hypers, None), metrics, 3, Data())
+
+    return [
+        run(jax.random.key(label["seed"]), member(hypers_P, i))
+        for i, label in enumerate(labels)
+    ]
 
 
 def member(tree, i):
@@ -51,26 +78,19 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def solo_runs(stage):
-    """Every member of GRID, initialised and run for 3 steps without a population."""
-    labels = member_labels(GRID)
-    hypers_P = member_hypers(Hypers(), labels)
-    init = jax.jit(lambda key, hypers: stage.init(key, hypers, None))
-    run = jax.jit(lambda state: run_member(stage, state, 3))
-    return [
-        run(init(jax.random.key(label["seed"]), member(hypers_P, i)))
-        for i, label in enumerate(labels)
-    ]
+def poisoned(states, i):
+    """The same with one member whose parameters are no numbers."""
+    params = jax.tree.map(lambda x: x.at[i].set(jnp.nan), states.params)
+    copied = jax.tree.map(jnp.copy, states)
+    return copied._replace(params=params)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_member_equals_its_solo_run(stage, solo_runs, layout):
+def test_a_member_is_what_it_would_be_alone(layout):
     assert jax.local_device_count() == 2
-    population = make_population(LAYOUTS[layout], stage, GRID, Hypers())
-    states, metrics = population.run(population.init(None), 3)
+    states, metrics = advanced(layout, 3)
     assert states.step.tolist() == [3, 3, 3]
-    for i, (state, solo_metrics) in enumerate(solo_runs):
+    for i, (state, solo_metrics) in enumerate(solo_runs()):
         expected, actual = to_arrays(state), to_arrays(member(states, i))
         for name in expected:
             np.testing.assert_allclose(
@@ -81,12 +101,51 @@ def test_member_equals_its_solo_run(stage, solo_runs, layout):
             np.testing.assert_allclose(value, mean.value(), rtol=1e-4, err_msg=name)
     loss_P = metrics["loss"].value()
     assert (np.abs(np.diff(loss_P)) > 1e-2).all()  # members are told apart
+    # A poisoned member is frozen and leaves the others alone, bit for bit.
+    start = grid_of(layout)[1]
+    found, found_metrics = advanced(layout, 3, poisoned(start, 1))
+    assert found.status.tolist() == [RUNNING, DIVERGED, RUNNING]
+    assert found.step.tolist() == [3, 0, 3]
+    for i in (0, 2):
+        assert_identical(member(found, i), member(states, i))
+        assert_identical(member(found_metrics, i), member(metrics, i))
+    assert np.isnan(found_metrics["loss"].value()[1])
+    assert found_metrics["loss"].count[1] == 0
 
 
-def test_seeds_differ_in_init_and_data_and_ratios_share_their_key(stage):
+def test_a_member_that_diverges_stays_as_it_was_before():
+    """An infinite rate fails at once; with 1e30 the second step overflows."""
+    start = grid_of("one by one")[1]
+    for learning_rate, last_step in ((np.inf, 0), (1e30, 1)):
+        states = jax.tree.map(jnp.copy, start)
+        rate_P = states.hypers.learning_rate.at[0].set(learning_rate)
+        hypers = Hypers(**vars(states.hypers) | {"learning_rate": rate_P})
+        states, _ = advanced("one by one", 4, states._replace(hypers=hypers))
+        assert states.status.tolist() == [DIVERGED, RUNNING, RUNNING]
+        assert states.step.tolist() == [last_step, 4, 4]
+        after = to_arrays(member(states, 0).params)
+        assert all(np.isfinite(array).all() for array in after.values())
+        if last_step == 0:
+            assert_identical(member(states, 0).params, member(start, 0).params)
+        again, _ = advanced("one by one", 2, states)
+        assert again.step.tolist() == [last_step, 6, 6]
+
+
+def test_chunks_change_nothing():
+    whole, whole_metrics = advanced("one by one", 6)
+    population, start = grid_of("one by one")
+    states, metrics = jax.tree.map(jnp.copy, start), population.no_metrics()
+    for num_steps in (1, 2, 3):
+        states, metrics = population.advance(states, metrics, num_steps)
+    assert_identical(states, whole)
+    assert_identical(metrics, whole_metrics)
+    assert all((mean.count > 0).all() for mean in whole_metrics.values())
+
+
+def test_seeds_differ_in_init_and_data_and_ratios_share_their_key():
     axes = {"p_cot": (0.2, 0.8), "seed": (0, 1)}
-    population = make_population(PopulationConfig(1, 1), stage, axes, Hypers())
-    states = population.init(None)
+    layout = PopulationConfig(1, 1)
+    states = make_population(layout, tiny_pretrain(), axes, Hypers()).init(None)
     key = np.asarray(jax.random.key_data(states.key)).reshape(2, 2, -1)
     assert (key[0] == key[1]).all() and (key[:, 0] != key[:, 1]).any(-1).all()
     for name, array in to_arrays(states.params).items():
@@ -94,11 +153,12 @@ def test_seeds_differ_in_init_and_data_and_ratios_share_their_key(stage):
             by_ratio = array.reshape(2, 2, *array.shape[1:])
             np.testing.assert_array_equal(by_ratio[0], by_ratio[1], err_msg=name)
             assert (by_ratio[0, 0] != by_ratio[0, 1]).mean() > 0.9, name
-    task = make_task(ParityConfig(4))
-    prompts = [
-        task.sample_prompts(StepKeys.of(member(states, i)).data, 16) for i in (0, 1)
+    task = ParityConfig(4).make()
+    tokens = [
+        task.sample_prompts(StepKeys.of(member(states, i)).data, 16).token
+        for i in (0, 1)
     ]
-    assert (prompts[0] != prompts[1]).any()
+    assert (tokens[0] != tokens[1]).any()
     np.testing.assert_array_equal(states.hypers.p_cot, np.float32([0.2, 0.2, 0.8, 0.8]))
 
 
@@ -109,9 +169,10 @@ def test_samples_differ_between_seeds_and_steps():
     population = make_population(PopulationConfig(1, 1), stage, axes, hypers)
     params = jax.jit(stage.init)(jax.random.key(9), hypers, None).params
     params_P = jax.tree.map(lambda x: jnp.stack([x] * 4), params)
-    states, first = population.run(population.init(params_P), 1)
+    states, none = population.init(params_P), population.no_metrics
+    states, first = population.advance(states, none(), 1)
     assert_identical(states.params, params_P)
-    _, second = population.run(states, 1)
+    _, second = population.advance(states, none(), 1)
 
     def draw(metrics, i):
         names = ("entropy", "tokens", "reward", "completions/mean_length")
@@ -121,88 +182,35 @@ def test_samples_differ_between_seeds_and_steps():
     assert len(draws) == 8
 
 
-def count_traces(stage):
-    traces = []
-
-    def step(state):
-        traces.append(1)
-        return stage.step(state)
-
-    return stage._replace(step=step), traces
-
-
-def test_one_trace_for_a_whole_grid(stage):
+def test_one_trace_for_a_whole_grid():
     counts = []
     for axes in ({"seed": (0,)}, {"p_cot": (0.1, 0.2, 0.5), "seed": (0, 1)}):
-        counted, traces = count_traces(stage)
-        population = make_population(PopulationConfig(1, 1), counted, axes, Hypers())
-        states, _ = population.run(population.init(None), 1)
+        traces = []
+
+        def step(state, data, traces=traces):
+            traces.append(1)
+            metrics = {"loss": Mean.over(state.hypers.p_cot)}
+            return state._replace(step=state.step + 1), metrics
+
+        stage = tiny_pretrain()._replace(step=step)
+        population = make_population(PopulationConfig(1, 1), stage, axes, Hypers())
+        states, none = population.init(None), population.no_metrics
+        states, _ = population.advance(states, none(), 1)
         counts.append(len(traces))
-        states, _ = population.run(states, 2)  # nor does another number of steps
+        population.advance(states, none(), 2)  # nor does another number of steps
         assert len(traces) == counts[-1]
     assert counts[0] == counts[1]
 
 
-def poisoned(states, i):
-    def poison(x):
-        return x.at[i].set(jnp.nan)
+def test_a_program_that_does_not_fit_is_refused_before_it_runs():
+    def wide(x):
+        return jnp.broadcast_to(x, (2**20, 2**20))
 
-    return states._replace(params=jax.tree.map(poison, states.params))
-
-
-def test_a_poisoned_member_is_frozen_and_leaves_the_others_alone(population):
-    healthy, healthy_metrics = population.run(population.init(None), 3)
-    states, metrics = population.run(poisoned(population.init(None), 1), 3)
-    assert states.status.tolist() == [RUNNING, DIVERGED, RUNNING, RUNNING]
-    assert states.step.tolist() == [3, 0, 3, 3]
-    for i in (0, 2, 3):
-        assert_identical(member(states, i), member(healthy, i))
-        assert_identical(member(metrics, i), member(healthy_metrics, i))
-    assert np.isnan(metrics["loss"].value()[1])
-    assert metrics["loss"].count[1] == 0
+    with pytest.raises(MemoryError, match=r"^4096\.0 GiB needed, .* GiB there$"):
+        Program(jax.jit(wide), jax.local_devices())(jnp.float32(0))
 
 
-def test_a_poisoned_member_of_a_vmap_leaves_the_others_alone(stage):
-    layout = PopulationConfig(num_devices=1, vmap_width=4)
-    population = make_population(layout, stage, {"seed": (0, 1, 2, 3)}, Hypers())
-    healthy, _ = population.run(population.init(None), 3)
-    states, _ = population.run(poisoned(population.init(None), 2), 3)
-    assert states.status.tolist() == [RUNNING, RUNNING, DIVERGED, RUNNING]
-    for i in (0, 1, 3):
-        assert_identical(member(states, i), member(healthy, i))
-
-
-@pytest.mark.parametrize(("learning_rate", "last_step"), [(np.inf, 0), (1e30, 1)])
-def test_a_member_that_diverges_stays_as_it_was_before(
-    population, learning_rate, last_step
-):
-    """An infinite rate fails at once; with 1e30 the second step overflows."""
-    start = population.init(None)
-    rate_P = start.hypers.learning_rate.at[0].set(learning_rate)
-    hypers = start.hypers.__class__(**vars(start.hypers) | {"learning_rate": rate_P})
-    before = to_arrays(start)
-    states, _ = population.run(start._replace(hypers=hypers), 4)
-    assert states.status.tolist() == [DIVERGED, RUNNING, RUNNING, RUNNING]
-    assert states.step.tolist() == [last_step, 4, 4, 4]
-    after = to_arrays(member(states, 0).params)
-    assert all(np.isfinite(array).all() for array in after.values())
-    if last_step == 0:
-        for name, array in after.items():
-            np.testing.assert_array_equal(array, before[f"params.{name}"][0])
-    again, _ = population.run(states, 2)
-    assert again.step.tolist() == [last_step, 6, 6, 6]
-
-
-def test_chunks_change_nothing(population):
-    whole, whole_metrics = population.run(population.init(None), 6)
-    states, total = population.init(None), None
-    for num_steps in (1, 2, 3):
-        states, metrics = population.run(states, num_steps)
-        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-    assert_identical(states, whole)
-    for name, mean in whole_metrics.items():
-        np.testing.assert_allclose(total[name].value(), mean.value(), rtol=1e-5)
-        assert (mean.count > 0).all()
+# Labels and parents
 
 
 def test_last_axis_is_the_fastest():
@@ -255,29 +263,26 @@ def test_a_step_of_the_parent_is_no_step_of_its_parent():
         parents_of(axes, parent_axes=parent_axes)
 
 
-@pytest.mark.parametrize(
-    ("axes", "pinned", "message"),
-    [
+def test_a_member_without_parent_is_an_error():
+    for axes, pinned, message in (
         ({"p_cot": (0.3,), "seed": (0,)}, {}, r"p_cot=0.3: must be one of .*\(0.1, "),
         ({"seed": (2,)}, {}, r"seed=2: must be one of the parent's \(0, 1\)"),
         ({"seed": (0,)}, {"seed": 3.0}, "seed=3.0: must be one of"),
         ({"seed": (0,)}, {"sed": 1.0}, r"parent_member\.sed.* did you mean 'seed'"),
-    ],
-)
-def test_a_member_without_parent_is_an_error(axes, pinned, message):
-    with pytest.raises(ConfigError, match=message):
-        parents_of(axes, pinned)
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parents_of(axes, pinned)
 
 
-@pytest.mark.parametrize("cfg", [PRETRAIN, POLICY_GRADIENT], ids=lambda x: x.kind)
-def test_no_key_is_used_twice(cfg):
-    stage = tiny_stage(cfg)
+def test_no_key_is_used_twice():
     with jax.debug_key_reuse(True):
+        for cfg in (PRETRAIN, POLICY_GRADIENT):
+            stage = tiny_stage(cfg)
 
-        def init_and_step(key):
-            return stage.step(stage.init(key, Hypers(), None))
+            def init_and_step(key, stage=stage):
+                return stage.step(stage.init(key, Hypers(), None), Data())
 
-        jax.jit(init_and_step).trace(jax.random.key(0))
+            jax.jit(init_and_step).trace(jax.random.key(0))
         with pytest.raises(jax.errors.KeyReuseError):  # that the check is on
             jax.jit(lambda k: jax.random.normal(k) + jax.random.normal(k))(
                 jax.random.key(0)
