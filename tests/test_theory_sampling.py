@@ -117,7 +117,7 @@ def test_mixture_leap():
     assert learned["accuracy"] == pytest.approx(0.563281, abs=PRINTED)
     leaps = theory.mixture_leap(0.2, 0.25, 3, 9)
     assert leaps["accuracy"] == pytest.approx(0.508779, abs=PRINTED)
-    short = theory.mixture_leap(0.2, 0.1, 3, 9)
+    short = theory.mixture_leap(0.28, 0.05, 3, 9)
     assert [m["greedy_full"] for m in (learned, leaps, short)] == [True, False, False]
     for m in (learned, leaps, short):  # greedy: the likelier token, twice
         assert m["greedy_full"] == (m["C_plus"] > 0.5 and m["r"] < 0.5)
