@@ -58,6 +58,12 @@ def draw_greedy(
     draw_members(ax, scores["greedy/length_mean"] / num_bits, color, x=x, ls=":")
 
 
+def all_at_most(values: Mapping[str, xr.DataArray], bound: float) -> dict[str, Check]:
+    """The largest number of every array is at most the bound, and none is NaN."""
+    largest = {name: each.max(skipna=False) for name, each in values.items()}
+    return {name: Check.at_most(number, bound) for name, number in largest.items()}
+
+
 def finish(
     ax: Axes,
     title: str,

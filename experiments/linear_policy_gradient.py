@@ -22,15 +22,7 @@ from lab import finish, linear_pretrain
 from parity_jax import theory
 from parity_jax.analysis import Check, Claim, Results, first_step
 from parity_jax.analysis.overlays import overlay
-from parity_jax.analysis.plots import (
-    ACCENT,
-    BLUE,
-    CYCLE,
-    INK,
-    dots,
-    draw_members,
-    label_line,
-)
+from parity_jax.analysis.plots import CYCLE, INK, dots, draw_members, label_line
 from parity_jax.config import label_text
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
@@ -47,27 +39,32 @@ PRICES = (0.0, 0.3, 0.45, 0.5, 0.56, 0.6, 0.7)
 MAX_UPDATES = 75
 PRICED_UPDATES = 60  # under a price of length
 
+# baseline and scale_rewards of an objective, and the same for theory.pg_num_updates;
+# likewise its loss_type.
+PLAIN, BATCH = ("none", "none"), ("batch", "none")
+DR, STD = ("group", "none"), ("group", "group")
+ADVANTAGE: dict[tuple[str, str], dict[str, Any]] = {
+    PLAIN: {},
+    BATCH: dict(baseline="mean"),
+    DR: dict(adv="dr"),
+    STD: dict(adv="grpo", eps=STD_EPS),
+}
+NORM = {"reinforce": "const", "grpo": "seq", "bnpo": "token", "dr_grpo": "const"}
+
 
 class Estimator(NamedTuple):
     """An objective, and a learning rate that takes about 45 updates."""
 
     label: str
     learning_rate: float  # of the sum over tokens divided as `theory` says
-    advantage: tuple[str, str]  # baseline and scale_rewards of PolicyGradientConfig
+    advantage: tuple[str, str]
     loss_type: str
 
     def predicted_updates(self, p_cot: float) -> int | None:
         """Those of the reduced model; None if greedy decoding does not get long."""
-        return theory.pg_num_updates(
-            p_cot,
-            self.learning_rate,
-            NUM_BITS,
-            mv=2.0,
-            max_updates=MAX_UPDATES,
-            G=GROUP,
-            norm=NORM[self.loss_type],
-            **ADVANTAGE[self.advantage],
-        )
+        words: dict[str, Any] = dict(mv=2.0, max_updates=MAX_UPDATES, G=GROUP)
+        words |= ADVANTAGE[self.advantage] | dict(norm=NORM[self.loss_type])
+        return theory.pg_num_updates(p_cot, self.learning_rate, NUM_BITS, **words)
 
     def run(
         self, rate: float, num_steps: int, eval_every: int, **axes: Any
@@ -95,16 +92,6 @@ class Estimator(NamedTuple):
         )
 
 
-# The same objectives in the words of theory.pg_num_updates.
-NORM = {"reinforce": "const", "grpo": "seq", "bnpo": "token", "dr_grpo": "const"}
-PLAIN, BATCH = ("none", "none"), ("batch", "none")
-DR, STD = ("group", "none"), ("group", "group")
-ADVANTAGE: dict[tuple[str, str], dict[str, Any]] = {
-    PLAIN: {},
-    BATCH: dict(baseline="mean"),
-    DR: dict(adv="dr"),
-    STD: dict(adv="grpo", eps=STD_EPS),
-}
 ESTIMATORS = {
     "reinforce": Estimator("REINFORCE", 0.3, PLAIN, "reinforce"),
     "reinforce_seq": Estimator("REINFORCE, mean baseline, 1/|y|", 2.0, BATCH, "grpo"),
@@ -201,8 +188,8 @@ def figure(results: Results) -> plt.Figure:
     for color, name in zip(CYCLE, shown, strict=False):
         p_long = results[name]["t1/p_long"].sel(p_cot=0.25)
         draw_members(middle, p_long, color, ESTIMATORS[name].label)
-    words = ("Growth from p_cot = 0.25", "update", "P(long) at temperature 1")
-    finish(middle, *words, ncols=2, ylim=(0, 1))
+    title, ylabel = "Growth from p_cot = 0.25", "P(long) at temperature 1"
+    finish(middle, title, "update", ylabel, ncols=2, ylim=(0, 1))
     for color, name in zip(CYCLE, PRICED, strict=False):
         drive = length_drive(results[f"price_{name}"]).isel(p_cot=0)
         price, label = drive["length_price"], ESTIMATORS[name].label
@@ -213,11 +200,8 @@ def figure(results: Results) -> plt.Figure:
     right.axhline(0, color=INK, lw=0.6)
     label_line(right, 0, 0.03, "lengthens", INK)
     label_line(right, 0, -0.03, "shortens", INK)
-    words = (
-        "price of a full chain (alpha)",
-        f"change of P(long), {PRICED_UPDATES} updates",
-    )
-    finish(right, "Price of length, p_cot = 0.25", *words)
+    title, xlabel = "Price of length, p_cot = 0.25", "price of a full chain (alpha)"
+    finish(right, title, xlabel, f"change of P(long), {PRICED_UPDATES} updates")
     return figure
 
 
@@ -225,14 +209,14 @@ def draw_updates(ax: plt.Axes, results: Results) -> None:
     """A row for each estimator: a dot for each seed, a dash for the theory."""
     for i, (name, estimator) in enumerate(ESTIMATORS.items()):
         updates = updates_to_long(results[name])
-        for color, p in zip((BLUE, ACCENT), P_COT, strict=True):
+        for color, p in zip(CYCLE, P_COT, strict=False):
             found, target = updates.sel(p_cot=p), estimator.predicted_updates(p)
             ax.plot(found, [i] * found.size, "o", color=color, ms=5, alpha=0.6)
             if target is not None:
                 ax.plot([target] * 2, [i - 0.35, i + 0.35], "--", color=color, lw=1.4)
         if updates.isnull().all():
             ax.text(1, i, "never: it shortens", va="center", fontsize=8, color=INK)
-    for color, p in zip((BLUE, ACCENT), P_COT, strict=True):
+    for color, p in zip(CYCLE, P_COT, strict=False):
         ax.plot([], [], "o", color=color, label=f"p_cot = {p:g}")
     ax.plot([], [], "--", color=INK, label="theory (expected updates, exact chain)")
     ax.set_yticks(range(len(ESTIMATORS)), [e.label for e in ESTIMATORS.values()])

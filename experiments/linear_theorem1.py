@@ -14,21 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from lab import finish, linear_pretrain
+from lab import all_at_most, finish, linear_pretrain
 
 from parity_jax import theory
 from parity_jax.analysis import Check, Claim, Results, last
 from parity_jax.analysis.overlays import overlay, overlay_temperature, overlay_threshold
-from parity_jax.analysis.plots import (
-    ACCENT,
-    BLUE,
-    CYCLE,
-    GREEN,
-    INK,
-    dots,
-    draw_members,
-    label_line,
-)
+from parity_jax.analysis.plots import CYCLE, INK, dots, draw_members, label_line
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
@@ -77,14 +68,12 @@ def fast_runs(results: Results) -> dict[str, xr.Dataset]:
     return {name: last(results[name]) for name in results if name != "sgd"}
 
 
-def paper_run(results: Results) -> xr.Dataset:
-    """The paper's SGD, without the evaluation before its first example."""
-    return results["sgd"].isel(step=slice(1, None))
+def paper_run(results: Results) -> tuple[xr.Dataset, xr.Dataset]:
+    """The paper's SGD from its first example on, and the bounds of its heads' errors.
 
-
-def proposition_bounds(results: Results) -> xr.Dataset:
-    """Bounds of Propositions 1-3 on the error of each head, by ridge and step."""
-    run, sgd = results.runs["sgd"], paper_run(results)
+    The bounds are those of Propositions 1-3, by ridge and step.
+    """
+    run, sgd = results.runs["sgd"], results["sgd"].isel(step=slice(1, None))
     d, p = run.task.num_bits, run.hypers.p_cot
     ridge, seen = xr.broadcast(sgd["ridge"], sgd["sequences"])
     right, wrong = theory.bound_gate(p, ridge, seen, d, DELTA)
@@ -95,7 +84,7 @@ def proposition_bounds(results: Results) -> xr.Dataset:
         "gate_wrong": wrong,
         "chain_error": theory.bound_chain(ridge, long_seen, d, d, DELTA),
     }
-    return xr.Dataset({name: seen.copy(data=bound) for name, bound in bounds.items()})
+    return sgd, xr.Dataset({k: seen.copy(data=bound) for k, bound in bounds.items()})
 
 
 def greedy_agreement(run: xr.Dataset) -> dict[str, float]:
@@ -113,87 +102,77 @@ def greedy_agreement(run: xr.Dataset) -> dict[str, float]:
 
 def claims(results: Results) -> list[Claim]:
     """Theorem 1 at the largest error over inputs, p_cot and seeds; Propositions 1-3."""
-    runs, sgd, bounds = (
-        fast_runs(results),
-        paper_run(results),
-        proposition_bounds(results),
+    runs, (sgd, bounds) = fast_runs(results), paper_run(results)
+    long, short = (
+        {name: run[f"exact/{kind}_max_error"] for name, run in runs.items()}
+        for kind in ("p_long", "p_short")
     )
-
-    def is_calibrated(id: str, score: str) -> Claim:
-        largest = {name: run[score].max(skipna=False) for name, run in runs.items()}
-        return Claim.of(id, **{k: Check.at_most(v, 0.05) for k, v in largest.items()})
-
     greedy = {name: greedy_agreement(run) for name, run in runs.items()}
-    ratio = {
-        str(name): (sgd[f"exact/{name}_max_error"] / bound).max(skipna=False)
-        for name, bound in bounds.items()
-    }
-    trained = results.runs["sgd"]
-    d, p = trained.task.num_bits, trained.hypers.p_cot
-    optimum = sgd["ridge"].copy(data=theory.ridge_stats(p, d, sgd["ridge"])["A"])
+    ratio = {f"{k} / bound": sgd[f"exact/{k}_max_error"] / v for k, v in bounds.items()}
+    run = results.runs["sgd"]
+    optimum = theory.ridge_stats(run.hypers.p_cot, run.task.num_bits, sgd["ridge"])
+    first = sgd["ridge"].copy(data=optimum["A"])
     return [
-        is_calibrated("T1-long", "exact/p_long_max_error"),
-        is_calibrated("T1-short", "exact/p_short_max_error"),
+        Claim.of("T1-long", **all_at_most(long, 0.05)),
+        Claim.of("T1-short", **all_at_most(short, 0.05)),
         Claim.of(
             "T1-greedy",
             seen=greedy | {"clear": f"|mean margin| > {CLEAR:g} std over inputs"},
             **{k: Check.equal(v["least share, clear"], 1) for k, v in greedy.items()},
         ),
-        Claim.of(
-            "P1-P3",
-            seen={"delta of the bounds": DELTA},
-            **{f"{k} / bound": Check.at_most(v, 1) for k, v in ratio.items()},
-        ),
-        Claim.within("ridge-optimum", last(sgd)["exact/first"], optimum, 0.005),
+        Claim.of("P1-P3", seen={"delta": DELTA}, **all_at_most(ratio, 1)),
+        Claim.within("ridge-optimum", last(sgd)["exact/first"], first, 0.005),
     ]
 
 
 def figure(results: Results) -> plt.Figure:
     """Theorem 1 over p_cot and temperature; the propositions at two values of ridge."""
-    runs = fast_runs(results)
+    runs, (sgd, bounds) = fast_runs(results), paper_run(results)
     figure, axes = plt.subplots(2, 3, figsize=(11.5, 6.4), layout="constrained")
     left, middle, right = axes[0]
     for color, (name, run) in zip(CYCLE, runs.items(), strict=False):
-        for ax, score, label in (
-            (left, "p_long", f"d = {name[1:]}"),
-            (left, "p_short", ""),
-            (middle, "greedy_right", f"d = {name[1:]}"),
-            (right, "p_long_max_error", f"d = {name[1:]}"),
-        ):
-            p_cot, values = run["p_cot"], run[f"exact/{score}"]
-            dots(ax, p_cot, values, color, marker=".", ms=4)
-            ax.plot(p_cot, values.median("seed"), color=color, lw=1.2, label=label)
-    p_cot = np.array(P_COT)
-    overlay(left, p_cot, p_cot, "calibrated: p_cot")
-    overlay(left, p_cot, (1 - p_cot) / 2, "calibrated: (1 - p_cot) / 2")
+        label = f"d = {name[1:]}"
+        points(left, run["exact/p_long"], color, label)
+        points(left, run["exact/p_short"], color)
+        points(middle, run["exact/greedy_right"], color, label)
+        points(right, run["exact/p_long_max_error"], color, label)
+    grid = np.array(P_COT)
+    overlay(left, grid, grid, "calibrated: p_cot")
+    overlay(left, grid, (1 - grid) / 2, "calibrated: (1 - p_cot) / 2")
     label_line(left, 0.42, 0.5, "full chain", INK, ha="right")
     label_line(left, 0.08, 0.5, "(parity, EOS)", INK)
-    words = ("Length calibration", "p_cot", "probability, mean over inputs")
-    finish(left, *words, ncols=2, ylim=(0, 0.6))
     overlay_threshold(middle)
-    words = ("Greedy decoding", "p_cot", "inputs answered by the right chain")
-    finish(middle, *words, ncols=2, xlim=(0.28, 0.4))
+    ylabel = "probability, mean over inputs"
+    finish(left, "Length calibration", "p_cot", ylabel, ncols=2, ylim=(0, 0.6))
+    ylabel = "inputs answered by the right chain"
+    finish(middle, "Greedy decoding", "p_cot", ylabel, ncols=2, xlim=(0.28, 0.4))
     title = f"Theorem 1's epsilon after {results['d16']['sequences'].max():,} examples"
-    words = (title, "p_cot", "max over inputs of |P(chain) - p_cot|")
-    finish(right, *words, ncols=2, ylim=(0, None))
+    ylabel = "max over inputs of |P(chain) - p_cot|"
+    finish(right, title, "p_cot", ylabel, ncols=2, ylim=(0, None))
     draw_temperature(axes[1, 0], runs["d16"])
-    sgd, bounds = paper_run(results), proposition_bounds(results)
     for ax, i in zip(axes[1, 1:], (0, -1), strict=True):
         draw_bounds(ax, sgd.isel(ridge=i), bounds.isel(ridge=i))
     return figure
+
+
+def points(ax: plt.Axes, values: xr.DataArray, color: str, label: str = "") -> None:
+    """Every seed as a dot over p_cot, their median as a line."""
+    dots(ax, values["p_cot"], values, color, marker=".", ms=4)
+    median = values.median("seed")
+    ax.plot(median["p_cot"], median, color=color, lw=1.2, label=label)
 
 
 def draw_temperature(ax: plt.Axes, run: xr.Dataset) -> None:
     """P(long) at some p_cot, and the theory between the temperatures."""
     taus = np.linspace(0.4, 2.2, 50)
     sampled = run[[f"t{tau:g}/p_long" for tau in TEMPERATURES]].to_dataarray()
-    for color, p_cot in zip((BLUE, ACCENT, GREEN), (0.1, 0.25, 0.4), strict=True):
+    for color, p_cot in zip(CYCLE, (0.1, 0.25, 0.4), strict=False):
         dots(ax, TEMPERATURES, sampled.sel(p_cot=p_cot), color, ms=4)
         overlay_temperature(ax, p_cot, taus, "p_long", color)
         end = float(theory.p_long(p_cot, taus[-1]))
         label_line(ax, taus[-1], end, f"{p_cot:g}", color)
-    words = ("sampling temperature", "P(long), 512 samples")
-    finish(ax, "Temperature, d = 16 (by p_cot)", *words, num=1, ylim=(0, 0.6))
+    title, ylabel = "Temperature, d = 16 (by p_cot)", "P(long), 512 samples"
+    finish(ax, title, "sampling temperature", ylabel, num=1, ylim=(0, 0.6))
 
 
 def draw_bounds(ax: plt.Axes, sgd: xr.Dataset, bounds: xr.Dataset) -> None:

@@ -55,6 +55,11 @@ from parity_jax.tasks import MultiplicationConfig
 
 JUMP = 0.2  # of exact matches, that RL has to add on every seed
 MEASURED = ("greedy/accuracy", "greedy/p_long", "greedy/digits", "t1/accuracy_long")
+PANELS = {
+    "accuracy": "exact matches",
+    "length_mean": "response length (tokens)",
+    "digits": "right digits of the answer",
+}
 
 
 class Scale(NamedTuple):
@@ -162,36 +167,28 @@ def claims(results: Results) -> list[Claim]:
 
 def figure(results: Results) -> plt.Figure:
     """Exact matches, length, digits and chain steps over sequences, at one p_cot."""
-    grpo, whole = results["grpo"], results["pretrain"]
-    shown = float(grpo["p_cot"].sel(p_cot=0.25, method="nearest"))
-    grpo, whole = (data.sel(p_cot=shown, drop=True) for data in (grpo, whole))
     switch = results.runs["grpo"].parent.step
-    stages = [whole.sel(step=slice(switch)), grpo]
+    shown = float(results["grpo"]["p_cot"].sel(p_cot=0.25, method="nearest"))
+    whole, grpo = (results[name].sel(p_cot=shown) for name in ("pretrain", "grpo"))
+    stages = (whole.sel(step=slice(switch)), grpo)
     control = whole.sel(step=slice(switch, None))
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 5.8), sharex=True)
-    panels = (
-        ("accuracy", "exact matches"),
-        ("length_mean", "response length (tokens)"),
-        ("digits", "right digits of the answer"),
-    )
-    for ax, (score, label) in zip(axes.flat, panels, strict=False):
-        for decoding, color in (("t1", BLUE), ("greedy", ACCENT)):
-            for data in stages:
-                draw(ax, data, f"{decoding}/{score}", color)
-        draw(ax, control, f"greedy/{score}", GREY, ls=":")
-        ax.set_ylabel(label)
-    draw_steps(axes[1, 1], stages)
-    for ax in (axes[0, 0], axes[1, 0], axes[1, 1]):
-        ax.set_ylim(-0.03, 1.05)
     start, end = (float(grpo["sequences"][i]) / 1000 for i in (0, -1))
-    for data, score, text, color, va in (
-        (grpo, "greedy/accuracy", "greedy", ACCENT, "center"),
-        (whole, "greedy/accuracy", "greedy,\nno RL", GREY, "bottom"),
-        (grpo, "t1/accuracy", "sampled", BLUE, "top"),
-    ):
-        label_line(axes[0, 0], end, end_of(data[score]), text, color, va=va)
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 5.8), sharex=True)
+    for ax, (score, ylabel) in zip(axes.flat, PANELS.items(), strict=False):
+        for data in stages:
+            draw(ax, data, f"t1/{score}", BLUE)
+            draw(ax, data, f"greedy/{score}", ACCENT)
+        draw(ax, control, f"greedy/{score}", GREY, ls=":")
+        ax.set_ylabel(ylabel)
+    draw_steps(axes[1, 1], stages)
+    ax, accuracy = axes[0, 0], "greedy/accuracy"
+    label_line(ax, end, end_of(grpo[accuracy]), "greedy", ACCENT)
+    label_line(ax, end, end_of(whole[accuracy]), "greedy,\nno RL", GREY, va="bottom")
+    label_line(ax, end, end_of(grpo["t1/accuracy"]), "sampled", BLUE, va="top")
     for ax in axes.flat:
         ax.axvline(start, color=INK, lw=0.8)
+        if ax is not axes[0, 1]:
+            ax.set_ylim(-0.03, 1.05)
     for ax in axes[1]:
         ax.set_xlabel("training sequences (thousands)")
     n = results.experiment.task.num_digits
@@ -201,23 +198,19 @@ def figure(results: Results) -> plt.Figure:
     return figure
 
 
-def draw(
-    ax: Axes, data: xr.Dataset, score: str, color: str, label: str = "", ls: str = "-"
-) -> None:
+def draw(ax: Axes, data: xr.Dataset, score: str, color: str, **look: str) -> None:
     """A score over thousands of sequences."""
-    draw_members(ax, data[score], color, label, data["sequences"] / 1000, ls=ls)
+    draw_members(ax, data[score], color, x=data["sequences"] / 1000, **look)
 
 
-def draw_steps(ax: Axes, stages: list[xr.Dataset]) -> None:
+def draw_steps(ax: Axes, stages: tuple[xr.Dataset, ...]) -> None:
     """How often each chain step is right where all before are, sampled long answers."""
-    prefix = "t1/steps/"
-    names = [
-        str(name).removeprefix(prefix) for name in stages[0] if prefix in str(name)
-    ]
+    head = "t1/steps/"
+    names = [str(name).removeprefix(head) for name in stages[0] if head in str(name)]
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
     for name, color in zip(sorted(names, key=step_order), colors, strict=True):
-        draw(ax, stages[0], prefix + name, color, label=name)
-        draw(ax, stages[1], prefix + name, color)
+        for data, label in zip(stages, (name, ""), strict=True):
+            draw(ax, data, head + name, color, label=label)
     ax.set_ylabel("right chain steps,\ngiven those before")
     ax.legend(fontsize=7, ncols=2, frameon=False, loc="lower right")
 
