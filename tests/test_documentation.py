@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from shrunk import tiny_flags
 
 from parity_jax.cli.main import run
@@ -45,8 +46,8 @@ def forget(names):
 
 def blocks(language):
     """The fenced blocks of the README in a language."""
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    tokens = MarkdownIt().parse((ROOT / "README.md").read_text())
+    return [t.content for t in tokens if t.type == "fence" and t.info == language]
 
 
 def commands(text):

@@ -17,11 +17,9 @@ def ax() -> Axes:
 def test_curves_are_the_closed_forms(ax) -> None:
     tau = np.linspace(0.5, 2, 5)
     overlays.overlay_temperature(ax, 0.25, tau, "accuracy")
-    overlays.overlay_mixture(ax, [0.1, 0.4], "p_long", tau=0.5)
     overlays.overlay_star(ax, 0.1, 3)
     expected = [
         theory.accuracy(0.25, tau),
-        theory.p_long(np.array([0.1, 0.4]), 0.5),
         theory.star_p(0.1, np.arange(4)),
     ]
     for line, y in zip(ax.lines, expected, strict=True):

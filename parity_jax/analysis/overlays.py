@@ -32,14 +32,6 @@ def overlay_temperature(
     overlay(ax, temperatures, predict(p_cot, temperatures), CALIBRATED, color)
 
 
-def overlay_mixture(
-    ax: Axes, p_cot: ArrayLike, score: Score, tau: float = 1.0, color: str = INK
-) -> None:
-    """Accuracy or P(long) at one temperature versus the share of long examples."""
-    predict = {"accuracy": theory.accuracy, "p_long": theory.p_long}[score]
-    overlay(ax, p_cot, predict(p_cot, tau), CALIBRATED, color)
-
-
 def overlay_star(
     ax: Axes, p_cot: float, num_rounds: int, tau: float = 1.0, color: str = INK
 ) -> None:
