@@ -434,3 +434,12 @@ def test_as_a_command(workdir):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: directory=")
+
+
+def test_nobody_reads_on(workdir):
+    """As with `| head`: no failure, and nothing to say."""
+    command = [sys.executable, "-m", "parity_jax.cli", "inspect", str(workdir)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)

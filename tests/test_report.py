@@ -205,10 +205,11 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     for text in ("{", "{}", '["C1"]', '[{"id": "C1"}]'):
         (other / "claims.json").write_text(text)
         refused(say("report", other, output), 1, "c9_x/claims.json: damaged")
-    claim = {"id": "C1", "claim": "", "holds": "yes"}
+    claim = {"id": "C1", "claim": "", "holds": True, "relation": "within"}
     claim |= dict.fromkeys(("measured", "expected", "tolerance"), 0)
-    write_json(other / "claims.json", [claim])
-    refused(say("report", other, output), 1, "must be a list of claims")
+    for damage in ({"holds": "yes"}, {"id": 1}, {"relation": {"length": "equal"}}):
+        write_json(other / "claims.json", [claim | damage])
+        refused(say("report", other, output), 1, "must be a list of claims")
     write_claims(other / "claims.json", [])
     write_json(other / "provenance.json", {"commits": "abc"})
     refused(say("report", other, output), 1, "c9_x/provenance.json: damaged")
@@ -267,6 +268,11 @@ def many(n):
     return {f"run {i}": Check.within(i, i, max(2, i)) for i in range(n)}
 
 
+def bounds(n):
+    """As many bounds."""
+    return {f"run {i}": Check.at_most(i, i) for i in range(n)}
+
+
 @pytest.mark.parametrize(
     ("checks", "expects", "tolerates"),
     [
@@ -287,7 +293,7 @@ def many(n):
         (
             {"crossing": Check.within(1, 1 / 3, 0.02), "width": Check.below(1, 0.08)},
             "crossing 0.3333; width below 0.08",
-            "0.02",
+            "crossing 0.02",
         ),
         (
             {"x": Check.within(1, 2, 0.1), "y": Check.within(1, 2, 0.1)}
@@ -296,6 +302,7 @@ def many(n):
             "x, y 0.1; z 0.2",
         ),
         (many(9), "0 to 8", "2 to 8"),
+        (bounds(9), "at most 0 to 8", "none"),
     ],
 )
 def test_expectations_are_told_shortly(checks, expects, tolerates):

@@ -168,4 +168,8 @@ def is_claim(value: Any) -> bool:
     fields = {*types, "measured", "expected", "tolerance"}
     if not isinstance(value, dict) or not fields <= {*value}:
         return False
-    return all(isinstance(value[name], kind) for name, kind in types.items())
+    relation, by_check = value.get("relation"), True
+    if isinstance(relation, dict):  # so are the others, by the names of the checks
+        parts = (value["expected"], value["tolerance"])
+        by_check = all(isinstance(x, dict) and {*x} == {*relation} for x in parts)
+    return by_check and all(isinstance(value[k], kind) for k, kind in types.items())

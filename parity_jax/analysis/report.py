@@ -212,12 +212,14 @@ def over_checks(claim: Claim, name: str, told: Callable[[str | None, Any], str])
     checks: dict[str, list[str]] = {}  # by what is told of them
     for check, kind in relation.items():
         checks.setdefault(told(kind, value[check]), []).append(check)
-    checks.pop("", None)
-    if len(checks) <= 1:
-        return next(iter(checks), NOTHING)
+    if len(checks) == 1:
+        return next(iter(checks)) or NOTHING
     if len(checks) > MAX_PARTS:
-        return number_range([x for v in value.values() for x in numbers_in(v)])
-    return "; ".join(f"{common(names)} {text}" for text, names in checks.items())
+        numbers = [x for v in value.values() for x in numbers_in(v)]
+        kinds = {*relation.values()}
+        return told(kinds.pop() if len(kinds) == 1 else None, number_range(numbers))
+    parts = [f"{common(names)} {text}" for text, names in checks.items() if text]
+    return "; ".join(parts)
 
 
 def common(names: list[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from parity_jax.cli.door import one_line
 from parity_jax.config import ConfigError
 
 
@@ -22,5 +23,5 @@ def set_up_jax() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        allowed = f"no such device here: {str(error).splitlines()[0:1]}"
+        allowed = f"no such device here ({one_line(error)})"
         raise ConfigError("JAX_PLATFORMS", platforms, allowed) from None

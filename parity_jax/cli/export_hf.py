@@ -21,8 +21,12 @@ from parity_jax.analysis.snapshot import (
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.config import ConfigError, kind_of, label_text, parse_label, require
 from parity_jax.models import ModelConfig, TransformerConfig
-from parity_jax.models.huggingface import to_hf_config, to_state_dict, to_tokenizer
-from parity_jax.models.huggingface.weights import end_id
+from parity_jax.models.huggingface import (
+    end_id,
+    to_hf_config,
+    to_state_dict,
+    to_tokenizer,
+)
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.runs.directory import local_path

@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from parity_jax.analysis.inspection import inspect_experiment, inspect_run
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
-from parity_jax.cli.text import assignments
+from parity_jax.cli.text import Output, assignments
 from parity_jax.config import parse_label, require
 from parity_jax.runs import ExperimentDirectory, RunDirectory
 from parity_jax.runs.directory import is_experiment, local_path
@@ -57,7 +56,7 @@ class Printer:
     """Lines and tables on standard output; what is piped is not wrapped."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False)
+        self.console = Output()
         if not self.console.is_terminal:
             self.console.width = 100
 

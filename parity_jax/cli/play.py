@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from parity_jax.analysis.answers import (
@@ -29,6 +28,7 @@ from parity_jax.analysis.answers import (
 )
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
+from parity_jax.cli.text import Output
 from parity_jax.config import Label, label_text, number_text, parse_label, require
 from parity_jax.experiment import MAX_SEED
 from parity_jax.runs import RunDirectory
@@ -65,7 +65,7 @@ def play(
     task, params = snapshot.task, snapshot.params(0)
     answer = make_answer(task, snapshot.model)
     examples = task.sample_prompts(jax.random.key(0), NUM_EXAMPLES, task.data)
-    console = Console(highlight=False, markup=False)
+    console = Output()
     console.print(
         f"{directory.path} step {snapshot.step}, {label_text(snapshot.run.labels[0])}; "
         f"a prompt is like {prompt_text(task, examples, 0)}",
@@ -100,7 +100,7 @@ def read_prompt(task: Task, text: str, end: str) -> Prompt:
     return Prompt(jnp.array(token_L)[None])
 
 
-def show(console: Console, task: Task, answers: Answers, temperature: float) -> None:
+def show(console: Output, task: Task, answers: Answers, temperature: float) -> None:
     """Both answers as lines, then their tokens side by side."""
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     table.add_column("token", justify="right")

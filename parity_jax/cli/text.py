@@ -1,6 +1,19 @@
-"""Configs as the commands print them."""
+"""What the commands print, and where to."""
 
-from typing import Any
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+
+class Output(Console):
+    """Standard output; a text is printed as it is, whatever signs it has."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Nobody reads on, which is no failure: the door knows."""
+        raise BrokenPipeError
 
 
 def assignments(part: Any) -> str:

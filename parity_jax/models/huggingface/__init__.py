@@ -3,6 +3,7 @@
 from parity_jax.models.huggingface.tokenizer import to_tokenizer
 from parity_jax.models.huggingface.weights import (
     EXTRA,
+    end_id,
     from_hf_config,
     from_state_dict,
     to_hf_config,
@@ -11,6 +12,7 @@ from parity_jax.models.huggingface.weights import (
 
 __all__ = [
     "EXTRA",
+    "end_id",
     "from_hf_config",
     "from_state_dict",
     "to_hf_config",
