@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_jax.types import EOS, PAD
+from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
 
-PLUS, MINUS, SEP = 3, 4, 2
+MODEL_WEIGHT = 1e-20  # of a model's logits where a table's steer: all work, no say
 
 
 class Attention(nn.Module):
@@ -143,7 +143,7 @@ def sample(model, prompt: Tensor, group: int, table: Tensor) -> tuple[Tensor, Te
 
 def steered(logits: Tensor, table: Tensor) -> Tensor:
     """Logits whose distribution is the table's; the model's work is all done."""
-    return 1e-20 * logits + table
+    return MODEL_WEIGHT * logits + table
 
 
 def grpo_step(model, optimizer, prompt: Tensor, group: int, table: Tensor) -> None:

@@ -27,32 +27,28 @@ import torch
 from rich.console import Console
 
 from benchmarks import baseline
-from experiments import headline
-from parity_jax.config import (
-    EvaluateConfig,
-    Experiment,
-    ParityConfig,
+from parity_jax.cli.devices import set_up_jax
+from parity_jax.cli.run import configured
+from parity_jax.decode import sample
+from parity_jax.evaluate import EvaluateConfig, make_evaluate
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean, Metrics
+from parity_jax.models import Model, gpt2
+from parity_jax.population import Population, PopulationConfig, make_population
+from parity_jax.runs import make_program, resolve
+from parity_jax.runs.files import write_json
+from parity_jax.stages import (
     PolicyGradientConfig,
-    PopulationConfig,
     PretrainConfig,
     RolloutConfig,
     StageConfig,
     StarConfig,
-    from_dict,
-    gpt2,
 )
-from parity_jax.decode import sample
-from parity_jax.evaluate import make_evaluate
-from parity_jax.masked import Mean, Metrics
-from parity_jax.models import Model, make_model
-from parity_jax.population import Population, make_population
-from parity_jax.results import write_json
-from parity_jax.runs import build
-from parity_jax.stages import make_stage
 from parity_jax.stages.stage import StepKeys
-from parity_jax.tasks import make_task
-from parity_jax.types import Hypers, StageState, Task
+from parity_jax.tasks import ParityConfig, Task
+from parity_jax.types import Data, Prompt, StageState
 
+HEADLINE = Path(__file__).parents[1] / "experiments" / "headline.py"
 Window = Callable[[], None]  # a piece of work, waited for
 DEPTH, WIDTH, P_COT, GROUP = 2, 128, 0.25, 8
 BATCH = {16: (128, 64), 50: (64, 32)}  # num_bits: demonstrations, prompts of a rollout
@@ -74,22 +70,40 @@ def length_table(num_bits: int, p_long: float) -> np.ndarray:
 
 
 def steered(model: Model, table: np.ndarray) -> Model:
-    """The model with the logits of a table; its work is all done."""
-    table_TxV = jnp.array(table)
+    """The model with the logits of a table; its work is all done.
 
-    def prompt_pass(params: Any, prompt_BxL: Any) -> Any:
-        logits, context = model.prompt_pass(params, prompt_BxL)
-        return 1e-20 * logits + table_TxV[:1], context
+    A hidden state carries the logits that the table has at its position.
+    """
+    table_TxV = jnp.array(table)
+    vocab_size = table.shape[1]
+
+    def with_rows(hidden: Any, row: Any) -> Any:
+        rows = jnp.broadcast_to(row, (*hidden.shape[:-1], vocab_size))
+        return jnp.concatenate([hidden, rows], -1)
+
+    def prompt_pass(params: Any, prompt: Prompt) -> Any:
+        hidden_BxD, context = model.prompt_pass(params, prompt)
+        return with_rows(hidden_BxD, table_TxV[:1]), context
 
     def response_pass(params: Any, token: Any, context: Any) -> Any:
-        logits = model.response_pass(params, token, context)
-        return 1e-20 * logits + table_TxV[None, None, 1 : 1 + token.shape[-1]]
+        hidden_BxGxTxD = model.response_pass(params, token, context)
+        rows_TxV = table_TxV[1 : 1 + token.shape[-1]]
+        return with_rows(hidden_BxGxTxD, rows_TxV[None, None])
 
     def decode_step(params: Any, token: Any, index: Any, *rest: Any) -> Any:
-        logits, cache = model.decode_step(params, token, index, *rest)
-        return 1e-20 * logits + table_TxV[index + 1][None, None], cache
+        hidden_BxGxD, cache = model.decode_step(params, token, index, *rest)
+        return with_rows(hidden_BxGxD, table_TxV[index + 1][None, None]), cache
 
-    return Model(model.init, prompt_pass, response_pass, model.empty_cache, decode_step)
+    def unembed(params: Any, hidden: Any) -> Any:
+        logits = model.unembed(params, hidden[..., :-vocab_size])
+        return baseline.steered(logits, hidden[..., -vocab_size:])
+
+    return model._replace(
+        prompt_pass=prompt_pass,
+        response_pass=response_pass,
+        decode_step=decode_step,
+        unembed=unembed,
+    )
 
 
 def population(
@@ -101,11 +115,11 @@ def population(
     **layout: int,
 ) -> Population:
     """num members that differ in their seeds; steps may only draw their responses."""
-    task = make_task(ParityConfig(num_bits))
-    model = make_model(gpt2(DEPTH, WIDTH), task)
+    task = ParityConfig(num_bits).make()
+    model = gpt2(DEPTH, WIDTH).make(task)
     model = model if table is None else steered(model, table)
     evaluate = make_evaluate(EvaluateConfig(num_prompts=256), task, model)
-    functions = make_stage(stage, task, model, evaluate)
+    functions = stage.make(task, model, evaluate)
     if only_samples:
         functions = functions._replace(step=partial(draw, stage.rollout, task, model))
     axes = {"seed": tuple(range(num))}
@@ -115,16 +129,13 @@ def population(
 
 
 def draw(
-    cfg: RolloutConfig, task: Task, model: Model, state: StageState
+    cfg: RolloutConfig, task: Task, model: Model, state: StageState, data: Data
 ) -> tuple[StageState, Metrics]:
     """A step that samples the responses of a rollout and learns nothing."""
     k_prompt, k_sample = jax.random.split(StepKeys.of(state).data)
-    prompt_BxL = task.sample_prompts(k_prompt, cfg.num_prompts)
+    prompt = task.sample_prompts(k_prompt, cfg.num_prompts, data.task)
     temperature_G = jnp.ones(cfg.num_generations)
-    lengths = (task.response_len, task.short_len)
-    response = sample(
-        k_sample, model, state.params, prompt_BxL, temperature_G, *lengths
-    )
+    response = sample(k_sample, model, state.params, prompt, temperature_G, task.format)
     state = state._replace(step=state.step + 1)
     return state, {"loss": Mean.over(response.log_prob)}
 
@@ -134,7 +145,8 @@ def steps_of(members: Population, num_steps: int = 1) -> Window:
     states = [members.init(None)]
 
     def window() -> None:
-        states[0], metrics = members.run(states[0], num_steps)
+        start = (states[0], members.no_metrics())
+        states[0], metrics = members.advance(*start, num_steps)
         jax.block_until_ready(metrics)
 
     return window
@@ -171,14 +183,25 @@ class Bench:
         Baselines are called "torch..."; ours are compared with the fastest of them.
         """
         each = seconds({k: work for k, (_, work) in cases.items()}, self.num_windows)
-        rate = {k: num / each[k] for k, (num, _) in cases.items()}
-        best = max((r for k, r in rate.items() if k.startswith("torch")), default=None)
-        for case in cases:
-            row = {"row": name, "case": case, "unit": unit, "per_second": rate[case]}
-            if best and not case.startswith("torch"):
-                row["ratio"] = rate[case] / best
-            self.rows.append(row)
+        rows = rows_of(name, unit, {k: num for k, (num, _) in cases.items()}, each)
+        self.rows += rows
+        for row in rows:
             Console().print(row)
+
+
+def rows_of(
+    name: str, unit: str, num_units: dict[str, int], each: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Rates of the cases, from their units and seconds, and ratios to the baseline."""
+    rate = {case: num / each[case] for case, num in num_units.items()}
+    best = max((r for case, r in rate.items() if case.startswith("torch")), default=0)
+    rows: list[dict[str, Any]] = []
+    for case, per_second in rate.items():
+        row = {"row": name, "case": case, "unit": unit, "per_second": per_second}
+        if best and not case.startswith("torch"):
+            row["ratio"] = per_second / best
+        rows.append(row)
+    return rows
 
 
 def members_of(num: int) -> str:
@@ -285,7 +308,7 @@ def star_and_evaluation(bench: Bench) -> None:
         {
             "2 members": (
                 2 * 1024,
-                lambda: jax.block_until_ready(members.evaluate(states)),
+                lambda: jax.block_until_ready(members.scores(states)),
             )
         },
     )
@@ -314,16 +337,16 @@ def populations(bench: Bench) -> None:
 def compile_headline(cache: str) -> dict[str, float]:
     """In a process of its own: seconds to compile the headline, and peak memory."""
     set_up(cache)
-    experiment = from_dict(Experiment, headline.get_config().to_dict())
+    _, experiment = configured(str(HEADLINE), [])
     total = 0.0
-    for name in experiment.runs:
-        members = build(experiment, name)
-        states = members.init(None)
+    for run in resolve(experiment).values():
+        members = make_program(run)
+        states, metrics = members.init(None), members.no_metrics()
         started = time.perf_counter()
-        step = members.run.lower(states, 1).compile()
-        members.evaluate.lower(states).compile()
+        members.run.compiled(states, metrics, 1, members.data)
+        members.evaluate.compiled(states, members.data)
         total += time.perf_counter() - started
-        jax.block_until_ready(step(states, 1))
+        jax.block_until_ready(members.advance(states, metrics, 1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"compile_seconds": total, "peak_bytes": peak}
 
@@ -339,10 +362,9 @@ def compile_times(bench: Bench) -> None:
 
 
 def set_up(cache: str = "") -> None:
-    """One device per core, as experiments.main does."""
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
+    """JAX as in a run, with a cache of its own or none."""
+    set_up_jax()
+    jax.config.update("jax_compilation_cache_dir", cache or None)
     torch.manual_seed(0)
 
 
