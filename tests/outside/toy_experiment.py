@@ -26,10 +26,13 @@ def get_config():
         rewards=("e2e", "toy_experiment:pays_length"),
         reward_weights=(0.5, 0.5),
     )
-    schedule = {"log_every": 5, "eval_every": 20}
+    schedule = {"log_every": 20, "eval_every": 100}
     runs = {
         "imitate": RunConfig(
-            **schedule, num_steps=60, stage=ImitateConfig(), hypers=Hypers(learning_rate=1e-2)
+            **schedule,
+            num_steps=300,
+            stage=ImitateConfig(),
+            hypers=Hypers(learning_rate=1e-2),
         ),
         "grpo": RunConfig(
             **schedule,
