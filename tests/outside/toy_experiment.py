@@ -10,7 +10,7 @@ from parity_jax.analysis.plots import BLUE, draw_members
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
-from parity_jax.models import mistral
+from parity_jax.models import gpt2
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig
 
 
@@ -43,7 +43,7 @@ def get_config():
     }
     return Experiment(
         task=CopyConfig(3),
-        model=mistral(1, 16, num_heads=2, num_kv_heads=1),
+        model=gpt2(1, 16, num_heads=2, num_kv_heads=2),
         axes=FrozenDict({"seed": (0, 1)}),
         runs=FrozenDict(runs),
         evaluate=EvaluateConfig(32, (1.0,)),
