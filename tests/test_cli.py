@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import contents
+from small_runs import contents
 
 from parity_jax.cli.main import COMMANDS, run
 from parity_jax.runs.files import read_json
@@ -150,7 +150,7 @@ def test_a_signal_saves_and_asks_to_be_requeued(place, finished, number):
     assert contents(workdir) == contents(finished)
 
 
-SLOW = '''
+SLOW = """
 import time
 
 def get_config():
@@ -160,7 +160,7 @@ def get_config():
 def claims(results):
     open({mark!r}, "w").close()
     time.sleep(60)
-'''
+"""
 
 
 def test_a_signal_in_an_analysis_stops_at_once(place, finished):
@@ -203,9 +203,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "run"
-    one_line(
-        *spliced(in_process(capsys, *options(place, workdir), argument)), *parts
-    )
+    one_line(*spliced(in_process(capsys, *options(place, workdir), argument)), *parts)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,11 +243,12 @@ def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports
     assert code == 2 and not (tmp_path / "run").exists()
     last = said.splitlines()[-1]
     assert last.startswith("error: ") and part in last
-    assert ("Traceback" in said or "SyntaxError" in said) == (name in (
-        "syntax", "import", "raises"))
+    assert ("Traceback" in said or "SyntaxError" in said) == (
+        name in ("syntax", "import", "raises")
+    )
 
 
-OWN = '''
+OWN = """
 from dataclasses import replace
 from tiny_run import get_config as base
 import jax.numpy as jnp
@@ -268,7 +267,7 @@ def fails(prompt, response, data):
 
 def needs_what_is_not_measured(results):
     return results["grpo"]["t0.5/p_long"]
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -331,7 +330,9 @@ def test_a_device_that_is_not_there_is_one_line(place, tmp_path, name):
 
 def test_no_home_and_no_git_do_not_matter(place, finished, tmp_path):
     env = {"HOME": "", "PATH": str(tmp_path)}
-    code, said = launch(place, *options(place, tmp_path / "run"), "--only=pretrain", **env)
+    code, said = launch(
+        place, *options(place, tmp_path / "run"), "--only=pretrain", **env
+    )
     assert code == 0, said
     lineage = json.loads((tmp_path / "run/pretrain/lineage.json").read_text())
     assert lineage["process"]["commit"] is None

@@ -53,7 +53,9 @@ def blocks(language):
 def commands(text):
     """Command lines of parity-jax in a text, `\\` at the end of a line continues it."""
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
-    found = re.findall(r"^[^\n`]*?parity-jax ((?:run|list|inspect|report) .*)$", joined, re.M)
+    found = re.findall(
+        r"^[^\n`]*?parity-jax ((?:run|list|inspect|report) .*)$", joined, re.M
+    )
     return [shlex.split(re.sub(r"\[.*?\]", "", line)) for line in found]
 
 

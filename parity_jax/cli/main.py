@@ -15,13 +15,15 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def main() -> None:
-    """The command of this process; exits."""
+    """The command of this process; exits. What a config names is found from here."""
+    sys.path.insert(0, str(Path.cwd()))
     sys.exit(run(sys.argv[1:]))
 
 
