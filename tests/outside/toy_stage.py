@@ -1,4 +1,4 @@
-"""An algorithm of one's own: imitate worked solutions only, by next-token prediction."""
+"""An algorithm of one's own: imitate worked solutions, by next-token prediction."""
 
 from dataclasses import dataclass, field
 
