@@ -1,0 +1,72 @@
+"""Scores of tokens of a large vocabulary, whose logits never exist all at once."""
+
+import math
+import re
+
+import jax
+import numpy as np
+from tiny import tiny_gpt2
+
+from parity_jax.models import model as models_model
+from parity_jax.models import response_scores
+from parity_jax.models.transformer import make_transformer
+from parity_jax.policy import in_pieces, token_scores
+from parity_jax.types import Prompt
+
+VOCAB, SHAPE, TEMPERATURE = 1000, (2, 4, 6), 1.3  # BxGxT
+
+
+def test_pieces_are_the_whole_whether_they_divide_it_or_not():
+    k_hidden, k_kernel, k_token = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(k_hidden, (2, 3, 5, 4))
+    kernel = jax.random.normal(k_kernel, (4, 7))
+    token = jax.random.randint(k_token, hidden.shape[:-1], 0, 7)
+    whole = token_scores(hidden @ kernel, token)
+    for max_logits in (5 * 7, 4 * 7, 1, 10**6):  # of 30 tokens: 6 x 5, 8 x 4, ..
+        sizes = []
+
+        def score(hidden_RxD, token_R, sizes=sizes):
+            sizes.append(len(token_R))
+            return token_scores(hidden_RxD @ kernel, token_R)
+
+        scores = in_pieces(score, hidden, token, token.size * 7, max_logits)
+        assert 7 * max(sizes) <= max(max_logits, 7)
+        for a, b in zip(scores, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def largest_array(compiled):
+    """Numbers in the largest array of a compiled program."""
+    shapes = re.findall(r"\w+\[([\d,]*)\]", compiled.as_text())
+    return max(math.prod(map(int, filter(None, s.split(",")))) for s in shapes)
+
+
+def test_a_large_vocabulary_changes_neither_scores_nor_gradients(monkeypatch):
+    """And no array of tokens times vocabulary is in the program, forward or back."""
+    model = make_transformer(tiny_gpt2().resolved(), VOCAB, 3 + SHAPE[-1])
+    params = jax.jit(model.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 3)
+    prompt = Prompt(jax.random.randint(keys[0], (SHAPE[0], 3), 0, VOCAB))
+    token = jax.random.randint(keys[1], SHAPE, 0, VOCAB)
+    weights = jax.random.normal(keys[2], (2, *SHAPE))
+
+    def gradient():
+        def loss(params):
+            scores = response_scores(model, params, prompt, token, TEMPERATURE)
+            return sum(
+                (w * x).sum() for w, x in zip(weights, scores, strict=True)
+            ), scores
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile()
+
+    plain = gradient()
+    max_logits = 4 * VOCAB
+    monkeypatch.setattr(models_model, "MAX_LOGITS", max_logits)
+    pieces = gradient()
+    for a, b in zip(
+        *map(jax.tree.leaves, (plain(params), pieces(params))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    num_params = max(x.size for x in jax.tree.leaves(params))
+    assert largest_array(plain) >= math.prod(SHAPE) * VOCAB
+    assert largest_array(pieces) <= max(max_logits, num_params)
