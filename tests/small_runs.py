@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
 from parity_jax.models import LinearConfig
 from parity_jax.population import PopulationConfig
-from parity_jax.runs import RunDirectory
+from parity_jax.runs import RunDirectory, run_experiment
 from parity_jax.runs.checkpoint import digest, to_arrays
+from parity_jax.runs.interrupt import StoppedError
 from parity_jax.stages import Stage, StageConfig
 from parity_jax.stages.stage import StepKeys
 from parity_jax.tasks import ParityConfig
@@ -97,6 +99,29 @@ def walks(*, seeds: tuple[int, ...] = (0, 1), **runs: RunConfig) -> Experiment:
         runs=FrozenDict(runs),
         population=PopulationConfig(num_devices=1, vmap_width=1),
     )
+
+
+def train(experiment: Experiment, workdir: Path, *only: str) -> bool:
+    """Execute or continue it."""
+    return run_experiment(experiment, workdir, only, quiet=True)
+
+
+def train_until(step: int, experiment: Experiment, workdir: Path) -> None:
+    """Ask to stop as soon as the first run has a record of a step; it must."""
+    run = RunDirectory(workdir / next(iter(experiment.runs)))
+    stop(experiment, workdir, lambda: run.trained_steps() >= step)
+
+
+def stop(
+    experiment: Experiment, workdir: Path, should_stop: Callable[[], bool]
+) -> None:
+    """Execute or continue it until it is stopped."""
+    try:
+        run_experiment(experiment, workdir, quiet=True, should_stop=should_stop)
+    except StoppedError as error:
+        assert str(error).endswith("and saved")
+    else:
+        raise AssertionError("it was not stopped")
 
 
 def read(run: Path, step: int) -> dict[str, Any]:

@@ -1,93 +1,88 @@
 """Runs that start from members and steps of another, on any layout of devices."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from tiny import tiny_experiment
+from small_runs import (
+    DIVERGES,
+    contents,
+    digests,
+    read,
+    train,
+    train_until,
+    walk,
+    walks,
+)
 
-from parity_jax.checkpoint import Checkpoints, digest, from_arrays, subtree, to_arrays
-from parity_jax.config import ConfigError, PopulationConfig
-from parity_jax.results import load_metrics, read_json
-from parity_jax.runs import build, run_experiment
+from parity_jax.analysis import load_metrics
+from parity_jax.config import ConfigError
+from parity_jax.hypers import Hypers
+from parity_jax.population import PopulationConfig
+from parity_jax.runs import RunDirectory, RunError, make_program
+from parity_jax.runs.checkpoint import digest, from_arrays, subtree, to_arrays
+from parity_jax.tasks import ParityConfig
+from parity_jax.types import DIVERGED
 
 STEPS = (0, 2, 4)
 
 
-def params(directory, step):
-    checkpoints = Checkpoints(directory, read_only=True)
-    out = subtree(checkpoints.read(step), "params")
-    checkpoints.close()
-    return out
-
-
-def with_child(**fields):
-    experiment = tiny_experiment()
-    child = dataclasses.replace(experiment.runs["grpo"], **fields)
-    runs = experiment.runs.copy({"grpo": child})
-    return dataclasses.replace(experiment, runs=runs)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Two seeds pre-trained; GRPO from every checkpoint of them in one launch."""
+    """Two walks; in one launch a child from every checkpoint of them."""
     directory = tmp_path_factory.mktemp("chaining") / "run"
-    experiment = with_child(axes=FrozenDict({"parent_step": STEPS}))
-    run_experiment(experiment, directory, quiet=True)
+    child = walk("first", axes=FrozenDict({"parent_step": STEPS}))
+    assert train(walks(first=walk(), child=child), directory)
     return directory
 
 
+@pytest.fixture
+def first(workdir, tmp_path):
+    """A finished run in another directory, to be changed."""
+    return shutil.copytree(workdir / "first", tmp_path / "elsewhere" / "first")
+
+
+def params(run, step):
+    return subtree(read(run, step), "params")
+
+
 def test_every_checkpoint_of_a_run_can_be_an_axis(workdir):
-    child = params(workdir / "grpo", 0)
+    child = params(workdir / "child", 0)
     for i, step in enumerate(STEPS):
-        for name, array in params(workdir / "pretrain", step).items():
+        for name, array in params(workdir / "first", step).items():
             np.testing.assert_array_equal(child[name][2 * i : 2 * i + 2], array)
-    scores = load_metrics(workdir / "grpo", "eval")
-    assert scores["reward" if "reward" in scores else "t1/accuracy"].dims == (
-        "parent_step",
-        "seed",
-        "step",
-    )
+    scores = load_metrics(workdir / "child")
+    assert scores["greedy/accuracy"].dims == ("parent_step", "seed", "step")
     assert scores["parent_step"].values.tolist() == list(STEPS)
+    assert scores["sequences"].sel(step=4).values.tolist() == [8, 12, 16]
 
 
 def test_lineage_names_stage_steps_and_hashes(workdir):
-    lineage = read_json(workdir / "grpo" / "lineage.json")
-    parent = lineage["parent"]
-    assert lineage["stage"] == "policy_gradient" and lineage["continued"] == []
-    assert parent["run"] == str(workdir / "pretrain")
-    assert parent["step"] == list(STEPS)
-    expected = [digest(params(workdir / "pretrain", step)) for step in STEPS]
-    assert parent["params_sha256"] == expected
-    assert {"jax", "orbax-checkpoint"} <= lineage["packages"].keys()
+    lineage = RunDirectory(workdir / "child").read_lineage()
+    assert lineage.stage == "small_runs:WalkConfig" and lineage.continued == ()
+    assert lineage.parent.run == str(workdir / "first")
+    assert lineage.parent.step == STEPS
+    expected = tuple(digest(params(workdir / "first", step)) for step in STEPS)
+    assert lineage.parent.params_sha256 == expected
+    assert {"jax", "orbax-checkpoint"} <= lineage.process.packages.keys()
 
 
 @pytest.mark.parametrize(
     ("fields", "step", "index"),
     [
-        ({"parent_member": FrozenDict({"seed": 1.0}), "parent_step": 2}, 2, [1, 1]),
+        ({"parent_member": FrozenDict({"seed": 1}), "parent_step": 2}, 2, [1, 1]),
         ({"axes": FrozenDict({"temperature": (0.5, 1.0)})}, 4, [0, 1, 0, 1]),
     ],
     ids=["one seed for all", "a new axis"],
 )
-def test_members_are_sliced_and_broadcast(workdir, tmp_path, fields, step, index):
-    experiment = with_child(parent=str(workdir / "pretrain"), **fields)
-    alone = dataclasses.replace(
-        experiment, runs=FrozenDict({"grpo": experiment.runs["grpo"]})
-    )
-    run_experiment(alone, tmp_path / "run", quiet=True)
-    child = params(tmp_path / "run" / "grpo", 0)
-    for name, array in params(workdir / "pretrain", step).items():
+def test_members_are_sliced_and_broadcast(first, tmp_path, fields, step, index):
+    train(walks(child=walk(str(first), **fields)), tmp_path / "run")
+    child = params(tmp_path / "run" / "child", 0)
+    for name, array in params(first, step).items():
         np.testing.assert_array_equal(child[name], array[index])
-
-
-def test_a_step_that_another_directory_does_not_have_is_refused(workdir, tmp_path):
-    experiment = with_child(parent=str(workdir / "pretrain"), parent_step=3)
-    with pytest.raises(ConfigError, match=r"parent_step=3: .*\(0, 2, 4\)"):
-        run_experiment(experiment, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
 
 
 LAYOUTS = [PopulationConfig(1, 1), PopulationConfig(1, 2), PopulationConfig(2, 1)]
@@ -95,18 +90,107 @@ LAYOUTS = [PopulationConfig(1, 1), PopulationConfig(1, 2), PopulationConfig(2, 1
 
 def test_a_checkpoint_restores_on_other_devices_and_layouts(workdir):
     """Bit for bit as it was, and the next steps agree to rounding."""
-    checkpoints = Checkpoints(workdir / "pretrain", read_only=True)
-    saved = checkpoints.read(2)
-    checkpoints.close()
-    ends = []
+    assert jax.local_device_count() == 2
+    first, ends = workdir / "first", []
+    run, saved = RunDirectory(first).read_config(), read(first, 2)
     for layout in LAYOUTS:
-        experiment = dataclasses.replace(tiny_experiment(), population=layout)
-        population = build(experiment, "pretrain")
-        states = from_arrays(saved, jax.eval_shape(population.init, None))
+        program = make_program(dataclasses.replace(run, population=layout))
+        states = from_arrays(saved, jax.eval_shape(program.init, None))
         assert digest(to_arrays(states)) == digest(saved)
-        states, _ = population.run(states, 2)
-        ends.append(to_arrays(states.params))
-    for end in ends[1:]:
-        for name, array in ends[0].items():
-            if "key.bias" not in name:  # no gradient: Adam amplifies rounding
-                np.testing.assert_allclose(end[name], array, atol=2e-4, err_msg=name)
+        start = program.place((states, program.no_metrics()))
+        ends.append(to_arrays(program.advance(*start, 2)[0].params))
+    for end in ends:
+        for name, array in params(first, 4).items():
+            np.testing.assert_allclose(end[name], array, rtol=1e-5, err_msg=name)
+
+
+def refused(run, tmp_path, error=ConfigError):
+    """The one line with which a child is refused, before anything is written."""
+    place = tmp_path / "refused"
+    with pytest.raises(error) as info:
+        train(walks(child=run), place)
+    assert not place.exists()
+    return str(info.value)
+
+
+def test_a_parent_that_cannot_be_is_refused(first, tmp_path):
+    home = first.parent
+    text = refused(walk(str(first), parent_step=3), tmp_path)
+    assert text == "runs.child.parent_step=3: " + (
+        "must be a checkpoint of the parent: 0, 2, 4"
+    )
+    text = refused(walk(str(tmp_path / "no")), tmp_path)
+    assert text.startswith("runs.child.parent=") and "must be a run" in text
+    train(walks(first=walk()), home)  # it is an experiment's directory now
+    text = refused(walk(str(home)), tmp_path)
+    assert "is an experiment's directory; name one of its runs: first" in text
+    pin = FrozenDict({"seed": 5})
+    text = refused(walk(str(first), parent_member=pin), tmp_path)
+    assert "runs.child.parent_member.seed=5: must be one of the parent's (0, 1)" in text
+    text = refused(walk(str(first), task=ParityConfig(3)), tmp_path)
+    assert text.endswith("task.num_bits is 4 there, 3 here")
+
+
+def test_an_unfinished_parent_needs_a_step(first, tmp_path):
+    """It may go on to train while the child does."""
+    home = first.parent
+    train_until(6, walks(first=walk(num_steps=8)), home)
+    text = refused(walk(str(first)), tmp_path)
+    assert text.startswith("runs.child.parent=") and "is not finished" in text
+    assert text.endswith("one of its checkpoints: 0, 2, 4, 6")
+    text = refused(walk(str(first), parent_step=8), tmp_path)
+    assert "is not finished" in text
+    assert train(walks(child=walk(str(first), parent_step=2)), tmp_path / "run")
+    child, parent = params(tmp_path / "run" / "child", 0), params(first, 2)
+    assert digest(child) == digest(parent)
+
+
+def test_a_member_whose_parent_diverged_starts_frozen(tmp_path, capsys):
+    axes = FrozenDict({"learning_rate": (1e-2, DIVERGES)})
+    experiment = walks(first=walk(axes=axes), child=walk("first", axes=axes))
+    assert train(experiment, tmp_path)
+    child = RunDirectory(tmp_path / "child")
+    assert read(child.path, 0)["status"].tolist() == [0, 0, DIVERGED, DIVERGED]
+    finished = child.read_finished()
+    assert finished.step == (4, 4, 0, 0)
+    assert finished.status == (0, 0, DIVERGED, DIVERGED)
+    before, after = params(tmp_path / "first", 4)["w"], params(child.path, 4)["w"]
+    assert (before[:2] != after[:2]).all() and (before[2:] == after[2:]).all()
+    assert np.isfinite(after).all()
+    told = capsys.readouterr().err
+    assert "member learning_rate=1e+30,seed=1 diverged" in told
+    assert "after step 0; it stays frozen there" in told
+
+
+def test_nothing_starts_from_parents_that_all_diverged(tmp_path):
+    """The parent ended early; its last checkpoint is of the step at which it did."""
+    first = walk(hypers=Hypers(learning_rate=DIVERGES), num_steps=100)
+    with pytest.raises(RunError, match="the parents of all members diverged") as info:
+        train(walks(first=first, child=walk("first")), tmp_path)
+    assert "\n" not in str(info.value)
+    assert RunDirectory(tmp_path / "first").saved_steps()[-1] < 100
+
+
+def test_a_parent_without_its_last_checkpoint_is_refused(first, tmp_path):
+    """An older one would do as well, but it is not what was asked for."""
+    shutil.rmtree(first / "checkpoints" / "4")
+    for run in (walk(str(first)), walk(str(first), parent_step=4)):
+        text = refused(run, tmp_path)
+        assert text == "runs.child.parent_step=4: " + (
+            "must be a checkpoint of the parent: 0, 2"
+        )
+    home = first.parent
+    before = sorted(home.rglob("*"))
+    with pytest.raises(ConfigError, match=r"runs\.child\.parent_step=4: must be a"):
+        train(walks(first=walk(), child=walk("first")), home)
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
+    experiment = walks(child=walk(str(first)))
+    train(experiment, tmp_path / "whole")
+    train_until(2, experiment, tmp_path / "run")
+    first.rename(tmp_path / "gone")
+    train(experiment, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert digests(tmp_path / "run" / "child").keys() == {0, 2, 4}
