@@ -1,0 +1,49 @@
+"""--only: some runs of an experiment, and processes that share its directory."""
+
+import pytest
+from kills import start
+from small_runs import train, walk, walks
+
+from parity_jax.config import ConfigError
+from parity_jax.runs import ExperimentDirectory, RunDirectory, RunError
+
+
+def test_a_run_with_its_parent_elsewhere_trains_alone(tmp_path):
+    parent = tmp_path / "elsewhere" / "first"
+    train(walks(first=walk()), parent.parent)
+    experiment = walks(first=walk(), second=walk(), child=walk(str(parent)))
+    assert not train(experiment, tmp_path / "run", "child")  # not all is done
+    home = ExperimentDirectory(tmp_path / "run")
+    assert [run.name for run in home.runs()] == ["child"]
+    assert home.run("child").read_finished().step == (4, 4)
+    assert train(experiment, home.path)
+
+
+def test_runs_that_cannot_be_alone_are_refused(tmp_path):
+    experiment, place = walks(first=walk(), child=walk("first")), tmp_path / "run"
+    with pytest.raises(ConfigError) as info:
+        train(experiment, place, "child")
+    assert str(info.value) == (
+        "runs.child.parent='first': has not been run, and --only leaves it out"
+    )
+    with pytest.raises(ConfigError, match=r"only='chidl': .*did you mean 'child'"):
+        train(experiment, place, "first", "chidl")
+    assert not place.exists()
+
+
+def test_processes_work_on_different_runs_at_the_same_time(tmp_path):
+    never = 10**9
+    schedule = {"num_steps": never, "log_every": never, "eval_every": never}
+    long = walk(**schedule, checkpoint_every=0, chunk_seconds=0.1)
+    experiment = walks(long=long, short=walk())
+    other = start(train, experiment, tmp_path, "long")
+    run = RunDirectory(tmp_path / "long")
+    while not run.saved_steps():
+        assert other.is_alive()
+    with pytest.raises(RunError, match=f"long: in use by process {other.pid} on "):
+        train(experiment, tmp_path, "long")
+    assert not train(experiment, tmp_path, "short")
+    assert other.is_alive() and run.read_finished() is None
+    assert RunDirectory(tmp_path / "short").read_finished().step == (4, 4)
+    other.kill()
+    other.join()
