@@ -20,27 +20,26 @@ from small_worlds import (
 )
 
 from parity_jax import theory
-from parity_jax.config import (
-    ParityConfig,
-    PolicyGradientConfig,
-    RolloutConfig,
-    TransformerConfig,
-    dr_grpo,
-    reinforce,
-    rloo,
-)
-from parity_jax.decode import tempered
-from parity_jax.models import make_model, response_logits
+from parity_jax.hypers import Hypers
+from parity_jax.models import TransformerConfig, response_logits, response_scores
 from parity_jax.objectives import (
     advantages,
     policy_loss,
     policy_target,
     priced_reward,
-    token_log_probs,
+)
+from parity_jax.policy import TokenScores
+from parity_jax.stages import (
+    PolicyGradientConfig,
+    RolloutConfig,
+    dr_grpo,
+    reinforce,
+    rloo,
 )
 from parity_jax.stages.policy_gradient import make_policy_gradient
-from parity_jax.tasks.parity import MINUS, PLUS, SEP, Parity
-from parity_jax.types import EOS, PAD, Hypers
+from parity_jax.tasks import Parity
+from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
+from parity_jax.types import Data, Prompt
 
 # The reduced policy of the theory: an answer is long (and right), short with y_1 = x_1,
 # or short with y_1 = -x_1. Two prompts stand for the two halves of all: the parity is
@@ -63,7 +62,7 @@ def expected_ascent(u, v, d, cfg, num_generations, alpha=0.0, mode="additive", t
 
     Groups of one prompt each, as multisets with their multinomial probability.
     """
-    task = Parity(ParityConfig(d))
+    task = Parity(d)
     model, size = make_heads(task), num_generations
     A, C = expit(u / tau), expit(v / tau)
     prob = np.array([A * C, A * (1 - C), 1 - A])
@@ -76,28 +75,34 @@ def expected_ascent(u, v, d, cfg, num_generations, alpha=0.0, mode="additive", t
     weight = np.tile(np.array(ways) * (prob**counts).prod(-1) / 2, 2)
     assert weight.sum() == pytest.approx(1)
 
-    prompt = np.repeat(two_prompts(d), len(groups), 0)
-    token = outcome[:, groups].reshape(-1, size, d + 1)
+    prompt = Prompt(jnp.repeat(jnp.array(two_prompts(d)), len(groups), 0))
+    token = jnp.array(outcome[:, groups].reshape(-1, size, d + 1))
     mask = token != PAD
     num_tokens = mask.sum(-1) - 1
     correct = task.rewards["e2e"](prompt, token)
     reward = priced_reward(correct, num_tokens, d, alpha, mode)
-    advantage = advantages(reward, cfg)
+    scale = (cfg.baseline, cfg.scale_rewards, cfg.std_ddof, cfg.std_eps)
+    advantage = advantages(reward, *scale)
     rollout_tokens = size * (2 + (d - 1) * prob[0])  # of an average group
 
-    def group_loss(logits, token, mask, log_prob, advantage):
-        constants = (token[None], mask[None], log_prob[None], None, advantage[None])
+    def group_loss(scores, token, mask, advantage):
+        constants = (token[None], mask[None], None, None, advantage[None])
         target = policy_target(*constants, rollout_tokens, cfg.loss_type)
-        return policy_loss(logits[None], target, Hypers(), cfg)[0]
+        scores = TokenScores(*(x[None] for x in scores))
+        return policy_loss(scores, target, Hypers())[0]
 
     def loss(params):
-        logits = tempered(response_logits(model, params, prompt, token), tau)
-        log_prob = jax.lax.stop_gradient(token_log_probs(logits, token))
-        losses = jax.vmap(group_loss)(logits, token, mask, log_prob, advantage)
+        scores = response_scores(model, params, prompt, token, tau)
+        losses = jax.vmap(group_loss)(scores, token, mask, advantage)
         return (weight * losses).sum()
 
     grad = jax.jit(jax.grad(loss))(Heads(jnp.float32(u), jnp.float32(v)))
     return -np.array([grad.first, grad.gate_right])
+
+
+def reward_ascent(u, v):
+    """The gradient of the expected reward: REINFORCE of any baseline, d and G."""
+    return theory.pg_expected_update(u, v, d=3, G=2)
 
 
 def estimator_config(G, adv, norm, eps=0.0, ddof=0):
@@ -191,9 +196,9 @@ def test_dr_grpo_divides_by_the_longest_response():
 def test_leave_one_out_is_unbiased_and_the_group_mean_is_not():
     u, v, d, G = 0.5, -1.0, 5, 3
     ascent = expected_ascent(u, v, d, rloo(rollout=RolloutConfig(1, G)), G)
-    np.testing.assert_allclose(ascent, theory.pg_grad(u, v), rtol=1e-5)
+    np.testing.assert_allclose(ascent, reward_ascent(u, v), rtol=1e-5)
     own_mean = expected_ascent(u, v, d, estimator_config(G, "dr", "const"), G)
-    np.testing.assert_allclose(own_mean, theory.pg_grad(u, v) * 2 / 3, rtol=1e-5)
+    np.testing.assert_allclose(own_mean, reward_ascent(u, v) * 2 / 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tau", [0.7, 1.5])
@@ -218,17 +223,15 @@ def test_the_critical_price_stops_the_gradient():
 
 # A real transformer on d = 4: 16 prompts, 1365 responses.
 
-TASK = Parity(ParityConfig(4))
-MODEL = make_model(
-    TransformerConfig(
-        depth=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=16, init_std=0.4
-    ),
-    TASK,
-)
+TASK = Parity(4)
+MODEL = TransformerConfig(
+    depth=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=16, init_std=0.4
+).make(TASK)
 PROMPT = all_prompts(TASK)
+NUM_PROMPTS_IN_ALL = len(PROMPT.token)
 TOKEN, MASK = all_responses(TASK)
 NUM = len(TOKEN)
-TOKEN_BxNxT = np.broadcast_to(TOKEN, (len(PROMPT), *TOKEN.shape))
+TOKEN_BxNxT = np.broadcast_to(TOKEN, (NUM_PROMPTS_IN_ALL, *TOKEN.shape))
 MASK_BxNxT = np.broadcast_to(MASK, TOKEN_BxNxT.shape)
 REWARD_BxN = np.asarray(TASK.rewards["e2e"](PROMPT, TOKEN_BxNxT))
 
@@ -268,13 +271,10 @@ def reward_gradient(params, temperature):
 @jax.grad
 def reinforce_gradient(params, advantage_BxN, temperature):
     """Gradient of the loss code if all responses are the groups of all prompts."""
-    cfg = reinforce(rollout=RolloutConfig(len(PROMPT), NUM))
-    logits = response_logits(MODEL, params, PROMPT, TOKEN_BxNxT)
-    logits = tempered(logits, temperature)
-    old = jax.lax.stop_gradient(token_log_probs(logits, TOKEN_BxNxT))
-    constants = (TOKEN_BxNxT, MASK_BxNxT, old, None, advantage_BxN)
-    target = policy_target(*constants, MASK.sum(), cfg.loss_type)
-    return policy_loss(logits, target, Hypers(), cfg)[0]
+    scores = response_scores(MODEL, params, PROMPT, TOKEN_BxNxT, temperature)
+    constants = (TOKEN_BxNxT, MASK_BxNxT, None, None, advantage_BxN)
+    target = policy_target(*constants, MASK.sum(), "reinforce")
+    return policy_loss(scores, target, Hypers())[0]
 
 
 @lru_cache
@@ -318,7 +318,7 @@ def replicas_step(cfg):
     params = transformer_params()
 
     def one(key, hypers):
-        return first_gradient(stage.step(stage.init(key, hypers, params))[0])
+        return first_gradient(stage.step(stage.init(key, hypers, params), Data())[0])
 
     return jax.jit(jax.vmap(one))
 
@@ -358,7 +358,7 @@ def exact_gradient(cfg, temperature, trained_at=None):
     """
     prob_BxN = response_probs(temperature)
     gain, success = group_gain(cfg, temperature)
-    weight_BxN = prob_BxN * gain * (REWARD_BxN - success) / len(PROMPT)
+    weight_BxN = prob_BxN * gain * (REWARD_BxN - success) / NUM_PROMPTS_IN_ALL
     if cfg.loss_type == "grpo":
         weight_BxN /= MASK.sum(1)
     trained_at = temperature if trained_at is None else trained_at
@@ -395,7 +395,8 @@ def clipped_shares(num_iterations, temperature):
     """Shares of tokens clipped low, high and at all in one step."""
     stage, step = clipping_stage(num_iterations)
     hypers = Hypers(temperature=temperature, epsilon=1e-5, epsilon_high=1e-5)
-    _, metrics = step(stage.init(jax.random.key(0), hypers, transformer_params()))
+    state = stage.init(jax.random.key(0), hypers, transformer_params())
+    _, metrics = step(state, Data())
     names = ("low", "high", "region")
     return [float(metrics[f"clip_ratio/{name}_mean"].value()) for name in names]
 
@@ -420,7 +421,7 @@ def test_the_first_update_is_on_policy(temperature):
 
 def heads_gradients(cfg, hypers, params, d=4, at=None, num_replicas=64):
     """Minus gradients of first steps; a stage started at `params` is moved to `at`."""
-    task = Parity(ParityConfig(d))
+    task = Parity(d)
     stage = make_policy_gradient(cfg, task, make_heads(task), no_evaluation)
     params = jax.tree.map(jnp.float32, params)
 
@@ -428,7 +429,7 @@ def heads_gradients(cfg, hypers, params, d=4, at=None, num_replicas=64):
         state = stage.init(key, hypers, params)
         if at is not None:
             state = state._replace(params=jax.tree.map(jnp.float32, at))
-        return first_gradient(stage.step(state)[0])
+        return first_gradient(stage.step(state, Data())[0])
 
     keys = jax.random.split(jax.random.key(7), num_replicas)
     grads = jax.jit(jax.vmap(one))(keys, replicate(hypers, num_replicas))
@@ -465,7 +466,7 @@ def test_batch_baseline_takes_its_own_sample_into_the_mean():
     """One sample each of three prompts: the gradient shrinks by 1 - 1/3."""
     cfg = reinforce(baseline="batch", rollout=RolloutConfig(3, 1))
     sampled = heads_gradients(cfg, Hypers(), Heads(1.0, -0.5), num_replicas=16384)
-    assert_mean_is(sampled, theory.pg_grad(1.0, -0.5) * 2 / 3, relative_error=0.05)
+    assert_mean_is(sampled, reward_ascent(1.0, -0.5) * 2 / 3, relative_error=0.05)
 
 
 def test_kl_in_the_reward_is_the_gradient_of_the_kl():
@@ -494,4 +495,4 @@ def test_kl_in_the_reward_is_the_gradient_of_the_kl():
     hypers = Hypers(beta=beta)
     sampled = heads_gradients(cfg, hypers, Heads(*reference), at=Heads(*at))
     assert_mean_is(sampled, expected)
-    assert np.abs(expected - theory.pg_grad(*at)).max() > 0.05  # beta matters
+    assert np.abs(expected - reward_ascent(*at)).max() > 0.05  # beta matters
