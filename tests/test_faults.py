@@ -1,50 +1,29 @@
 """What goes wrong on disk: never a silently wrong state, always one clear line."""
 
-import dataclasses
-import functools
+import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-from unittest import mock
 
 import numpy as np
 import pytest
-from flax.core import FrozenDict
-from kills import contents, finish, prepare
-from tiny import tiny_experiment
+from kills import start
+from small_runs import contents, read, train, train_until, walk, walks
 
-from parity_jax import runs
-from parity_jax.checkpoint import CheckpointError, Checkpoints, digest
-from parity_jax.interrupt import StoppedError, stop_requests
-from parity_jax.results import RunError, lock
-from parity_jax.runs import run_experiment
+from parity_jax.config import ConfigError
+from parity_jax.runs import RunDirectory, RunError, run_experiment
+from parity_jax.runs.checkpoint import CheckpointError, digest
+from parity_jax.runs.interrupt import StoppedError
 
-
-def experiment():
-    pretrain = tiny_experiment().runs["pretrain"]
-    run = dataclasses.replace(pretrain, num_steps=6)  # checkpoints 0, 2, 4, 6
-    return tiny_experiment(runs=FrozenDict({"run": run}))
-
-
-def execute(workdir, should_stop=lambda: False):
-    run_experiment(experiment(), workdir, quiet=True, should_stop=should_stop)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation():
-    """All runs of this module share their compiled programs."""
-    with mock.patch.object(runs, "build", functools.cache(runs.build)):
-        yield
+EXPERIMENT = walks(run=walk(num_steps=6))  # checkpoints 0, 2, 4, 6
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run that nothing has disturbed."""
     workdir = tmp_path_factory.mktemp("faults") / "whole"
-    execute(workdir)
+    train(EXPERIMENT, workdir)
     return workdir
 
 
@@ -56,107 +35,103 @@ def started(whole, tmp_path):
     return tmp_path / "run"
 
 
-def asks_at(call):
-    """A should_stop that says so from its n-th call on; the first is before the run."""
-    calls = iter(range(1, 100))
-    return lambda: next(calls) >= call
-
-
 def files_of(directory):
-    return sorted(path for path in directory.rglob("*") if path.is_file())
+    """Every file with its content, but for locks."""
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != ".lock")
+    return {path: path.read_bytes() for path in found}
 
 
-@pytest.mark.parametrize("call", [2, 3, 5], ids=["step 0", "step 1", "step 3"])
-def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path, call):
-    workdir = tmp_path / "run"
-    with pytest.raises(StoppedError, match=f"stopped at step {call - 2} and saved"):
-        execute(workdir, asks_at(call))
-    assert (workdir / "run/checkpoints" / str(call - 2)).exists()
-    execute(workdir)
-    assert contents(workdir) == contents(whole)
+def refused(workdir, error=RunError):
+    """The one line of an error that touches nothing."""
+    before = files_of(workdir)
+    with pytest.raises(error) as info:
+        train(EXPERIMENT, workdir)
+    assert files_of(workdir) == before
+    assert "\n" not in str(info.value)
+    return str(info.value)
 
 
-def test_signals_ask_once_and_then_have_their_effect():
-    numbers = (signal.SIGTERM, signal.SIGINT)  # a shell may have SIGINT ignored
-    before = [signal.getsignal(number) for number in numbers]
-    with stop_requests() as should_stop:
-        changed = [signal.getsignal(number) for number in numbers]
-        assert all(new != old for new, old in zip(changed, before, strict=True))
-        assert not should_stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert should_stop()
-        assert [signal.getsignal(number) for number in numbers] == before
-    assert [signal.getsignal(number) for number in numbers] == before
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path, step):
+    with pytest.raises(StoppedError, match=r"^stopped before run$"):
+        run_experiment(EXPERIMENT, tmp_path, quiet=True, should_stop=lambda: True)
+    train_until(step, EXPERIMENT, tmp_path)
+    assert RunDirectory(tmp_path / "run").saved_steps()[-1] == step
+    train(EXPERIMENT, tmp_path)
+    assert contents(tmp_path) == contents(whole)
 
 
 def test_a_truncated_checkpoint_falls_back(started, whole, capsys):
-    (started / "run/finished.json").unlink(missing_ok=True)
-    for path in files_of(started / "run/checkpoints/6"):
-        os.truncate(path, path.stat().st_size // 2)
-    execute(started)
+    for path in (started / "run/checkpoints/6").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    train(EXPERIMENT, started)
     (line,) = capsys.readouterr().err.splitlines()
     assert "6: cannot be read" in line and "continuing from step 4" in line
     assert contents(started) == contents(whole)
 
 
-def test_a_deleted_checkpoint_falls_back(started, whole):
-    shutil.rmtree(started / "run/checkpoints/6")
-    execute(started)
+@pytest.mark.parametrize("steps", [(6,), (2, 4, 6)])
+def test_a_deleted_checkpoint_falls_back(started, whole, steps):
+    """To step 0 as well, whose records after it are written again."""
+    for step in steps:
+        shutil.rmtree(started / "run/checkpoints" / str(step))
+    train(EXPERIMENT, started)
+    assert contents(started) == contents(whole)
+
+
+def test_what_was_killed_before_it_began_begins(started, whole):
+    """Directories and locks are there before anything that says what is in them."""
+    for name in ("config.json", "lineage.json", "metrics.jsonl"):
+        (started / "run" / name).unlink()
+    shutil.rmtree(started / "run/checkpoints")
+    (started / "run/checkpoints").mkdir()
+    train(EXPERIMENT, started)
     assert contents(started) == contents(whole)
 
 
 def test_no_whole_checkpoint_left_is_an_error_and_nothing_is_deleted(started):
-    for path in files_of(started / "run/checkpoints"):
-        path.write_bytes(b"")
-    before = files_of(started)
-    with pytest.raises(CheckpointError, match="no whole checkpoint is left") as info:
-        execute(started)
-    assert "\n" not in str(info.value)
-    assert files_of(started) == before
+    for path in (started / "run/checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert "no whole checkpoint is left" in refused(started, CheckpointError)
 
 
 def test_all_checkpoints_deleted_is_an_error(started):
     shutil.rmtree(started / "run/checkpoints")
-    with pytest.raises(RunError, match="trained to step 6, but all checkpoints are"):
-        execute(started)
+    assert "has trained, but all checkpoints are gone" in refused(started)
 
 
 def test_a_flipped_byte_is_never_read_as_if_nothing_was(started):
     """Each file in turn; what is not an error is what was saved."""
-    directory = started / "run"
-    checkpoints = Checkpoints(directory, read_only=True)
-    saved = digest(checkpoints.read(6))
-    refused = set()
-    for path in files_of(directory / "checkpoints/6"):
-        content = path.read_bytes()
-        for place in np.linspace(0, len(content) - 1, 4, dtype=int):
+    place, refused = started / "run/checkpoints/6", set()
+    saved = digest(read(started / "run", 6))
+    for path, content in files_of(place).items():
+        for index in np.linspace(0, len(content) - 1, 4, dtype=int):
             flipped = bytearray(content)
-            flipped[place] ^= 0x10
+            flipped[index] ^= 0x10
             path.write_bytes(flipped)
             try:
-                assert digest(checkpoints.read(6)) == saved
+                assert digest(read(started / "run", 6)) == saved
             except CheckpointError as error:
                 assert "\n" not in str(error)
-                refused.add(path.relative_to(directory / "checkpoints/6").parts[0])
+                refused.add(path.relative_to(place).parts[0])
         path.write_bytes(content)
     assert {"state", "digest"} <= refused
-    assert digest(checkpoints.read(6)) == saved
-    checkpoints.close()
+    assert digest(read(started / "run", 6)) == saved
 
 
 def test_a_checkpoint_of_another_step_is_refused(started):
     shutil.copytree(started / "run/checkpoints/4", started / "run/checkpoints/5")
-    checkpoints = Checkpoints(started / "run", read_only=True)
     with pytest.raises(CheckpointError, match="does not match its digest"):
-        checkpoints.read(5)
-    checkpoints.close()
+        read(started / "run", 5)
 
 
 def test_a_half_written_record_is_written_again(started, whole):
-    metrics = started / "run/metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes() + b'{"split": "eval", "step": 6, "sec')
+    with (started / "run/metrics.jsonl").open("ab") as file:
+        file.write(b'{"split": "eval", "step": 6, "sec')
     shutil.rmtree(started / "run/checkpoints/6")
-    execute(started)
+    train(EXPERIMENT, started)
     assert contents(started) == contents(whole)
 
 
@@ -173,48 +148,76 @@ def test_lost_records_are_an_error(started, change, message):
     lines = change(metrics.read_text().splitlines())
     metrics.write_text("".join(line + "\n" for line in lines))
     with pytest.raises(RunError, match=message):
-        execute(started)
+        train(EXPERIMENT, started)
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "run/config.json", "run/lineage.json", "run/finished.json"]
-)
-def test_a_truncated_json_file_is_named(started, name):
-    path = started / name
-    path.write_text('{"step": [')
-    with pytest.raises(RunError, match=rf"{path.name}: damaged: .*") as info:
-        execute(started)
-    assert "\n" not in str(info.value)
+OTHER = ["{}", "[]", "null", "3", '"x"', '{"a": 1}', '{"step": [', "\x00\xff"]
 
 
-def test_a_missing_config_is_an_error(started):
-    (started / "run/config.json").unlink()
-    with pytest.raises(RunError, match=r"config\.json: missing, but there are"):
-        execute(started)
+@pytest.mark.parametrize("name", ["config.json", "lineage.json", "finished.json"])
+def test_a_json_file_that_holds_something_else_is_named(started, whole, name):
+    """Whatever it is: cut off, of another form, or of no form at all."""
+    shutil.copy(whole / "run/finished.json", started / "run")
+    path = started / "run" / name
+    if name == "lineage.json":  # it is read where the run goes on
+        (started / "run/finished.json").unlink()
+    for text in OTHER:
+        path.write_text(text, encoding="latin-1")
+        assert refused(started).startswith(f"{path}: damaged: ")
 
 
-DISKS = {"metrics": 3000, "checkpoint": 20_000}  # what does not fit any more
+def test_a_record_that_holds_something_else_is_named(started):
+    path = started / "run/metrics.jsonl"
+    first, *rest = path.read_text().splitlines()
+    record = json.loads(first)
+    bad = [{"values": {"loss": 1}}, {"values": {"loss": ["1", 2]}}, {"step": True}]
+    for text in [*OTHER, *(json.dumps(record | part) for part in bad)]:
+        path.write_text("\n".join([first, text, *rest, ""]), encoding="latin-1")
+        assert refused(started) == f"{path}: line 2 is damaged"
 
 
-def execute_on_full_disks(place):
+@pytest.mark.parametrize("name", ["config.json", "lineage.json"])
+def test_a_missing_file_is_an_error(started, name):
+    (started / "run" / name).unlink()
+    assert refused(started) == f"{started / 'run' / name}: missing"
+
+
+def test_a_parents_directory_that_holds_something_else_is_named(started, tmp_path):
+    parent = started / "run"
+    for text in OTHER:
+        (parent / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises((RunError, ConfigError)) as info:
+            train(walks(child=walk(str(parent))), tmp_path / "child")
+        assert "\n" not in str(info.value) and "config.json: damaged" in str(info.value)
+    assert not (tmp_path / "child").exists()
+
+
+LONG = walks(run=walk(num_steps=40, checkpoint_every=10))
+DISKS = {"checkpoint": 3000, "metrics": 5000}  # bytes of a file that do not fit
+
+
+def train_on_full_disks(place):
     """No file may grow beyond a size: writes fail as on a full disk."""
-    prepare()
-    runs.build = functools.cache(runs.build)
     for name, size in DISKS.items():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         try:
-            execute(place / name)
+            train(LONG, place / name)
         except (RunError, OSError) as error:
             (place / f"{name}.txt").write_text(str(error))
 
 
-def test_a_full_disk_is_one_error_and_space_lets_the_run_go_on(whole, tmp_path):
-    finish(execute_on_full_disks, tmp_path)
+def test_a_full_disk_is_one_error_and_space_lets_the_run_go_on(tmp_path):
+    train(LONG, tmp_path / "whole")
+    process = start(train_on_full_disks, tmp_path)
+    process.join()
+    assert process.exitcode == 0
     for name in DISKS:
         assert len((tmp_path / f"{name}.txt").read_text().splitlines()) == 1
         assert not (tmp_path / name / "run/finished.json").exists()
-        execute(tmp_path / name)
-        assert contents(tmp_path / name) == contents(whole)
+        train(LONG, tmp_path / name)
+        assert contents(tmp_path / name) == contents(tmp_path / "whole")
+    assert "cannot be saved" in (tmp_path / "checkpoint.txt").read_text()
+    assert RunDirectory(tmp_path / "metrics/run").read_lineage().continued[0].step > 0
 
 
 def test_a_read_only_directory_is_an_error(tmp_path):
@@ -226,26 +229,25 @@ def test_a_read_only_directory_is_an_error(tmp_path):
                 parent.chmod(0o755)
             os.seteuid(65534)  # root may write anywhere
         with pytest.raises(PermissionError):
-            execute(tmp_path / "run")
+            train(EXPERIMENT, tmp_path / "run")
     finally:
         os.seteuid(user)
         tmp_path.chmod(0o755)
 
 
+def hold(directory, name):
+    """Hold a run until the process ends."""
+    with RunDirectory(directory / name).locked():
+        (directory / "held").touch()
+        signal.pause()
+
+
 def test_two_processes_cannot_work_in_one_directory(started):
-    hold = (
-        "import sys, pathlib; from parity_jax.results import lock\n"
-        "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", hold, started],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert other.stdout.readline() == b"held\n"
-    with pytest.raises(RunError, match=f"in use by process {other.pid} on "):
-        execute(started)
+    other = start(hold, started, "run")
+    while not (started / "held").exists():
+        assert other.is_alive()
+    assert f"in use by process {other.pid} on " in refused(started)
     other.kill()
-    other.communicate()
-    with lock(started):  # the kernel let go of it
+    other.join()
+    with RunDirectory(started / "run").locked():  # the kernel let go of it
         pass

@@ -7,15 +7,16 @@ Whatever Orbax raises for a damaged file or a full disk becomes a `CheckpointErr
 """
 
 import hashlib
+import logging
+import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError
@@ -127,10 +128,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Let go of the directory; call `wait` before to hear about failed saves."""
-        try:
+        with suppress(Exception):  # of a failed save, which `save` or `wait` raise
             self._manager.close()
-        except Exception as error:  # a failed save, which `save` or `wait` raise
-            logging.debug("closing %s: %s", self.directory, error)
 
 
 @contextmanager
@@ -194,3 +193,30 @@ def _name(path: Any) -> str:
 def _raw(leaf: Any) -> Any:
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _mute_orbax() -> None:
+    """Drop what Orbax says of failures: they are raised, and told in one line.
+
+    It logs tracebacks of its threads; and reads that are under way when another one
+    fails end in an event loop that is closed.
+    """
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    def is_no_read(record: logging.LogRecord) -> bool:
+        return "tensorstore" not in record.getMessage()
+
+    logging.getLogger("absl").addFilter(is_ours)
+    logging.getLogger("asyncio").addFilter(is_no_read)
+    before = sys.unraisablehook
+
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = told
+
+
+_mute_orbax()
