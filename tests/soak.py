@@ -14,7 +14,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from kills import LAYOUTS, STAGES, campaign
-
 from parity_jax.lineage import git_commit
 
 NUM_KILLS = {"one by one": 30, "all at once": 12}
