@@ -1,0 +1,174 @@
+"""What a run depends on beside its config: settings, packages, code, an edited file."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import digests, stop, train, train_until, walk, walks
+
+from parity_jax.config import ConfigError
+from parity_jax.runs import RunDirectory, lineage
+
+TESTS = Path(__file__).parent
+FILE = """
+from small_runs import walk, walks
+
+
+def get_config():
+    return walks(run=walk())
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Stopped at step 2 of 4, in this environment."""
+    workdir = tmp_path_factory.mktemp("environment") / "run"
+    train_until(2, walks(run=walk()), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def contents_of_files(workdir):
+    return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+
+
+def launch(workdir, **env):
+    """The command: exit code and what it said on stderr."""
+    file = workdir.parent / "walk_file.py"
+    file.write_text(FILE)
+    command = [sys.executable, "-m", "parity_jax.cli", "run", "--quiet"]
+    command += [f"--config={file}", f"--workdir={workdir}"]
+    own = {"PYTHONPATH": str(TESTS), "XDG_CACHE_HOME": str(file.parent)}
+    env = os.environ | own | env
+    done = subprocess.run(command, check=False, env=env, text=True, capture_output=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("JAX_ENABLE_X64", "1", "JAX_ENABLE_X64='True': must be False"),
+        (
+            "JAX_DEFAULT_PRNG_IMPL",
+            "rbg",
+            "JAX_DEFAULT_PRNG_IMPL='rbg': must be threefry2x32",
+        ),
+    ],
+)
+def test_settings_that_make_it_another_run_are_refused(workdir, name, value, line):
+    before = contents_of_files(workdir)
+    code, said = launch(workdir, **{name: value})
+    assert (code, said) == (2, f"error: {line}, as when the run began\n")
+    assert contents_of_files(workdir) == before
+
+
+def test_settings_that_change_rounding_are_told(workdir, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    path = workdir / "run" / "lineage.json"
+    content = json.loads(path.read_text())
+    content["process"]["packages"]["numpy"] = "0.1"
+    path.write_text(json.dumps(content))
+    assert train(walks(run=walk()), workdir)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: continuing elsewhere than before, so not bit for")
+    assert "packages.numpy is '0.1' there" in line
+    assert "--xla_cpu_enable_fast_math=true' here" in line
+    (later,) = RunDirectory(workdir / "run").read_lineage().continued
+    assert later.step == 2
+    assert later.process.settings["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
+
+
+def test_an_edited_file_of_prompts_is_another_evaluation(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("++-+=\n+---=\n")
+
+    def experiment(file):
+        return dataclasses.replace(walks(run=walk()), eval_file=str(file))
+
+    train(experiment(file), tmp_path / "whole")
+    train_until(2, experiment(file), tmp_path / "run")
+    moved = tmp_path / "moved.txt"
+    shutil.copy(file, moved)
+    file.write_text("++-+=\n+--+=\n")
+    before = contents_of_files(tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"^eval_file='\w+': .* another config"
+    ) as info:
+        train(experiment(file), tmp_path / "run")
+    assert "\n" not in str(info.value)
+    assert contents_of_files(tmp_path / "run") == before
+    assert train(experiment(moved), tmp_path / "run")  # what it holds counts
+    assert digests(tmp_path / "run/run") == digests(tmp_path / "whole/run")
+
+
+def test_training_needs_no_git(tmp_path, monkeypatch):
+    assert lineage.git_commit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lineage.git_commit() is None
+    stop(walks(run=walk()), tmp_path / "run", iter([False, True]).__next__)
+    started = RunDirectory(tmp_path / "run/run").read_lineage().process
+    assert started.commit is None
+
+
+def test_code_inside_another_repository_has_no_commit(tmp_path):
+    def git(*args):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        command = ["git", "-C", str(tmp_path), *identity, *args]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout
+
+    def commit():
+        spec = importlib.util.spec_from_file_location("copied_lineage", copy)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["copied_lineage"] = module  # its dataclasses look themselves up
+        spec.loader.exec_module(module)
+        del sys.modules["copied_lineage"]
+        return module.git_commit()
+
+    copy = tmp_path / "site-packages" / "lineage.py"
+    copy.parent.mkdir()
+    shutil.copy(lineage.__file__, copy)
+    git("init")
+    git("commit", "--allow-empty", "-m", "somebody's project")
+    assert commit() is None
+    git("add", ".")
+    git("commit", "-m", "now it is part of it")
+    head = git("rev-parse", "HEAD").strip()
+    assert commit() == head
+    (tmp_path / "new").touch()
+    assert commit() == head + "+"
+
+
+def damaged(workdir, *steps):
+    for step in steps:
+        for path in (workdir / "run/checkpoints" / str(step) / "state").rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_damage_is_told_in_a_line_and_by_nothing_else(workdir, stopped):
+    """Orbax and asyncio, too, keep their tracebacks to themselves."""
+    damaged(workdir, 2)
+    code, said = launch(workdir)
+    (line, *rest) = said.splitlines()
+    assert line.startswith(f"warning: {workdir}/run/checkpoints/2: cannot be read: ")
+    assert line.endswith("continuing from step 0 instead")
+    assert all("continuing elsewhere" in line for line in rest), said
+    assert code == 0 and digests(workdir / "run").keys() == {0, 2, 4}
+    shutil.rmtree(workdir)
+    shutil.copytree(stopped, workdir)
+    damaged(workdir, 0, 2)
+    code, said = launch(workdir)
+    assert code == 1 and len(said.splitlines()) == 1, said
+    assert said.startswith("error: no whole checkpoint is left: ")
