@@ -54,25 +54,23 @@ STD = {
 }
 
 
-def test_baselines_by_hand():
+jit_advantages = jax.jit(advantages, static_argnums=(1, 2, 3))
+
+
+def test_advantages_by_hand():
     for baseline, value in BASELINE.items():
-        found = advantages(REWARD, baseline, "none", ddof=0, eps=0.0)
+        found = jit_advantages(REWARD, baseline, "none", 0, 0.0)
         np.testing.assert_allclose(found, REWARD - value, atol=1e-6)
-
-
-def test_scaled_advantages_by_hand():
     cases = [("none", 0.0), ("batch", 1e-4), ("group", 0.5)]
     for (scale_by, ddof), std in STD.items():
         for baseline, eps in cases:
-            found = advantages(REWARD, baseline, scale_by, ddof, eps)
+            found = jit_advantages(REWARD, baseline, scale_by, ddof, eps)
             expected = (REWARD - BASELINE[baseline]) / (std + eps)
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
-
-
-def test_grpo_advantage_of_one_success_in_four():
-    # mean 1/4, std sqrt(3)/4: 3/4 / (sqrt(3)/4) = sqrt(3), -1/4 / (..) = -1/sqrt(3).
-    advantage = advantages(jnp.array([[1.0, 0, 0, 0]]), "group", "group", 0, 0.0)
-    expected = [[sqrt(3), -1 / sqrt(3), -1 / sqrt(3), -1 / sqrt(3)]]
+    # GRPO, one success in four: mean 1/4, std sqrt(3)/4, 3/4 / (sqrt(3)/4) = sqrt(3).
+    reward = np.array([[1.0, 0, 0, 0]] * 2)
+    advantage = jit_advantages(reward, "group", "group", 0, 0.0)
+    expected = [[sqrt(3), -1 / sqrt(3), -1 / sqrt(3), -1 / sqrt(3)]] * 2
     np.testing.assert_allclose(advantage, expected, rtol=1e-6)
 
 
@@ -91,17 +89,18 @@ def test_constant_groups_have_no_advantage_whatever_rounding_does(
 ):
     # 0.1 and 0.7 have no exact float, and their mean over 3 need not be themselves.
     level = np.array([0.1, 0.7, 1 / 3, 1.0, 0.0, 0.43], np.float32)
-    for num_generations in (2, 3, 7):
-        reward = np.repeat(level[:, None], num_generations, 1)
+    for num_generations in (3, 7):
+        constant = np.repeat(level[:, None], num_generations, 1)
 
         def of(reward):
-            return np.asarray(advantages(reward, baseline, scale_by, ddof, eps))
+            return np.asarray(jit_advantages(reward, baseline, scale_by, ddof, eps))
 
-        np.testing.assert_array_equal(of(reward), 0)
-        np.testing.assert_array_equal(of(reward[:1]), 0)
+        np.testing.assert_array_equal(of(constant), 0)
+        same = np.full_like(constant, 0.1)  # the whole batch
+        np.testing.assert_array_equal(of(same), 0)
         # Beside a group that has signal the constant ones still have none.
-        reward[-1] = np.arange(num_generations) / 7
-        advantage = of(reward)
+        constant[-1] = np.arange(num_generations) / 7
+        advantage = of(constant)
         np.testing.assert_array_equal(advantage[:-1], 0)
         assert np.abs(advantage[-1]).max() > 0.05
         assert np.isfinite(advantage).all()
@@ -122,6 +121,8 @@ MASK = np.array(
 )
 
 
+@partial(jax.jit, static_argnums=2)
+@jax.value_and_grad
 def aggregate(loss, mask, loss_type, rollout_tokens):
     return (token_weights(mask, loss_type, rollout_tokens) * loss).sum()
 
@@ -136,10 +137,10 @@ def test_denominators_by_hand():
     }
     nothing = np.zeros_like(MASK)
     for loss_type in LOSS_TYPES:
-        loss = aggregate(LOSS, MASK, loss_type, 10.0)
+        loss, _ = aggregate(LOSS, MASK, loss_type, 10.0)
         np.testing.assert_allclose(loss, expected[loss_type], rtol=1e-6)
         # Nothing to train on is zero.
-        value, grad = jax.value_and_grad(aggregate)(LOSS, nothing, loss_type, 0)
+        value, grad = aggregate(LOSS, nothing, loss_type, 0.0)
         assert value == 0
         np.testing.assert_array_equal(grad, 0)
 
@@ -147,11 +148,11 @@ def test_denominators_by_hand():
 def test_bnpo_and_dapo_differ_over_minibatches():
     # Prompt 0 has loss 11 in 5 tokens, prompt 1 has 8 in 2: 3.5 tokens on average.
     parts = [(LOSS[:1], MASK[:1]), (LOSS[1:], MASK[1:])]
-    bnpo = [float(aggregate(*part, "bnpo", 3.5)) for part in parts]
-    dapo = [float(aggregate(*part, "dapo", 3.5)) for part in parts]
+    bnpo = [float(aggregate(*part, "bnpo", 3.5)[0]) for part in parts]
+    dapo = [float(aggregate(*part, "dapo", 3.5)[0]) for part in parts]
     np.testing.assert_allclose(bnpo, [11 / 5, 8 / 2], rtol=1e-6)
     np.testing.assert_allclose(dapo, [11 / 3.5, 8 / 3.5], rtol=1e-6)
-    whole = aggregate(LOSS, MASK, "bnpo", 7.0)
+    whole, _ = aggregate(LOSS, MASK, "bnpo", 10.0)
     np.testing.assert_allclose(np.mean(dapo), whole, rtol=1e-6)
     assert abs(np.mean(bnpo) - whole) > 0.1
 
@@ -181,18 +182,24 @@ def surrogate(
         log_ratio_BxGxT[0, g, : len(row)] = row
         mask_BxGxT[0, g, : len(row)] = True if mask is None else mask[g]
     advantage_BxG = np.resize(np.array([advantage], np.float32), (1, 2))
-    token_BxGxT = np.zeros((1, 2, 3), np.int32)
     old_BxGxT = (at - log_ratio_BxGxT).astype(np.float32)
-    constants = (token_BxGxT, mask_BxGxT, old_BxGxT, reference, advantage_BxG)
+    constants = (mask_BxGxT, old_BxGxT, reference, advantage_BxG)
+    options = (loss_type, *sorted(options.items()))
+    log_prob = np.full((1, 2, 3), at, np.float32)
+    found = _surrogate(log_prob, constants, hypers, options)
+    (value, metrics), grad = jax.device_get(found)
+    return value, grad[0], {k: float(m.total / m.count) for k, m in metrics.items()}
 
-    def loss(log_prob):
-        target = policy_target(*constants, mask_BxGxT.sum(), loss_type)
-        scores = token_scores(logits_of(log_prob), token_BxGxT)
-        return policy_loss(scores, target, hypers, **options)
 
-    log_prob = jnp.full((1, 2, 3), at)
-    (value, metrics), grad = jax.value_and_grad(loss, has_aux=True)(log_prob)
-    return value, grad[0], {k: float(m.value()) for k, m in metrics.items()}
+@partial(jax.jit, static_argnums=3)
+@partial(jax.value_and_grad, has_aux=True)
+def _surrogate(log_prob, constants, hypers, options):
+    token = jnp.zeros(log_prob.shape, int)
+    loss_type, *options = options
+    mask, old, reference, advantage = constants
+    arguments = (token, mask, old, reference, advantage, mask.sum(), loss_type)
+    scores = token_scores(logits_of(log_prob), token)
+    return policy_loss(scores, policy_target(*arguments), hypers, **dict(options))
 
 
 CLIP = Hypers(epsilon=0.2, epsilon_high=0.3, delta=1.5)
@@ -231,15 +238,16 @@ def test_the_first_update_is_the_ratio_one_with_its_gradient():
     token, advantage = np.zeros(shape, int), rng.normal(size=(2, 2)).astype(np.float32)
     log_prob = rng.normal(-2, 1, shape).astype(np.float32)
 
-    def loss(log_prob, old):
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def gradient(log_prob, old):
         target = policy_target(token, mask, old, None, advantage, 1.0, "grpo")
         return policy_loss(TokenScores(log_prob, log_prob), target, CLIP)
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
     found, expected = gradient(log_prob, None), gradient(log_prob, log_prob)
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert found[0][0] == pytest.approx(-advantage.mean(), rel=1e-5)
+    assert float(found[0][0]) == pytest.approx(-advantage.mean(), rel=1e-5)
 
 
 def test_clip_metrics_count_tokens_of_the_mask():
@@ -364,26 +372,30 @@ def test_masked_tokens_have_no_influence():
     token = rng.integers(0, 6, shape)
     advantage = rng.normal(size=shape[:2]).astype(np.float32)
     hypers = Hypers(beta=0.5, entropy_coef=0.1, epsilon=0.99, epsilon_high=99.0)
-    for loss_type, level in KINDS:
 
-        @jax.jit
-        @partial(jax.value_and_grad, has_aux=True)
-        def grad_of(logits, token, old, reference, kind=loss_type, level=level):
-            target = policy_target(token, mask, old, reference, advantage, 5.0, kind)
-            return policy_loss(token_scores(logits, token), target, hypers, level, "k3")
+    @jax.jit
+    def grads_of(logits, token, old, reference):
+        """Of all kinds at once: it is compiled once."""
 
-        (value, metrics), grad = grad_of(logits, token, old, reference)
+        def loss(logits, loss_type, level):
+            arguments = (token, mask, old, reference, advantage, 5.0, loss_type)
+            scores, target = token_scores(logits, token), policy_target(*arguments)
+            return policy_loss(scores, target, hypers, level, "k3")
+
+        return [jax.value_and_grad(loss, has_aux=True)(logits, *kind) for kind in KINDS]
+
+    found = jax.device_get(grads_of(logits, token, old, reference))
+    changed = grads_of(
+        np.where(mask[..., None], logits, 7.0 * logits + 1),
+        np.where(mask, token, 5 - token),
+        np.where(mask, old, -30.0).astype(np.float32),
+        np.where(mask, reference, -40.0).astype(np.float32),
+    )
+    for (value, grad), (other, _) in zip(found, jax.device_get(changed), strict=True):
         np.testing.assert_array_equal(grad[~mask], 0)
         assert (np.abs(grad[mask]).max(-1) > 0).all()
-        (other, other_metrics), _ = grad_of(
-            np.where(mask[..., None], logits, 7.0 * logits + 1),
-            np.where(mask, token, 5 - token),
-            np.where(mask, old, -30.0).astype(np.float32),
-            np.where(mask, reference, -40.0).astype(np.float32),
-        )
-        assert value == other
-        for name, mean in metrics.items():
-            assert mean == other_metrics[name], name
+        for a, b in zip(*map(jax.tree.leaves, (value, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_the_order_within_a_group_means_nothing():
@@ -396,29 +408,34 @@ def test_the_order_within_a_group_means_nothing():
     reward = rng.normal(size=shape[:2]).astype(np.float32)
     params = rng.normal(size=(4, 6)).astype(np.float32)
     scales = [("group", "group"), ("leave_one_out", "none"), ("batch", "batch")]
-    for (loss_type, level), (baseline, scale_by) in zip(KINDS, 2 * scales, strict=True):
 
-        @jax.jit
-        @jax.value_and_grad
-        def grad_of(params, order, kind=(loss_type, level), of=(baseline, scale_by)):
-            feature, tokens, masks, olds, rewards = (
-                jnp.array(x)[:, order] for x in (features, token, mask, old, reward)
-            )
-            advantage = advantages(rewards, *of, 0, 1e-4)
+    @jax.jit
+    def grads_of(params, order):
+        """Of all kinds at once: it is compiled once."""
+        feature, tokens, masks, olds, rewards = (
+            jnp.array(x)[:, order] for x in (features, token, mask, old, reward)
+        )
+
+        def loss(params, kind, scale):
+            advantage = advantages(rewards, *scale, 0, 1e-4)
             target = policy_target(tokens, masks, olds, None, advantage, 9.0, kind[0])
             scores = token_scores(feature @ params, tokens)
             return policy_loss(scores, target, DEFAULT, kind[1])[0]
 
-        value, grad = grad_of(params, np.array([0, 1, 2, 3, 4]))
-        other, other_grad = grad_of(params, np.array([3, 0, 4, 2, 1]))
-        assert np.abs(grad).max() > 1e-2
-        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(grad, other_grad, rtol=1e-5, atol=1e-6)
+        pairs = zip(KINDS, 2 * scales, strict=True)
+        return [jax.value_and_grad(loss)(params, *pair) for pair in pairs]
+
+    found, other = (
+        jax.device_get(grads_of(params, np.array(order)))
+        for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
+    )
+    for a, b in zip(*map(jax.tree.leaves, (found, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert all(np.abs(grad).max() > 1e-2 for _, grad in found)
 
 
 def test_prices_of_length_by_hand():
-    correct = jnp.array([[1.0, 1.0, 0.0]])
-    num_tokens = jnp.array([[16, 1, 8]])
+    correct, num_tokens = np.array([[1.0, 1.0, 0.0]]), np.array([[16, 1, 8]])
     additive = priced_reward(correct, num_tokens, 16, 0.4, "additive")
     np.testing.assert_allclose(additive, [[1 - 0.4, 1 - 0.4 / 16, -0.4 / 2]], rtol=1e-6)
     multiplicative = priced_reward(correct, num_tokens, 16, 0.4, "multiplicative")
@@ -438,16 +455,10 @@ def test_next_token_loss_sums_tokens_and_averages_sequences():
 
 
 def test_token_log_probs_normalise():
-    logits = jnp.array([[[1.0, 2.0, 3.0]]])
-    total = sum(
-        float(jnp.exp(token_log_probs(logits, jnp.full((1, 1), v)))[0, 0])
-        for v in range(3)
-    )
-    assert total == pytest.approx(1)
-    ratio = token_log_probs(logits, jnp.full((1, 1), 2)) - token_log_probs(
-        logits, jnp.full((1, 1), 0)
-    )
-    np.testing.assert_allclose(ratio, 2.0, rtol=1e-6)
+    logits = np.full((3, 3), [1.0, 2.0, 3.0])
+    log_prob = np.asarray(token_log_probs(logits, np.arange(3)))
+    assert np.exp(log_prob).sum() == pytest.approx(1)
+    np.testing.assert_allclose(log_prob[2] - log_prob[0], 2.0, rtol=1e-6)
 
 
 def test_tempered_leaves_greedy_logits_alone():
