@@ -73,37 +73,38 @@ def sampled():
 
 def test_log_probs_equal_teacher_forcing_at_every_temperature(sampled):
     response = sampled.response
-    logits = jax.jit(response_logits, static_argnums=0)(
-        sampled.model, sampled.params, sampled.prompt, response.token
-    )
-    for g, temperature in enumerate(TEMPERATURES):
-        divided = logits[:, g] / (temperature or 1.0)
-        expected = token_log_probs(divided, response.token[:, g])
-        mask = np.asarray(response.mask[:, g])
-        np.testing.assert_allclose(
-            response.log_prob[:, g][mask], expected[mask], rtol=1e-5, atol=1e-5
-        )
-        assert np.std(expected[mask]) > 0.1
+    divisor_G = np.array([t or 1.0 for t in TEMPERATURES])[None, :, None, None]
+
+    @jax.jit
+    def forced(params):
+        logits = response_logits(sampled.model, params, sampled.prompt, response.token)
+        return token_log_probs(logits / divisor_G, response.token)
+
+    expected, mask = np.asarray(forced(sampled.params)), np.asarray(response.mask)
+    found = np.asarray(response.log_prob)
+    np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    for g in range(len(TEMPERATURES)):
+        assert np.std(expected[:, g][mask[:, g]]) > 0.1
 
 
 def test_greedy_is_the_argmax_of_the_full_forward(sampled):
-    token = np.asarray(sampled.response.token[:, 0])
-    mask = np.asarray(sampled.response.mask[:, 0])
-    whole = jnp.concatenate([sampled.prompt.token, token], 1)
+    token = np.asarray(sampled.response.token)[:, 0]
+    mask = np.asarray(sampled.response.mask)[:, 0]
+    whole = np.concatenate([sampled.prompt.token, token], 1)
     cfg = tiny_gpt2().resolved()
     module = Transformer(cfg, sampled.task.vocab_size, whole.shape[1])
     logits = jax.jit(module.apply)({"params": sampled.params}, whole)
-    best = np.asarray(logits.argmax(-1))[:, sampled.task.prompt_len - 1 : -1]
+    best = np.asarray(logits).argmax(-1)[:, sampled.task.prompt_len - 1 : -1]
     np.testing.assert_array_equal(token[mask], best[mask])
     assert len(np.unique(token[mask])) > 1
 
 
 def test_greedy_ignores_the_key_and_samples_do_not(sampled):
-    again = sampled.draw(jax.random.key(3))
-    same = sampled.draw(jax.random.key(2))
-    np.testing.assert_array_equal(again.token[:, 0], sampled.response.token[:, 0])
-    assert (again.token[:, 1:] != sampled.response.token[:, 1:]).any((0, 2)).all()
-    np.testing.assert_array_equal(same.token, sampled.response.token)
+    token = np.asarray(sampled.response.token)
+    again, same = (np.asarray(sampled.draw(jax.random.key(k)).token) for k in (3, 2))
+    np.testing.assert_array_equal(again[:, 0], token[:, 0])
+    assert (again[:, 1:] != token[:, 1:]).any((0, 2)).all()
+    np.testing.assert_array_equal(same, token)
 
 
 def test_mask_is_exactly_the_generated_tokens_through_eos(sampled):
@@ -123,19 +124,20 @@ def test_mask_is_exactly_the_generated_tokens_through_eos(sampled):
 
 def test_first_tokens_have_their_frequencies_and_samples_of_a_prompt_differ(sampled):
     num_samples, temperatures = 4000, (0.5, 1.0, 2.0)
-    prompt = Prompt(sampled.prompt.token[:1])
-    begun = run_prompt(sampled.model, sampled.params, prompt)
+    prompt = Prompt(np.asarray(sampled.prompt.token)[:1])
+    begun = jax.jit(lambda params: run_prompt(sampled.model, params, prompt))
+    first_V = np.asarray(begun(sampled.params).first_BxV[0], float)
     response = draw_samples(
         jax.random.key(6),
         sampled.model,
         sampled.params,
         prompt,
-        jnp.repeat(jnp.array(temperatures), num_samples),
+        np.repeat(np.float32(temperatures), num_samples),
         format_of(2),
     )
     token = np.asarray(response.token).reshape(len(temperatures), num_samples, 2)
     for temperature, first in zip(temperatures, token[..., 0], strict=True):
-        expected_V = np.asarray(jax.nn.softmax(begun.first_BxV[0] / temperature))
+        expected_V = np.exp(first_V / temperature) / np.exp(first_V / temperature).sum()
         count_V = np.bincount(first, minlength=len(expected_V))
         sigma_V = np.sqrt(expected_V * (1 - expected_V) / num_samples)
         assert (np.abs(count_V / num_samples - expected_V) <= 4 * sigma_V).all()
@@ -143,32 +145,34 @@ def test_first_tokens_have_their_frequencies_and_samples_of_a_prompt_differ(samp
     assert len(np.unique(token[1], axis=0)) >= 16  # to one and the same prompt
 
 
-def test_positions_are_drawn_independently():
-    num_samples, model_and_table = 4000, table_model([[-50, -50, 0, 0, 0]] * 3)
-    response = draw_samples(
-        jax.random.key(7), *model_and_table, prompts(1), jnp.ones(4000), format_of(3)
-    )
-    token = np.asarray(response.token[0])
+def test_a_response_ends_at_once_or_never():
+    """And without an end its tokens are drawn independently, place by place."""
+    model, always = table_model([[0, 50, 0, 0, 0]] * 3)
+    never, num_samples = table_model([[-50, -50, 0, 0, 0]] * 3)[1], 4000
+
+    def draw(table, temperature):
+        temperature_G = np.full(num_samples, temperature, np.float32)
+        key, fmt = jax.random.key(7), format_of(3)
+        found = draw_samples(key, model, table, prompts(1), temperature_G, fmt)
+        return jax.device_get(jax.tree.map(lambda x: x[0], found))
+
+    for temperature in (0.0, 1.0):
+        response = draw(always, temperature)
+        assert (response.token == [EOS, PAD, PAD]).all()
+        assert (response.mask == [True, False, False]).all()
+        assert np.abs(response.log_prob).max() < 1e-6
+    response = draw(never, 1.0)
+    assert response.mask.all()
+    token = response.token
     assert set(token.ravel().tolist()) == {2, 3, 4}  # never what has no probability
-    assert bool(response.mask.all())  # what never ends fills its length
     sigma = np.sqrt(1 / 3 * 2 / 3 / num_samples)
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert abs((token[:, i] == token[:, j]).mean() - 1 / 3) <= 4 * sigma
 
 
-def test_eos_first():
-    model, table = table_model([[0, 50, 0, 0, 0]] * 3)
-    response = draw_samples(
-        jax.random.key(0), model, table, prompts(2), jnp.array([0.0, 1.0]), format_of(3)
-    )
-    assert response.token.tolist() == [[[EOS, PAD, PAD]] * 2] * 2
-    assert response.mask.tolist() == [[[True, False, False]] * 2] * 2
-    assert np.abs(response.log_prob).max() < 1e-6
-
-
 def test_blocks_of_rows_change_nothing(sampled):
     """The longer responses, in blocks, are those of all rows at once."""
-    long = np.asarray(sampled.response.mask[..., sampled.task.format.short_len])
+    long = np.asarray(sampled.response.mask)[..., sampled.task.format.short_len]
     block = decode_rows(long.size)
     assert block < long.sum() < long.size and long.sum() % block  # one is part full
     whole = sampled.draw(jax.random.key(2), short_len=sampled.task.format.max_len)
@@ -190,7 +194,7 @@ def test_stops_with_the_last_response():
         fmt = format_of(40)
         response = draw_samples(key, model, table, prompts(2), temperature_G, fmt)
         jax.effects_barrier()
-        length_N = np.asarray(response.mask.sum(-1)).ravel()
+        length_N = np.asarray(response.mask).sum(-1).ravel()
         assert len(set(length_N)) > 2 and length_N.max() < 40
         size = decode_rows(len(length_N))
         is_whole = size == len(length_N)

@@ -27,11 +27,12 @@ def test_only_response_tokens_carry_loss():
     model = cfg.make(task)
     params = jax.jit(model.init)(jax.random.key(0))
     prompt = task.sample_prompts(jax.random.key(1), BATCH)
+    demonstrate = jax.jit(task.demonstrate)
     long, short = (
-        task.demonstrate(jax.random.key(2), prompt, Hypers(p_cot=p)) for p in (1.0, 0.0)
+        demonstrate(jax.random.key(2), prompt, Hypers(p_cot=p)) for p in (1.0, 0.0)
     )
-    is_long = (jnp.arange(BATCH) < 3)[:, None]
-    batch = jax.tree.map(lambda a, b: jnp.where(is_long, a, b), long, short)
+    is_long = (np.arange(BATCH) < 3)[:, None]
+    batch = jax.tree.map(lambda a, b: np.where(is_long, a, b), long, short)
 
     @jax.jit
     def step_gradient(params):
