@@ -171,7 +171,7 @@ def test_a_signal_in_an_analysis_stops_at_once(place, finished):
     while not mark.exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     one_line(process.returncode, 75, said, "stopped; the same command continues")
 

@@ -417,7 +417,7 @@ class Stopped:
         yield "+-+-"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_it_with_one_line(workdir, say, number, monkeypatch):
     monkeypatch.setattr("sys.stdin", Stopped(number))
     before = signal.getsignal(number)

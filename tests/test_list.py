@@ -78,7 +78,7 @@ def test_a_bad_argument_costs_one_line(
 
 def test_a_signal_stops_it(folder, monkeypatch, capsys):
     monkeypatch.setattr(
-        command, "described", lambda path: os.kill(os.getpid(), signal.SIGINT)
+        command, "described", lambda path: os.kill(os.getpid(), signal.SIGTERM)
     )
     assert main.run(["list", str(folder)]) == 75
     assert capsys.readouterr().err.startswith("error: stopped")

@@ -32,7 +32,6 @@ from parity_jax.config import (
     lines_of,
     require,
     to_dict,
-    under,
 )
 from parity_jax.experiment import Experiment
 from parity_jax.population import Population, parent_index
@@ -119,6 +118,18 @@ def run_experiment(
     return all(is_complete(run, home.run(name)) for name, run in runs.items())
 
 
+@contextmanager
+def under_run(name: str) -> Iterator[None]:
+    """Puts the run before its own field; the evaluation file is the experiment's."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.name == "eval_file":
+            raise
+        field = f"runs.{name}.{error.name}"
+        raise ConfigError(field, error.value, error.allowed) from None
+
+
 def in_own_code(run: ResolvedRun) -> AbstractContextManager[None]:
     """Names the user's own task, model and stage in what they raise, if there are."""
     kinds = [kind_of(type(part)) for part in (run.task, run.model, run.stage)]
@@ -164,7 +175,7 @@ def plan(
             check_settings(directory.read_lineage())
         elif run.parent.path:
             check_start(name, run, directory, [job.name for job in jobs])
-        with under(f"runs.{name}"), in_own_code(run):
+        with under_run(name), in_own_code(run):
             program = make_program(run)
             scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))

@@ -237,7 +237,8 @@ def make_program(run: ResolvedRun) -> Population:
     check_task(run.task, task)
     model = run.model.make(task)
     evaluate = make_evaluate(run.evaluate, task, model)
-    stage = run.stage.make(task, model, evaluate)
+    with under("stage"):
+        stage = run.stage.make(task, model, evaluate)
     path = run.eval_file.path
     data = Data(task.data, read_prompts(path, task) if path else None)
     return make_population(run.population, stage, run.axes, run.hypers, data)
