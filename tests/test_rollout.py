@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_worlds import (
-    always_a_tenth,
     first_gradient,
     make_table,
     no_evaluation,
@@ -16,7 +15,6 @@ from small_worlds import (
 
 from parity_jax.config import ConfigError, UserCodeError
 from parity_jax.hypers import Hypers
-from parity_jax.objectives import advantages, is_zero_std
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig, reinforce, rloo
 from parity_jax.stages.policy_gradient import draw_rollout, fill_groups
 from parity_jax.stages.rollout import (
@@ -47,9 +45,14 @@ def a_state(hypers=DEFAULT, seed=0, task=TASK):
     return stage.init(jax.random.key(seed), hypers, None)
 
 
-def draw(cfg, hypers=DEFAULT):
+@lru_cache
+def compiled_sampler(cfg):
     sampler = make_sampler(cfg)
-    return jax.jit(lambda s: sampler(s, StepKeys.of(s), Data()))(a_state(hypers))
+    return jax.jit(lambda s: sampler(s, StepKeys.of(s), Data()))
+
+
+def draw(cfg, hypers=DEFAULT):
+    return jax.device_get(compiled_sampler(cfg)(a_state(hypers)))
 
 
 # Rewards
@@ -72,18 +75,22 @@ def test_certain_noise_is_certain():
         np.testing.assert_array_equal(seen, [[positive, 1 - negative]] * 500)
 
 
-def test_rewards_are_weighted_and_accuracy_is_not():
-    rewards = ("e2e", "cot", OWN)
-    cfg = RolloutConfig(64, 8, rewards=rewards, reward_weights=(0.5, 0.25, 2.0))
-    rollout = draw(cfg)
-    e2e, cot, own = (
-        np.asarray(reward(rollout.prompt, rollout.response.token, ()))
-        for reward in (TASK.reward_e2e, TASK.reward_cot, starts_with_plus)
-    )
-    assert min(np.ptp(e2e), np.ptp(e2e - cot), np.ptp(e2e - own)) > 0  # all differ
-    expected = 0.5 * e2e + 0.25 * cot + 2.0 * own
-    np.testing.assert_allclose(rollout.reward, expected, rtol=1e-6)
-    np.testing.assert_array_equal(rollout.correct, e2e)
+def test_rewards_are_weighted_and_priced_and_accuracy_is_not():
+    rewards, weights = ("e2e", "cot", OWN), (0.5, 0.25, 2.0)
+    functions = (TASK.reward_e2e, TASK.reward_cot, starts_with_plus)
+    scores_of = jax.jit(lambda *args: [f(*args, ()) for f in functions])
+    for form in ("additive", "multiplicative"):
+        cfg = RolloutConfig(64, 8, rewards, weights, length_price_form=form)
+        rollout = draw(cfg, Hypers(length_price=0.4))
+        token = rollout.response.token
+        e2e, cot, own = jax.device_get(scores_of(rollout.prompt, token))
+        assert min(np.ptp(e2e), np.ptp(e2e - cot), np.ptp(e2e - own)) > 0  # all differ
+        length = np.where(token == EOS, np.arange(3), 3).min(-1)
+        assert set(np.unique(length)) == {0, 1, 2, 3}
+        total, cost = 0.5 * e2e + 0.25 * cot + 2.0 * own, 0.4 * length / 2
+        expected = total - cost if form == "additive" else total * (1 - cost)
+        np.testing.assert_allclose(rollout.reward, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(rollout.correct, e2e)
 
 
 def test_every_reward_has_its_own_noise():
@@ -94,19 +101,6 @@ def test_every_reward_has_its_own_noise():
     first, second = reward % 10, reward // 10
     assert set(np.unique(first)) == set(np.unique(second)) == {0, 1}
     assert abs((first == second).mean() - 0.5) < 4 * 0.5 / np.sqrt(reward.size)
-
-
-def test_longer_responses_cost_more():
-    for form in ("additive", "multiplicative"):
-        cfg = RolloutConfig(64, 8, length_price_form=form)
-        rollout = draw(cfg, Hypers(length_price=0.4))
-        token = np.asarray(rollout.response.token)
-        length = np.where(token == EOS, np.arange(3), 3).min(-1)
-        assert set(np.unique(length)) == {0, 1, 2, 3}
-        cost = 0.4 * length / 2
-        correct = np.asarray(rollout.correct)
-        expected = correct - cost if form == "additive" else correct * (1 - cost)
-        np.testing.assert_allclose(rollout.reward, expected, rtol=1e-6)
 
 
 def test_a_reward_of_ones_own_is_found_by_name():
@@ -213,14 +207,15 @@ def test_without_a_pool_prompts_are_fresh():
 
 def numbered(reward_BxG, start):
     """A rollout whose prompts and tokens carry the number of their group."""
-    reward = jnp.asarray(reward_BxG, jnp.float32)
-    number_B = jnp.arange(start, start + len(reward))
-    token = jnp.broadcast_to(number_B[:, None, None], (*reward.shape, 3))
+    reward = np.array(reward_BxG, np.float32)
+    number_B = np.arange(start, start + len(reward))
+    token = np.broadcast_to(number_B[:, None, None], (*reward.shape, 3))
     response = Response(token, 1.0 * token, token > 0)
     return Rollout(Prompt(number_B[:, None]), response, reward, reward)
 
 
 def test_useful_groups_fill_the_places_of_constant_ones():
+    fill = jax.jit(fill_groups)
     for old, new, expected in (
         # Groups 0 and 2 are constant; the useful new ones are 11 and 12, in that order.
         (["00", "01", "11"], ["00", "01", "10"], [11, 1, 12]),
@@ -232,7 +227,7 @@ def test_useful_groups_fill_the_places_of_constant_ones():
         (["01", "11", "10"], ["00", "00", "01"], [0, 12, 2]),
     ):
         old, new = ([[int(c) for c in group] for group in rows] for rows in (old, new))
-        filled = fill_groups(numbered(old, 0), numbered(new, 10))
+        filled = jax.device_get(fill(numbered(old, 0), numbered(new, 10)))
         assert filled.prompt.token[:, 0].tolist() == expected
         assert filled.response.token[:, 0, 0].tolist() == expected
         assert filled.response.log_prob[:, -1, -1].tolist() == expected
@@ -254,59 +249,51 @@ def resampled(reward, max_resamples):
         drawn = draw_rollout(cfg, sampler, state, Data())
         return *drawn, sampler(state, StepKeys.of(state), Data())
 
-    return both(a_state())
+    return jax.device_get(both(a_state()))
+
+
+def value(mean):
+    return float(mean.total / mean.count)
 
 
 def test_resampling_is_bounded():
     rollout, metrics, num_draws, _ = resampled(TENTH, 3)
     assert num_draws == 1 + 3
-    assert is_zero_std(rollout.reward).all()
-    assert metrics["rollouts"].value() == 4 * 16
+    assert (np.ptp(rollout.reward, 1) == 0).all()
+    assert value(metrics["rollouts"]) == 4 * 16
 
 
 def test_resampling_fills_every_group_and_keeps_those_that_had_signal():
     rollout, metrics, num_draws, first = resampled(OWN, 50)
-    had_signal = ~np.asarray(is_zero_std(first.reward))
+    had_signal = np.ptp(first.reward, 1) > 0
     assert 0 < had_signal.sum() < 8
-    assert not is_zero_std(rollout.reward).any()
+    assert (np.ptp(rollout.reward, 1) > 0).all()
     assert 2 <= num_draws <= 51
     for x, y in zip(jax.tree.leaves(rollout), jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(x[had_signal], y[had_signal])
     # What was filled in is consistent: prompts, responses and rewards moved together.
     token = rollout.response.token
-    np.testing.assert_array_equal(starts_with_plus(None, token, ()), rollout.reward)
-    correct = TASK.reward_e2e(rollout.prompt, token)
+    np.testing.assert_array_equal(token[..., 0] == PLUS, rollout.reward)
+    correct = jax.jit(TASK.reward_e2e)(rollout.prompt, token)
     np.testing.assert_array_equal(correct, rollout.correct)
     # Metrics are of all that was drawn, and beside them of what is trained on.
-    assert metrics["rollouts"].value() == metrics["reward"].count == num_draws * 16
-    assert metrics["frac_reward_zero_std"].value() > 0
-    assert metrics["trained/frac_reward_zero_std"].value() == 0
+    assert value(metrics["rollouts"]) == metrics["reward"].count == num_draws * 16
+    assert value(metrics["frac_reward_zero_std"]) > 0
+    assert value(metrics["trained/frac_reward_zero_std"]) == 0
     trained = rollout.reward.mean()
-    np.testing.assert_allclose(metrics["trained/reward"].value(), trained, rtol=1e-6)
+    np.testing.assert_allclose(value(metrics["trained/reward"]), trained, rtol=1e-6)
 
 
 # The gradient of a step, from its tokens alone: the policy is a table of logits.
 
 
-@lru_cache
-def compiled(cfg):
-    """The stage, and one step together with the rollout that it must have drawn."""
-    stage = cfg.make(TASK, make_table(TASK), no_evaluation)
-    sampler = make_sampler(cfg.rollout)
-
-    @jax.jit
-    def both(state):
-        return stage.step(state, Data()), sampler(state, StepKeys.of(state), Data())
-
-    return stage, both
-
-
-def first_step(cfg, hypers=DEFAULT, seed=0):
+def first_step(cfg, hypers=DEFAULT):
     """State before and after one step, its metrics, and its rollout."""
-    stage, both = compiled(cfg)
-    state = stage.init(jax.random.key(seed), hypers, None)
-    (new, metrics), rollout = both(state)
+    stage = cfg.make(TASK, make_table(TASK), no_evaluation)
+    state = stage.init(jax.random.key(0), hypers, None)
+    new, metrics = jax.device_get(jax.jit(stage.step)(state, Data()))
     metrics = {name: (float(m.total), float(m.count)) for name, m in metrics.items()}
+    rollout = jax.device_get(compiled_sampler(cfg.rollout)(state))
     return state, new, metrics, rollout
 
 
@@ -322,30 +309,32 @@ def table_gradient(params, token, weight):
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "is_masked", "zero_std_groups"),
+    ("loss_type", "scaled_by", "is_masked", "zero_std_groups"),
     [
-        ("grpo", False, "keep"),
-        ("dr_grpo", False, "drop"),
-        ("bnpo", True, "keep"),
-        ("dapo", True, "drop"),
-        ("reinforce", True, "drop"),
+        ("grpo", "group", False, "keep"),
+        ("dr_grpo", "none", False, "drop"),
+        ("bnpo", "none", True, "keep"),
+        ("dapo", "none", True, "drop"),
+        ("reinforce", "none", True, "drop"),
     ],
 )
-def test_the_gradient_of_a_step_from_its_tokens(loss_type, is_masked, zero_std_groups):
+def test_the_gradient_of_a_step_from_its_tokens(
+    loss_type, scaled_by, is_masked, zero_std_groups
+):
     """Rows that predict prompt tokens have gradient exactly 0."""
-    # Every reward is positive and none is centred: what is dropped would show.
+    # Every reward is positive and most are not centred: what is dropped would show.
     rewards = (TENTH, OWN)
     rollout = RolloutConfig(6, 3, rewards=rewards, reward_weights=(1.0, 1.0))
     cfg = PolicyGradientConfig(
         rollout=rollout,
         loss_type=loss_type,
-        baseline="none",
-        scale_rewards="none",
+        baseline=scaled_by,
+        scale_rewards=scaled_by,
         mask_truncated_completions=is_masked,
         zero_std_groups=zero_std_groups,
     )
     state, new, metrics, rollout = first_step(cfg)
-    token, reward = np.asarray(rollout.response.token), np.asarray(rollout.reward)
+    token, reward = rollout.response.token, rollout.reward
     ended = (token == EOS).any(-1)
     mask = np.cumsum(token == EOS, -1) - (token == EOS) == 0
     constant = np.ptp(reward, 1) == 0
@@ -355,6 +344,10 @@ def test_the_gradient_of_a_step_from_its_tokens(loss_type, is_masked, zero_std_g
         mask &= ended[..., None]
     if zero_std_groups == "drop":
         mask &= ~constant[:, None, None]
+    advantage = reward
+    if scaled_by == "group":
+        centred = reward - reward.mean(1, keepdims=True)
+        advantage = centred / (reward.std(1, keepdims=True) + cfg.std_eps)
     denominator = {
         "grpo": 18 * np.maximum(mask.sum(-1, keepdims=True), 1),
         "bnpo": mask.sum(),
@@ -362,7 +355,7 @@ def test_the_gradient_of_a_step_from_its_tokens(loss_type, is_masked, zero_std_g
         "dr_grpo": 18 * 3,
         "reinforce": 18,
     }[loss_type]
-    weight = mask * reward[..., None] / denominator
+    weight = mask * advantage[..., None] / denominator
     expected = table_gradient(np.asarray(state.params, float), token, weight)
     grad = np.asarray(first_gradient(new))
     np.testing.assert_allclose(grad, expected, atol=1e-6)
@@ -371,6 +364,9 @@ def test_the_gradient_of_a_step_from_its_tokens(loss_type, is_masked, zero_std_g
     assert (np.abs(grad[TASK.prompt_len - 1 : TASK.prompt_len + 1]).max(1) > 1e-3).all()
     # Token metrics count the tokens that carry loss.
     assert metrics["entropy"][1] == mask.sum()
+    total, count = metrics["advantage_abs"]
+    np.testing.assert_allclose(total, np.abs(advantage).sum(), rtol=1e-5)
+    assert count == 18 and metrics["updates"] == (1, 1)
 
 
 def test_constant_groups_leave_the_parameters_alone():
@@ -378,47 +374,30 @@ def test_constant_groups_leave_the_parameters_alone():
     rollout = RolloutConfig(4, 3, rewards=(TENTH,))
     cfg = rloo(rollout=rollout)
     state, new, metrics, rollout = first_step(cfg)
-    np.testing.assert_array_equal(
-        rollout.reward, always_a_tenth(None, rollout.reward[..., None], ())
-    )
+    np.testing.assert_array_equal(rollout.reward, np.float32(0.1))
     np.testing.assert_array_equal(first_gradient(new), 0)
     np.testing.assert_array_equal(new.params, state.params)
     assert metrics["frac_reward_zero_std"] == (4, 4)
     assert metrics["grad_norm"] == (0, 1)
 
 
-def losses_of(loss_type, num_minibatches):
+def test_minibatches_of_dapo_add_up():
+    """Their losses are divided by the tokens of an average minibatch."""
     rewards = (TENTH, OWN)
     cfg = PolicyGradientConfig(
-        rollout=RolloutConfig(9, 3, rewards=rewards, reward_weights=(1.0, 1.0)),
-        loss_type=loss_type,
+        rollout=RolloutConfig(6, 3, rewards=rewards, reward_weights=(1.0, 1.0)),
+        loss_type="dapo",
         baseline="none",
         scale_rewards="none",
-        num_minibatches=num_minibatches,
+        num_minibatches=3,
     )
-    stage = cfg.make(TASK, make_table(TASK), no_evaluation)
-    state = stage.init(jax.random.key(0), Hypers(learning_rate=0.0), None)
-    loss = jax.jit(stage.step)(state, Data())[1]["loss"]
-    return float(loss.total), float(loss.count)
-
-
-def test_minibatches_of_dapo_add_up_and_those_of_bnpo_do_not():
-    whole, _ = losses_of("bnpo", 1)
-    dapo, num_updates = losses_of("dapo", 3)
-    bnpo, _ = losses_of("bnpo", 3)
-    assert num_updates == 3
-    np.testing.assert_allclose(dapo / 3, whole, rtol=1e-5)
-    assert abs(bnpo / 3 - whole) > 1e-3 * abs(whole)
-
-
-def test_advantages_of_a_step_are_those_of_the_rollout():
-    cfg = PolicyGradientConfig(rollout=RolloutConfig(6, 3, rewards=(OWN,)))
-    _, _, metrics, rollout = first_step(cfg)
-    expected = advantages(rollout.reward, "group", "group", 0, cfg.std_eps)
-    expected = np.abs(expected).sum()
-    np.testing.assert_allclose(metrics["advantage_abs"][0], expected, rtol=1e-5)
-    assert metrics["advantage_abs"][1] == 18
-    assert metrics["updates"] == (1, 1)
+    _, _, metrics, rollout = first_step(cfg, Hypers(learning_rate=0.0))
+    mask = rollout.response.mask
+    expected = -(mask * rollout.reward[..., None]).sum() / (mask.sum() / 3)
+    by_part = mask.reshape(3, -1).sum(1)
+    assert len(set(by_part.tolist())) > 1  # dividing each by its own would differ
+    assert metrics["loss"][1] == metrics["updates"][0] == 3
+    np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-5)
 
 
 # Metrics
@@ -434,12 +413,11 @@ def test_rollout_metrics_by_hand():
         ]
     )
     mask = np.cumsum(token == EOS, -1) - (token == EOS) == 0
-    response = Response(jnp.asarray(token), jnp.zeros(token.shape), jnp.asarray(mask))
-    reward = jnp.array([[0.0, 1.0], [0.5, 0.5], [0.25, 0.75]])
-    correct = jnp.array([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
-    metrics = rollout_metrics(
-        Rollout(Prompt(jnp.zeros((3, 4))), response, reward, correct), task
-    )
+    response = Response(token, np.zeros(token.shape), mask)
+    reward = np.float32([[0.0, 1.0], [0.5, 0.5], [0.25, 0.75]])
+    correct = np.float32([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    rollout = Rollout(Prompt(np.zeros((3, 4))), response, reward, correct)
+    metrics = jax.jit(lambda rollout: rollout_metrics(rollout, task))(rollout)
     parts = {name: (float(m.total), float(m.count)) for name, m in metrics.items()}
     assert parts == {
         "reward": (3.0, 6),
