@@ -149,57 +149,54 @@ def test_a_reward_of_another_shape_is_refused_by_name():
 # Prompts
 
 
-def prompts_of_steps(cfg, num_steps, num_bits=30, seed=0):
+@lru_cache
+def compiled_prompts(cfg, num_bits):
     task = ParityConfig(num_bits).make()
-    state = a_state(seed=seed, task=task)
+    state = a_state(task=task)
 
     @jax.jit
-    def at_step(step):
-        at = state._replace(step=step)
-        prompt = training_prompts(cfg, task, at, StepKeys.of(at).data, Data())
-        return prompt.token
+    def prompts(seed, step):
+        at = state._replace(key=jax.random.key(seed), step=step)
+        return training_prompts(cfg, task, at, StepKeys.of(at).data, Data()).token
 
-    tokens = [np.asarray(at_step(step)) for step in range(num_steps)]
-    return [[tuple(row.tolist()) for row in token] for token in tokens]
+    return prompts
+
+
+def prompts_of(cfg, seed, step, num_bits=30):
+    """The prompts of one step of a member, as tuples."""
+    token = np.asarray(compiled_prompts(cfg, num_bits)(seed, step))
+    return [tuple(row) for row in token.tolist()]
 
 
 def test_a_pool_is_fixed_and_its_own_for_every_member():
     cfg = RolloutConfig(num_prompts=16, num_unique_prompts=20)
-    steps = prompts_of_steps(cfg, 12)
+    steps = [prompts_of(cfg, 0, step) for step in range(12)]
     assert all(len(set(prompts)) == 16 for prompts in steps)  # no repeat in a step
     pool = set().union(*steps)
     assert len(pool) == 20  # all of the pool, and nothing else, in the long run
     assert steps[0] != steps[1]
-    assert not pool & set().union(*prompts_of_steps(cfg, 2, seed=1))
+    assert not pool & {*prompts_of(cfg, 1, 0), *prompts_of(cfg, 1, 1)}
 
 
 def test_a_pool_smaller_than_a_step_repeats_its_prompts():
     cfg = RolloutConfig(num_prompts=64, num_unique_prompts=3)
-    for prompts in prompts_of_steps(cfg, 2):
+    for step in (0, 1):
+        prompts = prompts_of(cfg, 0, step)
         assert len(prompts) == 64
         assert len(set(prompts)) == 3
 
 
 def test_the_prompts_of_a_pool_are_distinct():
     """8 of 64 possible prompts, whoever draws them; even all 64."""
-    task = ParityConfig(6).make()
-
     for size, num_seeds in ((8, 50), (64, 5)):
         cfg = RolloutConfig(num_prompts=size, num_unique_prompts=size)
-
-        @jax.jit
-        def prompts_of(key, cfg=cfg):
-            at = a_state(task=task)._replace(key=key)
-            return training_prompts(cfg, task, at, StepKeys.of(at).data, Data()).token
-
         for seed in range(num_seeds):
-            token = np.asarray(prompts_of(jax.random.key(seed)))
-            assert len(np.unique(token, axis=0)) == size, seed
+            assert len(set(prompts_of(cfg, seed, 0, num_bits=6))) == size, seed
 
 
 def test_without_a_pool_prompts_are_fresh():
-    first, second = prompts_of_steps(RolloutConfig(num_prompts=16), 2)
-    assert len(set(first) | set(second)) == 32
+    cfg = RolloutConfig(num_prompts=16)
+    assert len({*prompts_of(cfg, 0, 0), *prompts_of(cfg, 0, 1)}) == 32
 
 
 # Groups without signal
