@@ -1,14 +1,16 @@
 """Killing small runs at random moments: each stage, each layout, bit for bit.
 
-A life is a process that executes or continues one experiment, as a user's would. Lives
-are forked from a server that has imported everything and started no backend, and find
-their programs in a compilation cache that one of them filled; so a life soon trains,
-and most kills hit what is to be tested.
+A life is a process that executes or continues one run: the real loop, files and
+checkpoints. Lives are forked from a server that has imported everything and started no
+backend. Those of a real stage take programs that one process compiled for all of them,
+and so train after a third of a second, where tracing would take three; those of the
+random walk, which is traced at once, do all that a user's do.
 """
 
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -20,15 +22,19 @@ from unittest import mock
 
 import jax
 from flax.core import FrozenDict
-from small_runs import contents
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
+from small_runs import WalkConfig, contents
 from tiny import PRETRAIN, tiny_experiment
 
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
-from parity_jax.models import LinearConfig
-from parity_jax.population import PopulationConfig
-from parity_jax.runs import run_experiment
+from parity_jax.models import LinearConfig, ModelConfig
+from parity_jax.population import Population, PopulationConfig
+from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
+from parity_jax.runs.checkpoint import from_arrays, to_arrays
+from parity_jax.runs.execute import Job, execute
+from parity_jax.runs.interrupt import never
 from parity_jax.stages import (
     LinearPretrainConfig,
     LinearStarConfig,
@@ -43,6 +49,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["kills"])
 
 STAGES: dict[str, StageConfig] = {
+    "walk": WalkConfig(),
     "pretrain": PRETRAIN,
     "policy_gradient": PolicyGradientConfig(
         rollout=RolloutConfig(4, 4, num_unique_prompts=6),
@@ -55,16 +62,19 @@ STAGES: dict[str, StageConfig] = {
     "linear_pretrain": LinearPretrainConfig(SgdConfig(4), num_updates=4),
     "linear_star": LinearStarConfig(RolloutConfig(64, 1), SgdConfig(4), num_updates=8),
 }
+LINEAR = LinearConfig()
 LAYOUTS = {
     "one by one": PopulationConfig(num_devices=1, vmap_width=1),
     "all at once": PopulationConfig(num_devices=1, vmap_width=3),
 }
 
 
-def experiment(stage: str, layout: str) -> Experiment:
+def experiment(
+    stage: StageConfig, layout: str, model: ModelConfig = LINEAR
+) -> Experiment:
     """Three seeds in one stage; checkpoints at 0, 3, 5 and 8, the last 2 kept."""
     run = RunConfig(
-        stage=STAGES[stage],
+        stage=stage,
         hypers=Hypers(p_cot=0.5, beta=0.1, learning_rate=1e-3),
         num_steps=8,
         log_every=2,
@@ -74,7 +84,7 @@ def experiment(stage: str, layout: str) -> Experiment:
         max_to_keep=2,
     )
     return tiny_experiment(
-        model=LinearConfig(),  # the model that is traced fastest
+        model=model,
         axes=FrozenDict({"seed": (0, 1, 2)}),
         runs=FrozenDict({"run": run}),
         evaluate=EvaluateConfig(4, (1.0,)),
@@ -82,18 +92,54 @@ def experiment(stage: str, layout: str) -> Experiment:
     )
 
 
-def prepare(cache: Path) -> None:
+def prepare() -> None:
     """Settings of a process, before its backend starts."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     jax.config.update("jax_num_cpu_devices", 2)
+
+
+def compile_programs(experiment: Experiment, path: Path) -> None:
+    """Write the programs of the run, its first states and its metrics of no step."""
+    prepare()
+    program = make_program(resolve(experiment)["run"])
+    states, metrics = program.init(None), program.no_metrics()
+    programs = {
+        "run": serialize(program.run.compiled(states, metrics, 1, program.data)),
+        "evaluate": serialize(program.evaluate.compiled(states, program.data)),
+    }
+    template = jax.eval_shape(program.init, None)
+    start = (to_arrays(states), template, jax.device_get(metrics), program.data)
+    path.write_bytes(pickle.dumps((*start, programs)))
+
+
+def live(experiment: Experiment, workdir: Path, path: Path) -> None:
+    """One life: execute or continue the run with the programs of a path."""
+    prepare()
+    arrays, template, metrics, data, programs = pickle.loads(path.read_bytes())
+    devices = jax.devices()[:1]
+    run, directory = resolve(experiment)["run"], RunDirectory(workdir / "run")
+    loaded = {
+        name: deserialize_and_load(*program, execution_devices=devices)
+        for name, program in programs.items()
+    }
+    program = Population(
+        labels=run.labels,
+        data=data,
+        init=lambda params: from_arrays(arrays, template),
+        no_metrics=lambda: jax.device_put(metrics, devices[0]),
+        placed=jax.sharding.SingleDeviceSharding(devices[0]),
+        **loaded,
+    )
+    with directory.locked():
+        execute(Job("run", run, directory, program, None), True, never)
+
+
+def live_whole(experiment: Experiment, workdir: Path, cache: Path) -> None:
+    """One life of a user's experiment, with a cache of compiled programs."""
+    prepare()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def live(experiment: Experiment, workdir: Path, cache: Path) -> None:
-    """One life: execute or continue the experiment."""
-    prepare(cache)
     run_experiment(experiment, workdir, quiet=True)
 
 
@@ -106,18 +152,30 @@ def start(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
+def is_walk(setting: Experiment) -> bool:
+    return isinstance(setting.runs["run"].stage, WalkConfig)
+
+
 def changed(path: Path) -> int:
     """When a file was last changed; 0 if it is not there."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-class Life:
-    """A process in a directory, and when it began to train."""
+def finish(target: Callable[..., None], *args: Any) -> None:
+    """A process of the server, until its end."""
+    process = start(target, *args)
+    process.join()
+    assert process.exitcode == 0, (target, args)
 
-    def __init__(self, *args: Any):
-        self.metrics = args[1] / "run" / "metrics.jsonl"
+
+class Life:
+    """A process in a directory, and whether it trains."""
+
+    def __init__(self, setting: Experiment, workdir: Path, shared: Path):
+        self.metrics = workdir / "run" / "metrics.jsonl"
         self.before, self.begun = changed(self.metrics), time.monotonic()
-        self.process = start(live, *args)
+        target = live_whole if is_walk(setting) else live
+        self.process = start(target, setting, workdir, shared)
 
     def has_trained(self) -> bool:
         """Whether it began a run or continued one."""
@@ -145,31 +203,35 @@ class Tally:
     differing_runs: int = 0
 
 
-def campaign(stage: str, layout: str, num_kills: int, place: Path, seed: int) -> Tally:
+def campaign(setting: Experiment, num_kills: int, place: Path, seed: int = 0) -> Tally:
     """Kill lives of one experiment at random moments; finish and compare its runs.
 
     Moments are uniform over a whole life, and two times in three over its training.
     """
     place.mkdir(parents=True)
-    setting, cache = experiment(stage, layout), place / "programs"
-    Life(setting, place / "first", cache).end()  # it compiles the programs
-    whole = Life(setting, place / "whole", cache)
-    start, length = whole.until_it_trains(), whole.end()
+    shared = place / "programs"
+    if is_walk(setting):
+        Life(setting, place / "first", shared).end()  # its programs are cached
+    else:
+        finish(compile_programs, setting, shared)
+    whole = Life(setting, place / "whole", shared)
+    begun, length = whole.until_it_trains(), whole.end()
+    share = 1 - begun / length  # of a life that it trains
     expected = contents(place / "whole")
-    assert contents(place / "first") == expected
     tally, chance = Tally(), random.Random(seed)
     while tally.kills < num_kills or tally.finished_runs == 0:
         workdir = place / f"killed_{tally.finished_runs}"
-        life = Life(setting, workdir, cache)
+        life = Life(setting, workdir, shared)
         if tally.kills < num_kills:
             span = length
             if tally.kills % 3:
                 life.until_it_trains()
-                span = length - start
+                span *= share
             life.process.join(chance.uniform(0, span))
             life.process.kill()
-        life.end()
+        seconds = life.end()
         if life.process.exitcode == 0:
+            length = seconds  # as fast as the machine is now
             tally.finished_runs += 1
             tally.differing_runs += contents(workdir) != expected
         else:

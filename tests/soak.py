@@ -13,8 +13,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from kills import LAYOUTS, STAGES, campaign
-from parity_jax.lineage import git_commit
+from kills import LAYOUTS, STAGES, campaign, experiment
+from tiny import tiny_gpt2
+
+from parity_jax.models import LinearConfig
+from parity_jax.runs.lineage import git_commit
 
 NUM_KILLS = {"one by one": 30, "all at once": 12}
 
@@ -22,13 +25,14 @@ NUM_KILLS = {"one by one": 30, "all at once": 12}
 def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        for stage in STAGES:
+        for name, stage in STAGES.items():
             for layout in LAYOUTS:
-                workdir = Path(place) / stage / layout
-                num_kills = NUM_KILLS[layout]
-                tally = campaign(stage, layout, num_kills, workdir, seed=len(rows))
+                model = LinearConfig() if name.startswith("linear") else tiny_gpt2()
+                setting = experiment(stage, layout, model)
+                workdir, num_kills = Path(place) / name / layout, NUM_KILLS[layout]
+                tally = campaign(setting, num_kills, workdir, seed=len(rows))
                 counts = dataclasses.asdict(tally)
-                rows.append({"stage": stage, "layout": layout, **counts})
+                rows.append({"stage": name, "layout": layout, **counts})
                 print(rows[-1], flush=True)
     total = {name: sum(row[name] for row in rows) for name in counts}
     result = {"commit": git_commit(), "total": total, "rows": rows}

@@ -4,11 +4,12 @@
 """
 
 import pytest
-from kills import STAGES, campaign
+from kills import STAGES, campaign, experiment
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_runs_end_bit_identical(stage, tmp_path):
-    tally = campaign(stage, "one by one", 20, tmp_path / "runs", seed=0)
+    setting = experiment(STAGES[stage], "one by one")
+    tally = campaign(setting, 20, tmp_path / "runs")
     assert tally.kills == 20 and tally.kills_in_training > 10, tally
     assert tally.finished_runs > 0 and tally.differing_runs == 0, tally
