@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_worlds import make_table, no_evaluation
 from tiny import POLICY_GRADIENT, PRETRAIN, tiny_stage
 
 from parity_jax.config import ConfigError
@@ -26,7 +27,7 @@ from parity_jax.tasks import ParityConfig
 from parity_jax.types import DIVERGED, RUNNING, Data
 
 GRID = {"p_cot": (0.1, 0.6, 1.0), "seed": (0,)}  # 3 members: not divisible by 2 devices
-LAYOUTS = {"one by one": (1, 1), "all at once": (1, 3), "two devices": (2, 1)}
+LAYOUTS = {"one by one": (1, 1), "two devices, two at a time": (2, 2)}
 
 
 @cache
@@ -163,12 +164,13 @@ def test_seeds_differ_in_init_and_data_and_ratios_share_their_key():
 
 
 def test_samples_differ_between_seeds_and_steps():
-    stage = tiny_stage(POLICY_GRADIENT)
+    task = ParityConfig(4).make()
+    model = make_table(task)
+    stage = POLICY_GRADIENT.make(task, model, no_evaluation)
     axes = {"seed": (0, 1, 2, 3)}
     hypers = Hypers(learning_rate=0.0)  # the policy stays the same
     population = make_population(PopulationConfig(1, 1), stage, axes, hypers)
-    params = jax.jit(stage.init)(jax.random.key(9), hypers, None).params
-    params_P = jax.tree.map(lambda x: jnp.stack([x] * 4), params)
+    params_P = jnp.stack([model.init(jax.random.key(9))] * 4)
     states, none = population.init(params_P), population.no_metrics
     states, first = population.advance(states, none(), 1)
     assert_identical(states.params, params_P)
