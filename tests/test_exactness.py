@@ -1,8 +1,9 @@
 """Small worlds where every prompt and every response is enumerated: exact gradients."""
 
 import itertools
-from functools import lru_cache
+from functools import cache
 from math import factorial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,12 @@ from small_worlds import (
 
 from parity_jax import theory
 from parity_jax.hypers import Hypers
-from parity_jax.models import TransformerConfig, response_logits, response_scores
+from parity_jax.models import (
+    Model,
+    TransformerConfig,
+    response_logits,
+    response_scores,
+)
 from parity_jax.objectives import (
     advantages,
     policy_loss,
@@ -39,7 +45,7 @@ from parity_jax.stages import (
 from parity_jax.stages.policy_gradient import make_policy_gradient
 from parity_jax.tasks import Parity
 from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
-from parity_jax.types import Data, Prompt
+from parity_jax.types import Data, Params, Prompt
 
 # The reduced policy of the theory: an answer is long (and right), short with y_1 = x_1,
 # or short with y_1 = -x_1. Two prompts stand for the two halves of all: the parity is
@@ -223,33 +229,43 @@ def test_the_critical_price_stops_the_gradient():
 
 # A real transformer on d = 4: 16 prompts, 1365 responses.
 
-TASK = Parity(4)
-MODEL = TransformerConfig(
-    depth=1, width=8, num_heads=2, num_kv_heads=2, mlp_width=16, init_std=0.4
-).make(TASK)
-PROMPT = all_prompts(TASK)
-NUM_PROMPTS_IN_ALL = len(PROMPT.token)
-TOKEN, MASK = all_responses(TASK)
-NUM = len(TOKEN)
-TOKEN_BxNxT = np.broadcast_to(TOKEN, (NUM_PROMPTS_IN_ALL, *TOKEN.shape))
-MASK_BxNxT = np.broadcast_to(MASK, TOKEN_BxNxT.shape)
-REWARD_BxN = np.asarray(TASK.rewards["e2e"](PROMPT, TOKEN_BxNxT))
+
+class World(NamedTuple):
+    """All prompts, all responses to each of them, and a model without symmetries."""
+
+    task: Parity
+    model: Model
+    params: Params
+    prompt: Prompt
+    token: np.ndarray  # BxNxT, the same for all prompts
+    mask: np.ndarray  # BxNxT
+    reward: np.ndarray  # BxN
 
 
-@lru_cache
-def transformer_params():
-    return MODEL.init(jax.random.key(11))
+@cache
+def world() -> World:
+    task, sizes = Parity(4), {"depth": 1, "width": 8, "num_heads": 2, "num_kv_heads": 2}
+    model = TransformerConfig(**sizes, mlp_width=16, init_std=0.4).make(task)
+    prompt, (token, mask) = all_prompts(task), all_responses(task)
+    num_prompts = len(prompt.token)
+    token_BxNxT = np.broadcast_to(token, (num_prompts, *token.shape))
+    mask_BxNxT = np.broadcast_to(mask, token_BxNxT.shape)
+    reward_BxN = np.asarray(task.rewards["e2e"](prompt, token_BxNxT))
+    params = model.init(jax.random.key(11))
+    return World(task, model, params, prompt, token_BxNxT, mask_BxNxT, reward_BxN)
 
 
+TEMPERATURES = (0.7, 1.0, 1.5)
+
+
+@jax.jit
 def log_prob_of_responses(params, temperature):
     """log pi(y | x) of every response to every prompt, 16 x 1365, written out anew."""
-    logits = response_logits(MODEL, params, PROMPT, TOKEN_BxNxT) / temperature
+    w = world()
+    logits = response_logits(w.model, params, w.prompt, w.token) / temperature
     log_prob = jax.nn.log_softmax(logits)
-    chosen = (log_prob * jax.nn.one_hot(TOKEN_BxNxT, 5)).sum(-1)
-    return (chosen * MASK_BxNxT).sum(-1)
-
-
-jit_log_prob = jax.jit(log_prob_of_responses)
+    chosen = (log_prob * jax.nn.one_hot(w.token, 5)).sum(-1)
+    return (chosen * w.mask).sum(-1)
 
 
 @jax.jit
@@ -264,23 +280,24 @@ def weighted_score(params, weight_BxN, temperature):
 def reward_gradient(params, temperature):
     """Gradient of E[reward]."""
     prob_BxN = jnp.exp(log_prob_of_responses(params, temperature))
-    return (prob_BxN * REWARD_BxN).sum(1).mean()
+    return (prob_BxN * world().reward).sum(1).mean()
 
 
 @jax.jit
 @jax.grad
 def reinforce_gradient(params, advantage_BxN, temperature):
     """Gradient of the loss code if all responses are the groups of all prompts."""
-    scores = response_scores(MODEL, params, PROMPT, TOKEN_BxNxT, temperature)
-    constants = (TOKEN_BxNxT, MASK_BxNxT, None, None, advantage_BxN)
-    target = policy_target(*constants, MASK.sum(), "reinforce")
+    w = world()
+    scores = response_scores(w.model, params, w.prompt, w.token, temperature)
+    constants = (w.token, w.mask, None, None, advantage_BxN)
+    target = policy_target(*constants, w.mask[0].sum(), "reinforce")
     return policy_loss(scores, target, Hypers())[0]
 
 
-@lru_cache
+@cache
 def response_probs(temperature):
     """pi^(1/temperature)(y | x) in 64 bits, 16 x 1365."""
-    log_prob = jit_log_prob(transformer_params(), temperature)
+    log_prob = log_prob_of_responses(world().params, temperature)
     return np.exp(np.asarray(log_prob, np.float64))
 
 
@@ -288,37 +305,35 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_enumeration_is_complete(temperature):
-    prob_BxN = response_probs(temperature)
-    np.testing.assert_allclose(prob_BxN.sum(1), 1, atol=1e-5)
-    success = (prob_BxN * REWARD_BxN).sum(1)
-    assert 0.03 < success.min() < success.max() < 0.98  # there is something to learn
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_expected_reinforce_gradient_is_the_gradient_of_the_reward(temperature):
+def test_expected_reinforce_gradient_is_the_gradient_of_the_reward():
     """On-policy the loss is linear in the advantage: probabilities can ride on it."""
-    advantage = (response_probs(temperature) * REWARD_BxN * NUM).astype(np.float32)
-    params = transformer_params()
-    exact = flat(reward_gradient(params, temperature))
-    estimated = -flat(reinforce_gradient(params, advantage, temperature))
-    assert np.abs(exact).max() > 1e-2
-    np.testing.assert_allclose(estimated, exact, atol=1e-5)
+    w = world()
+    num_responses = w.reward.shape[1]
+    for temperature in TEMPERATURES:
+        prob_BxN = response_probs(temperature)
+        np.testing.assert_allclose(prob_BxN.sum(1), 1, atol=1e-5)  # all are there
+        success = (prob_BxN * w.reward).sum(1)
+        assert 0.03 < success.min() < success.max() < 0.98  # something is to be learnt
+        advantage = (prob_BxN * w.reward * num_responses).astype(np.float32)
+        exact = flat(reward_gradient(w.params, temperature))
+        estimated = -flat(reinforce_gradient(w.params, advantage, temperature))
+        assert np.abs(exact).max() > 1e-2
+        np.testing.assert_allclose(estimated, exact, atol=1e-5)
 
 
 NUM_REPLICAS, NUM_PROMPTS, NUM_GENERATIONS = 64, 64, 4
 ROLLOUT = RolloutConfig(NUM_PROMPTS, NUM_GENERATIONS)
 
 
-@lru_cache
+@cache
 def replicas_step(cfg):
     """The gradients of the first step of independent members, compiled once."""
-    stage = make_policy_gradient(cfg, TASK, MODEL, no_evaluation)
-    params = transformer_params()
+    w = world()
+    stage = make_policy_gradient(cfg, w.task, w.model, no_evaluation)
 
     def one(key, hypers):
-        return first_gradient(stage.step(stage.init(key, hypers, params), Data())[0])
+        state = stage.init(key, hypers, w.params)
+        return first_gradient(stage.step(state, Data())[0])
 
     return jax.jit(jax.vmap(one))
 
@@ -344,8 +359,8 @@ def standard_errors_between(sampled_RxN, exact_N):
 
 def group_gain(cfg, temperature):
     """E[advantage f] = gain * Cov(reward, f) for each prompt, 16 x 1."""
-    success = (response_probs(temperature) * REWARD_BxN).sum(1)
-    gain = np.ones(16)
+    success = (response_probs(temperature) * world().reward).sum(1)
+    gain = np.ones(len(success))
     if cfg.scale_rewards == "group":
         gain = theory.grpo_gain(success, NUM_GENERATIONS, cfg.std_eps, cfg.std_ddof)
     return gain[:, None], success[:, None]
@@ -356,32 +371,27 @@ def exact_gradient(cfg, temperature, trained_at=None):
 
     `trained_at` is the temperature of the trained log-probabilities, if it differs.
     """
-    prob_BxN = response_probs(temperature)
+    w, prob_BxN = world(), response_probs(temperature)
     gain, success = group_gain(cfg, temperature)
-    weight_BxN = prob_BxN * gain * (REWARD_BxN - success) / NUM_PROMPTS_IN_ALL
+    weight_BxN = prob_BxN * gain * (w.reward - success) / len(prob_BxN)
     if cfg.loss_type == "grpo":
-        weight_BxN /= MASK.sum(1)
+        weight_BxN /= w.mask.sum(-1)
     trained_at = temperature if trained_at is None else trained_at
-    params = transformer_params()
-    return flat(weighted_score(params, weight_BxN.astype(np.float32), trained_at))
+    return flat(weighted_score(w.params, weight_BxN.astype(np.float32), trained_at))
 
 
-ESTIMATORS = {
-    "rloo": rloo(rollout=ROLLOUT),
-    "grpo": PolicyGradientConfig(rollout=ROLLOUT),
-}
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-@pytest.mark.parametrize("name", ["rloo", "grpo"])
-def test_the_stage_trains_the_policy_that_it_samples(name, temperature):
-    sampled = sampled_gradients(ESTIMATORS[name], temperature)
-    exact = exact_gradient(ESTIMATORS[name], temperature)
-    assert standard_errors_between(sampled, exact) < 4
-    if temperature != 1:  # neither rule that forgets the temperature would pass
-        untempered = exact_gradient(ESTIMATORS[name], temperature, trained_at=1.0)
-        assert standard_errors_between(sampled, untempered) > 6
-        assert standard_errors_between(sampled, exact_gradient(ESTIMATORS[name], 1)) > 6
+@pytest.mark.parametrize("preset", [rloo, PolicyGradientConfig])
+def test_the_stage_trains_the_policy_that_it_samples(preset):
+    cfg = preset(rollout=ROLLOUT)
+    for temperature in TEMPERATURES:
+        sampled = sampled_gradients(cfg, temperature)
+        exact = exact_gradient(cfg, temperature)
+        assert standard_errors_between(sampled, exact) < 4
+        if temperature != 1:  # neither rule that forgets the temperature would pass
+            untempered = exact_gradient(cfg, temperature, trained_at=1.0)
+            assert standard_errors_between(sampled, untempered) > 6
+            unsampled = exact_gradient(cfg, 1.0)
+            assert standard_errors_between(sampled, unsampled) > 6
 
 
 def test_reinforce_without_a_baseline():
@@ -389,31 +399,6 @@ def test_reinforce_without_a_baseline():
     sampled, exact = sampled_gradients(cfg, 1.0), exact_gradient(cfg, 1.0)
     assert standard_errors_between(sampled, exact) < 4
     assert standard_errors_between(sampled, 1.3 * exact) > 4
-
-
-def clipped_shares(num_iterations, temperature):
-    """Shares of tokens clipped low, high and at all in one step."""
-    stage, step = clipping_stage(num_iterations)
-    hypers = Hypers(temperature=temperature, epsilon=1e-5, epsilon_high=1e-5)
-    state = stage.init(jax.random.key(0), hypers, transformer_params())
-    _, metrics = step(state, Data())
-    names = ("low", "high", "region")
-    return [float(metrics[f"clip_ratio/{name}_mean"].value()) for name in names]
-
-
-@lru_cache
-def clipping_stage(num_iterations):
-    rollout = RolloutConfig(16, 8)
-    cfg = PolicyGradientConfig(rollout=rollout, num_iterations=num_iterations)
-    stage = make_policy_gradient(cfg, TASK, MODEL, no_evaluation)
-    return stage, jax.jit(stage.step)
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.5])
-def test_the_first_update_is_on_policy(temperature):
-    """Teacher-forced and decoded log-probabilities agree: nothing is clipped."""
-    assert clipped_shares(1, temperature) == [0, 0, 0]
-    assert min(clipped_shares(3, temperature)) > 0  # later updates: it can fail
 
 
 # The two-logit policy through the whole stage, where estimates are sharp.
@@ -434,6 +419,30 @@ def heads_gradients(cfg, hypers, params, d=4, at=None, num_replicas=64):
     keys = jax.random.split(jax.random.key(7), num_replicas)
     grads = jax.jit(jax.vmap(one))(keys, replicate(hypers, num_replicas))
     return -np.stack([grads.first, grads.gate_right], 1)
+
+
+def clipped_shares(num_iterations):
+    """(temperature) -> shares of tokens clipped low, high and at all in one step."""
+    cfg = PolicyGradientConfig(RolloutConfig(16, 8), num_iterations=num_iterations)
+    task, start = Parity(4), jax.tree.map(jnp.float32, Heads(1.0, -0.5))
+    stage = make_policy_gradient(cfg, task, make_heads(task), no_evaluation)
+    step = jax.jit(stage.step)
+
+    def shares(temperature):
+        hypers = Hypers(temperature=temperature, epsilon=1e-5, epsilon_high=1e-5)
+        _, metrics = step(stage.init(jax.random.key(0), hypers, start), Data())
+        names = ("low", "high", "region")
+        return [float(metrics[f"clip_ratio/{name}_mean"].value()) for name in names]
+
+    return shares
+
+
+def test_only_the_first_update_is_on_policy():
+    """Nothing is clipped in it; in later ones there is something to clip."""
+    first, later = clipped_shares(1), clipped_shares(3)
+    for temperature in (0.7, 1.5):
+        assert first(temperature) == [0, 0, 0]
+        assert min(later(temperature)) > 0
 
 
 def assert_mean_is(sampled, expected, relative_error=0.1):
