@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_gpt2
+from tiny import random_params, tiny_gpt2
 
 from parity_jax.blocks import add_rows, blocks_of, gradient_rows, set_rows, take_rows
 from parity_jax.gradient import response_gradient
@@ -58,11 +58,7 @@ def test_equals_the_plain_path(kind):
         "linear": (LinearConfig(), (LINEAR,)),  # it stops after bit 1 or d
     }[kind]
     model = model.make(task)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rng = np.random.default_rng(2)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
-    )
+    params = random_params(model)
     # A ratio of whole responses: the hardest loss to take apart.
     loss = partial(policy_loss, hypers=HYPERS, level="sequence", kl_estimator="k3")
     prompt = task.sample_prompts(jax.random.key(3), BATCH)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_gpt2, tiny_mistral
+from tiny import random_params, tiny_gpt2, tiny_mistral
 
 from parity_jax.models import gpt2, mistral, response_logits
 from parity_jax.models.kernels import dot_rows
@@ -42,11 +42,8 @@ class Subject:
         self.cfg = cfg
         self.module = Transformer(cfg, VOCAB, LENGTH)
         self.model = make_transformer(cfg, VOCAB, LENGTH)
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        rng = np.random.default_rng(0)
-        self.params = jax.tree.map(
-            lambda x: rng.normal(0, 0.25, x.shape).astype(x.dtype), shapes
-        )
+        self.params = random_params(self.model)
+        rng = np.random.default_rng(1)
         token_BxGxL = rng.integers(0, VOCAB, (BATCH, GROUP, LENGTH))
         token_BxGxL[:, 1:, :PROMPT] = token_BxGxL[:, :1, :PROMPT]  # they share it
         self.token_NxL = token_BxGxL.reshape(-1, LENGTH)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_gpt2, tiny_mistral
+from tiny import random_params, tiny_gpt2, tiny_mistral
 
 from parity_jax.hypers import Hypers
 from parity_jax.optim import OptimizerConfig, is_decayed
@@ -14,16 +14,13 @@ from parity_jax.types import RUNNING, StageState
 torch = pytest.importorskip("torch")
 
 
+def params_of(cfg):
+    return random_params(cfg.make(ParityConfig(4).make()))
+
+
 def names_of(tree):
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(k, simple=True, separator="."): x for k, x in leaves}
-
-
-def random_params(cfg):
-    model = cfg.make(ParityConfig(4).make())
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
 def a_state(optimizer, params, hypers):
@@ -34,7 +31,7 @@ def a_state(optimizer, params, hypers):
 
 def test_weight_decay_is_that_of_torch_and_leaves_norms_and_biases_alone():
     """Two steps on given gradients; kernels and embeddings are the decayed group."""
-    params = random_params(tiny_gpt2())
+    params = params_of(tiny_gpt2())
     optimizer = OptimizerConfig(weight_decay=0.3).make()
     state = a_state(optimizer, params, Hypers(learning_rate=0.01))
     theirs = {
@@ -61,7 +58,7 @@ def test_weight_decay_is_that_of_torch_and_leaves_norms_and_biases_alone():
 
 
 def test_without_biases_only_norms_are_not_decayed():
-    flags = names_of(is_decayed(random_params(tiny_mistral())))
+    flags = names_of(is_decayed(params_of(tiny_mistral())))
     norms = ("final_norm", "blocks_0.attention_norm", "blocks_0.mlp_norm")
     undecayed = {name for name, is_on in flags.items() if not is_on}
     assert undecayed == {f"{name}.scale" for name in norms}

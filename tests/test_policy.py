@@ -2,10 +2,12 @@
 
 import math
 import re
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tiny import tiny_gpt2
+from tiny import random_params, tiny_gpt2
 
 from parity_jax.models import model as models_model
 from parity_jax.models import response_scores
@@ -17,11 +19,11 @@ VOCAB, SHAPE, TEMPERATURE = 1000, (2, 4, 6), 1.3  # BxGxT
 
 
 def test_pieces_are_the_whole_whether_they_divide_it_or_not():
-    k_hidden, k_kernel, k_token = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(k_hidden, (2, 3, 5, 4))
-    kernel = jax.random.normal(k_kernel, (4, 7))
-    token = jax.random.randint(k_token, hidden.shape[:-1], 0, 7)
-    whole = token_scores(hidden @ kernel, token)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    kernel = rng.normal(size=(4, 7)).astype(np.float32)
+    token = rng.integers(0, 7, hidden.shape[:-1])
+    whole = jax.jit(token_scores)(hidden @ kernel, token)
     for max_logits in (5 * 7, 4 * 7, 1, 10**6):  # of 30 tokens: 6 x 5, 8 x 4, ..
         sizes = []
 
@@ -29,7 +31,8 @@ def test_pieces_are_the_whole_whether_they_divide_it_or_not():
             sizes.append(len(token_R))
             return token_scores(hidden_RxD @ kernel, token_R)
 
-        scores = in_pieces(score, hidden, token, token.size * 7, max_logits)
+        pieces = partial(in_pieces, score, num_logits=token.size * 7)
+        scores = jax.jit(partial(pieces, max_logits=max_logits))(hidden, token)
         assert 7 * max(sizes) <= max(max_logits, 7)
         for a, b in zip(scores, whole, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -44,11 +47,10 @@ def largest_array(compiled):
 def test_a_large_vocabulary_changes_neither_scores_nor_gradients(monkeypatch):
     """And no array of tokens times vocabulary is in the program, forward or back."""
     model = make_transformer(tiny_gpt2().resolved(), VOCAB, 3 + SHAPE[-1])
-    params = jax.jit(model.init)(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), 3)
-    prompt = Prompt(jax.random.randint(keys[0], (SHAPE[0], 3), 0, VOCAB))
-    token = jax.random.randint(keys[1], SHAPE, 0, VOCAB)
-    weights = jax.random.normal(keys[2], (2, *SHAPE))
+    params, rng = random_params(model), np.random.default_rng(1)
+    prompt = Prompt(rng.integers(0, VOCAB, (SHAPE[0], 3)))
+    token = jnp.array(rng.integers(0, VOCAB, SHAPE))
+    weights = rng.normal(size=(2, *SHAPE)).astype(np.float32)
 
     def gradient():
         def loss(params):

@@ -233,13 +233,15 @@ def test_rewards_by_hand():
         ".+--++-": (0, 0),
     }
     response = jnp.array(tokens(scores, D + 1))[None]
-    found = [task.rewards[name](prompt, response)[0] for name in ("e2e", "cot")]
-    np.testing.assert_array_equal(np.transpose(found), list(scores.values()))
-    worked = task.solution(prompt).worked[0]
-    assert [task.to_text(row) for row in worked] == ["+--++-."]
-    worked = parity(4)[0].solution(prompt).worked[0]
-    assert [task.to_text(row) for row in worked] == ["+--++-.", "+-.____"]
-    assert task.to_text(task.solution(prompt).short[0]) == "-._____"
+    rewards = [task.rewards[name] for name in ("e2e", "cot")]
+    both = jax.jit(lambda *args: [reward(*args)[0] for reward in rewards])
+    found = np.transpose(both(prompt, response))
+    np.testing.assert_array_equal(found, list(scores.values()))
+    # What to hold an answer against; leaps of 4 are a second way to work it out.
+    for leap, worked in ((1, ["+--++-."]), (4, ["+--++-.", "+-.____"])):
+        solution = jax.device_get(jax.jit(parity(leap)[0].solution)(prompt))
+        assert [task.to_text(row) for row in solution.worked[0]] == worked
+        assert task.to_text(solution.short[0]) == "-._____"
 
 
 # Text

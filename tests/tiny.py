@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
+import numpy as np
 from flax.core import FrozenDict
 
 from parity_jax.evaluate import EvaluateConfig, make_evaluate
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
-from parity_jax.models import TransformerConfig, gpt2, mistral
+from parity_jax.models import Model, TransformerConfig, gpt2, mistral
 from parity_jax.population import PopulationConfig
 from parity_jax.stages import (
     PolicyGradientConfig,
@@ -28,6 +30,12 @@ def tiny_gpt2(**overrides: Any) -> TransformerConfig:
 def tiny_mistral(**overrides: Any) -> TransformerConfig:
     sizes: dict[str, Any] = {"depth": 1, "width": 16, "num_heads": 4, "num_kv_heads": 2}
     return mistral(**sizes | overrides)
+
+
+def random_params(model: Model, std: float = 0.25) -> Any:
+    """Parameters that are all random, unlike fresh ones; nothing is compiled."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(0, std, x.shape).astype(x.dtype), shapes)
 
 
 PRETRAIN = PretrainConfig(batch_size=8)
