@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 from small_runs import WalkConfig, assert_identical, digests, read, walk, walks
-from tiny import POLICY_GRADIENT, PRETRAIN, STAR, tiny_stage
+from tiny import POLICY_GRADIENT, PRETRAIN, STAR
 
+from parity_jax.evaluate import EvaluateConfig, make_evaluate
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
+from parity_jax.models import LinearConfig
 from parity_jax.population import PopulationConfig, make_population
 from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import (
@@ -23,6 +25,7 @@ from parity_jax.runs.checkpoint import (
     to_arrays,
 )
 from parity_jax.stages import RolloutConfig
+from parity_jax.tasks import ParityConfig
 
 ONE_BY_ONE, AT_ONCE = PopulationConfig(1, 1), PopulationConfig(1, 2)
 TWO_DEVICES = PopulationConfig(2, 1)
@@ -46,10 +49,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_continuing_equals_never_stopping(case, tmp_path):
-    stage, layout = CASES[case]
+    cfg, layout = CASES[case]
+    task = ParityConfig(4).make()
+    model = LinearConfig().make(task)  # the one that is traced fastest
+    evaluate = make_evaluate(EvaluateConfig(8, (1.0,)), task, model)
+    stage = cfg.make(task, model, evaluate)
     hypers = Hypers(beta=0.1, p_cot=0.5, learning_rate=1e-2)
     axes = {"seed": (0, 1)}
-    population = make_population(layout, tiny_stage(stage), axes, hypers)
+    population = make_population(layout, stage, axes, hypers)
     start = population.init(None), population.no_metrics()
     whole = population.advance(*start, 5)
     start = population.init(None), population.no_metrics()
