@@ -34,7 +34,8 @@ def tiny_mistral(**overrides: Any) -> TransformerConfig:
 
 def random_params(model: Model, std: float = 0.25) -> Any:
     """Parameters that are all random, unlike fresh ones; nothing is compiled."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda x: rng.normal(0, std, x.shape).astype(x.dtype), shapes)
 
 
