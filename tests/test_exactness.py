@@ -227,7 +227,7 @@ def test_the_critical_price_stops_the_gradient():
     assert expected_ascent(u, v, d, cfg, G, alpha + 0.05)[1] < -1e-4
 
 
-# A real transformer on d = 4: 16 prompts, 1365 responses.
+# A real transformer on d = 3: 8 prompts, 341 responses.
 
 
 class World(NamedTuple):
@@ -244,7 +244,7 @@ class World(NamedTuple):
 
 @cache
 def world() -> World:
-    task, sizes = Parity(4), {"depth": 1, "width": 8, "num_heads": 2, "num_kv_heads": 2}
+    task, sizes = Parity(3), {"depth": 1, "width": 8, "num_heads": 2, "num_kv_heads": 2}
     model = TransformerConfig(**sizes, mlp_width=16, init_std=0.4).make(task)
     prompt, (token, mask) = all_prompts(task), all_responses(task)
     num_prompts = len(prompt.token)
@@ -260,7 +260,7 @@ TEMPERATURES = (0.7, 1.0, 1.5)
 
 @jax.jit
 def log_prob_of_responses(params, temperature):
-    """log pi(y | x) of every response to every prompt, 16 x 1365, written out anew."""
+    """log pi(y | x) of every response to every prompt, 8 x 341, written out anew."""
     w = world()
     logits = response_logits(w.model, params, w.prompt, w.token) / temperature
     log_prob = jax.nn.log_softmax(logits)
@@ -296,7 +296,7 @@ def reinforce_gradient(params, advantage_BxN, temperature):
 
 @cache
 def response_probs(temperature):
-    """pi^(1/temperature)(y | x) in 64 bits, 16 x 1365."""
+    """pi^(1/temperature)(y | x) in 64 bits, 8 x 341."""
     log_prob = log_prob_of_responses(world().params, temperature)
     return np.exp(np.asarray(log_prob, np.float64))
 
@@ -358,7 +358,7 @@ def standard_errors_between(sampled_RxN, exact_N):
 
 
 def group_gain(cfg, temperature):
-    """E[advantage f] = gain * Cov(reward, f) for each prompt, 16 x 1."""
+    """E[advantage f] = gain * Cov(reward, f) for each prompt, 8 x 1."""
     success = (response_probs(temperature) * world().reward).sum(1)
     gain = np.ones(len(success))
     if cfg.scale_rewards == "group":
