@@ -11,7 +11,7 @@ import pytest
 from kills import start
 from small_runs import contents, read, train, train_until, walk, walks
 
-from parity_jax.config import ConfigError
+from parity_jax.analysis import Results
 from parity_jax.runs import RunDirectory, RunError, run_experiment
 from parity_jax.runs.checkpoint import CheckpointError, digest
 from parity_jax.runs.interrupt import StoppedError
@@ -182,14 +182,28 @@ def test_a_missing_file_is_an_error(started, name):
     assert refused(started) == f"{started / 'run' / name}: missing"
 
 
-def test_a_parents_directory_that_holds_something_else_is_named(started, tmp_path):
-    parent = started / "run"
+@pytest.mark.parametrize("name", ["config.json", "lineage.json", "finished.json"])
+def test_a_parents_file_that_holds_something_else_is_named(whole, tmp_path, name):
+    parent = shutil.copytree(whole, tmp_path / "parent") / "run"
     for text in OTHER:
-        (parent / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises((RunError, ConfigError)) as info:
+        (parent / name).write_text(text, encoding="latin-1")
+        with pytest.raises(RunError) as info:
             train(walks(child=walk(str(parent))), tmp_path / "child")
-        assert "\n" not in str(info.value) and "config.json: damaged" in str(info.value)
+        assert str(info.value).startswith(f"{parent / name}: damaged: ")
+        assert "\n" not in str(info.value)
     assert not (tmp_path / "child").exists()
+
+
+def test_an_experiments_file_that_holds_something_else_is_named(started):
+    """Running the experiment writes it anew; what only reads it says so."""
+    path = started / "config.json"
+    for text in OTHER:
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(RunError, match=r"config\.json: damaged: ") as info:
+            _ = Results(started).experiment
+        assert "\n" not in str(info.value)
+    train(EXPERIMENT, started)
+    assert Results(started).experiment == EXPERIMENT
 
 
 LONG = walks(run=walk(num_steps=40, checkpoint_every=10))

@@ -146,7 +146,10 @@ class ExperimentDirectory:
         return self._config.exists()
 
     def read_config(self) -> Experiment:
-        return read_as(Experiment, self._config)
+        experiment = read_as(Experiment, self._config)
+        if not experiment.runs:
+            raise RunError(f"{self._config}: damaged: names no run")
+        return experiment
 
     def write_config(self, experiment: Experiment) -> None:
         """Processes that work on different runs at a time take turns."""

@@ -252,6 +252,7 @@ def check_start(
         runs = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
         allowed = f"is an experiment's directory; name one of its runs: {runs}"
         raise ConfigError(field, where, allowed)
+    parent.read_lineage()  # the run's own will continue it
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
     allowed = "is not finished; parent_step can name one of its checkpoints: "
