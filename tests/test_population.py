@@ -36,6 +36,12 @@ def tiny_pretrain():
     return tiny_stage(PRETRAIN, bias=False)
 
 
+def table_stage():
+    """Reinforcement of a model that is compiled at once."""
+    task = ParityConfig(4).make()
+    return POLICY_GRADIENT.make(task, make_table(task), no_evaluation)
+
+
 @cache
 def grid_of(layout):
     """The population of GRID, and its members before the first step."""
@@ -164,13 +170,11 @@ def test_seeds_differ_in_init_and_data_and_ratios_share_their_key():
 
 
 def test_samples_differ_between_seeds_and_steps():
-    task = ParityConfig(4).make()
-    model = make_table(task)
-    stage = POLICY_GRADIENT.make(task, model, no_evaluation)
-    axes = {"seed": (0, 1, 2, 3)}
+    stage, axes = table_stage(), {"seed": (0, 1, 2, 3)}
     hypers = Hypers(learning_rate=0.0)  # the policy stays the same
     population = make_population(PopulationConfig(1, 1), stage, axes, hypers)
-    params_P = jnp.stack([model.init(jax.random.key(9))] * 4)
+    params = jax.jit(stage.init)(jax.random.key(9), hypers, None).params
+    params_P = jnp.stack([params] * 4)
     states, none = population.init(params_P), population.no_metrics
     states, first = population.advance(states, none(), 1)
     assert_identical(states.params, params_P)
@@ -194,7 +198,7 @@ def test_one_trace_for_a_whole_grid():
             metrics = {"loss": Mean.over(state.hypers.p_cot)}
             return state._replace(step=state.step + 1), metrics
 
-        stage = tiny_pretrain()._replace(step=step)
+        stage = table_stage()._replace(step=step)
         population = make_population(PopulationConfig(1, 1), stage, axes, Hypers())
         states, none = population.init(None), population.no_metrics
         states, _ = population.advance(states, none(), 1)

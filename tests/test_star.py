@@ -306,8 +306,8 @@ def next_odds(a, c, tau):
 @lru_cache
 def compiled_refit():
     """A stage that is refitted to the optimum, and its round with what it sampled."""
-    rollout = RolloutConfig(2048, 1)
-    cfg = StarConfig(rollout, batch_size=2048, num_epochs=120, decay=True)
+    rollout = RolloutConfig(1024, 1)
+    cfg = StarConfig(rollout, batch_size=1024, num_epochs=120, decay=True)
     model = make_heads(SMALL)
     stage = cfg.make(SMALL, model, no_evaluation)
     sampler = Sampler(rollout, SMALL, model, resolve_rewards(rollout, SMALL))
