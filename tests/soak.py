@@ -19,7 +19,7 @@ from tiny import tiny_gpt2
 from parity_jax.models import LinearConfig
 from parity_jax.runs.lineage import git_commit
 
-NUM_KILLS = {"one by one": 30, "all at once": 12}
+NUM_KILLS = {"one by one": 25, "all at once": 10}
 
 
 def main() -> int:

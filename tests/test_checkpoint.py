@@ -194,14 +194,17 @@ def test_mismatches_are_named():
         "a": jax.ShapeDtypeStruct((4,), "float32"),
         "b": {"c": np.zeros((2, 3))},
         "m": Mean(number, number),
+        "n": number,
     }
     saved = {"b.c": np.zeros((2, 2)), "d": np.zeros(1), "m.total": np.float32(0)}
+    saved["n"] = np.int32(0)
     with pytest.raises(CheckpointError) as info:
         from_arrays(saved, template)
     text = str(info.value)
     assert "a is missing" in text and "d is unknown" in text
     assert "b.c is (2, 2), expected (2, 3)" in text and "m.count is missing" in text
+    assert "n is int32, expected float32" in text
     fits = {"a": np.arange(4, dtype=np.float32), "b.c": np.ones((2, 3), np.float32)}
-    del template["m"]
+    template = {name: template[name] for name in ("a", "b")}
     restored = from_arrays(fits, template)
     np.testing.assert_array_equal(restored["b"]["c"], fits["b.c"])

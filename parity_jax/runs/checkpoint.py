@@ -154,9 +154,12 @@ def from_arrays(arrays: Arrays, template: Any) -> Any:
     expected = {_name(path): jax.eval_shape(_raw, leaf) for path, leaf in leaves}
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is unknown" for name in arrays if name not in expected]
-    for name, shape in expected.items():
-        if name in arrays and arrays[name].shape != shape.shape:
-            problems.append(f"{name} is {arrays[name].shape}, expected {shape.shape}")
+    for name in sorted(expected.keys() & arrays.keys()):
+        found, leaf = arrays[name], expected[name]
+        if found.shape != leaf.shape:
+            problems.append(f"{name} is {found.shape}, expected {leaf.shape}")
+        elif found.dtype != leaf.dtype:
+            problems.append(f"{name} is {found.dtype}, expected {leaf.dtype}")
     if problems:
         raise CheckpointError("checkpoint of another program: " + "; ".join(problems))
 
