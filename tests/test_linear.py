@@ -199,18 +199,17 @@ def test_a_policy_gradient_step_moves_bias_and_weight_alike(loss_type, norm) -> 
     assert dv > 0.03
 
 
-def numpy_sgd(examples, ridge: float) -> list[np.ndarray]:
+def numpy_sgd(examples, ridge: float, cfg: SgdConfig) -> list[np.ndarray]:
     """The paper's algorithm one head at a time; average of first, gate and chain."""
     dims = [D, 2 * D + 2] + [2 * D + step - 1 for step in range(2, D + 1)]
-    w = [np.zeros(n) for n in dims]
-    mean = [np.zeros(n) for n in dims]
-    t = [0] * len(dims)
+    w: list[list[np.ndarray]] = [[np.zeros(n)] for n in dims]  # all iterates
 
     def update(i: int, features: np.ndarray, label: float) -> None:
-        t[i] += 1
-        mean[i] += (w[i] - mean[i]) / t[i]
-        slope = -label / (1 + np.exp(label * (w[i] @ features)))
-        w[i] = w[i] - (slope * features + ridge * w[i]) / (ridge * t[i])
+        now, t = w[i][-1], len(w[i])
+        cap = cfg.max_step_size if i < 2 else cfg.max_chain_step_size
+        step_size = 1 / (ridge * t + (1 / cap if cap else 0))
+        slope = -label / (1 + np.exp(label * (now @ features)))
+        w[i].append(now - step_size * (slope * features + ridge * now))
 
     for x, y in examples:
         is_long = y[1] != 0
@@ -220,7 +219,14 @@ def numpy_sgd(examples, ridge: float) -> list[np.ndarray]:
         for step in range(2, D + 1) if is_long else []:
             features = np.concatenate([x, y[: step - 1], y[step - 2] * x])
             update(step, features, y[step - 1])
-    return mean
+
+    def average(iterates: list[np.ndarray]) -> np.ndarray:
+        """Those before the last; the t-th weighs t (t + 1) .. (t + power - 1)."""
+        t = np.arange(1.0, len(iterates))
+        weight = np.prod([t + k for k in range(cfg.average_power)] or [t**0], axis=0)
+        return weight @ np.array(iterates[:-1]) / weight.sum()
+
+    return [average(iterates) for iterates in w]
 
 
 def draw_examples(num: int, p: float, seed: int = 0) -> list[tuple]:
@@ -233,17 +239,20 @@ def draw_examples(num: int, p: float, seed: int = 0) -> list[tuple]:
     return out
 
 
-def test_batch_size_1_is_the_papers_algorithm_head_by_head() -> None:
+@pytest.mark.parametrize(("cap", "chain_cap", "power"), [(0, 0, 0), (0.5, 2, 3)])
+def test_batch_size_1_is_the_papers_algorithm_head_by_head(
+    cap, chain_cap, power
+) -> None:
+    cfg = SgdConfig(1, cap, chain_cap, power)
     examples, ridge = draw_examples(200, 0.4), 0.05
     sgd = zero_sgd(D)
-    step = jax.jit(lambda s, e: sgd_update(SgdConfig(), jnp.float32(ridge), s, e)[0])
+    step = jax.jit(lambda s, e: sgd_update(cfg, jnp.float32(ridge), s, e)[0])
     for x, y in examples:
-        sgd = step(sgd, Examples(jnp.float32(x)[None], jnp.float32(y)[None]))
-    mean = numpy_sgd(examples, ridge)
+        sgd = step(sgd, Examples(np.float32(x)[None], np.float32(y)[None]))
+    sgd, mean = jax.device_get(sgd), numpy_sgd(examples, ridge, cfg)
     np.testing.assert_allclose(sgd.average.first, mean[0], atol=2e-3)
     np.testing.assert_allclose(sgd.average.gate, mean[1], atol=2e-3)
-    for i in range(D - 1):
-        row = np.asarray(sgd.average.chain[i])
+    for i, row in enumerate(sgd.average.chain):
         own = np.concatenate([row[: D + i + 1], row[2 * D - 1 :]])
         np.testing.assert_allclose(own, mean[2 + i], atol=2e-3)
         assert (row[D + i + 1 : 2 * D - 1] == 0).all()

@@ -51,9 +51,9 @@ def grid_of(layout):
 
 
 def advanced(layout, num_steps, states=None):
-    """States and metrics after so many steps; from the start if none are given."""
+    """States and metrics after so many steps, from the start if none are given."""
     population, start = grid_of(layout)
-    states = jax.tree.map(jnp.copy, start) if states is None else states
+    states = jax.tree.map(jnp.copy, start if states is None else states)
     return population.advance(states, population.no_metrics(), num_steps)
 
 
@@ -88,8 +88,7 @@ def assert_identical(a, b):
 def poisoned(states, i):
     """The same with one member whose parameters are no numbers."""
     params = jax.tree.map(lambda x: x.at[i].set(jnp.nan), states.params)
-    copied = jax.tree.map(jnp.copy, states)
-    return copied._replace(params=params)
+    return states._replace(params=params)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -124,10 +123,9 @@ def test_a_member_that_diverges_stays_as_it_was_before():
     """An infinite rate fails at once; with 1e30 the second step overflows."""
     start = grid_of("one by one")[1]
     for learning_rate, last_step in ((np.inf, 0), (1e30, 1)):
-        states = jax.tree.map(jnp.copy, start)
-        rate_P = states.hypers.learning_rate.at[0].set(learning_rate)
-        hypers = Hypers(**vars(states.hypers) | {"learning_rate": rate_P})
-        states, _ = advanced("one by one", 4, states._replace(hypers=hypers))
+        rate_P = start.hypers.learning_rate.at[0].set(learning_rate)
+        hypers = Hypers(**vars(start.hypers) | {"learning_rate": rate_P})
+        states, _ = advanced("one by one", 4, start._replace(hypers=hypers))
         assert states.status.tolist() == [DIVERGED, RUNNING, RUNNING]
         assert states.step.tolist() == [last_step, 4, 4]
         after = to_arrays(member(states, 0).params)
@@ -139,6 +137,7 @@ def test_a_member_that_diverges_stays_as_it_was_before():
 
 
 def test_chunks_change_nothing():
+    """Nor does it matter whether their metrics are added as they go or afterwards."""
     whole, whole_metrics = advanced("one by one", 6)
     population, start = grid_of("one by one")
     states, metrics = jax.tree.map(jnp.copy, start), population.no_metrics()
@@ -146,7 +145,14 @@ def test_chunks_change_nothing():
         states, metrics = population.advance(states, metrics, num_steps)
     assert_identical(states, whole)
     assert_identical(metrics, whole_metrics)
-    assert all((mean.count > 0).all() for mean in whole_metrics.values())
+    states, parts = start, []
+    for num_steps in (1, 2, 3):
+        states, metrics = advanced("one by one", num_steps, states)
+        parts.append(to_arrays(metrics))
+    assert_identical(states, whole)
+    for name, total in to_arrays(whole_metrics).items():
+        assert (total > 0).all()
+        np.testing.assert_allclose(sum(x[name] for x in parts), total, rtol=1e-5)
 
 
 def test_seeds_differ_in_init_and_data_and_ratios_share_their_key():
