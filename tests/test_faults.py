@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -260,6 +261,7 @@ def test_two_processes_cannot_work_in_one_directory(started):
     other = start(hold, started, "run")
     while not (started / "held").exists():
         assert other.is_alive()
+        time.sleep(0.01)
     assert f"in use by process {other.pid} on " in refused(started)
     other.kill()
     other.join()

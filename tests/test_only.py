@@ -1,5 +1,7 @@
 """--only: some runs of an experiment, and processes that share its directory."""
 
+import time
+
 import pytest
 from kills import start
 from small_runs import train, walk, walks
@@ -40,6 +42,7 @@ def test_processes_work_on_different_runs_at_the_same_time(tmp_path):
     run = RunDirectory(tmp_path / "long")
     while not run.saved_steps():
         assert other.is_alive()
+        time.sleep(0.05)
     with pytest.raises(RunError, match=f"long: in use by process {other.pid} on "):
         train(experiment, tmp_path, "long")
     assert not train(experiment, tmp_path, "short")
