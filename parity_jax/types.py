@@ -5,6 +5,7 @@ Letters in array names (`reward_BxG` is batch x group):
     L prompt position   T response position   S key position   V vocabulary
     D width   F MLP width   H heads   J key-value heads   K head size
     Q queries of a key-value head: (H / J) x T   R rows of a block   U updates
+    Z blocks of a transformer that are stacked
     M steps of a chain, or ways to work a solution out
     I, O digits of a factor, of a product
 """

@@ -147,7 +147,7 @@ def test_rotary_products_depend_on_the_distance_only():
     @jax.jit
     def product(t, s):
         turned = [
-            rotary(x[None, None, None], jnp.reshape(p, 1))
+            rotary(x[None, None, None], jnp.reshape(p, 1), jnp.array([1, 0.5, 0.1, 0]))
             for x, p in ((query, t), (key, s))
         ]
         return (turned[0] * turned[1]).sum()

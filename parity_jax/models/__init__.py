@@ -9,17 +9,27 @@ from parity_jax.models.model import (
     response_logits,
     response_scores,
 )
-from parity_jax.models.transformer import TransformerConfig, gpt2, mistral
+from parity_jax.models.transformer import (
+    RopeScaling,
+    TransformerConfig,
+    gpt2,
+    llama,
+    mistral,
+    qwen,
+)
 
 __all__ = [
     "LinearConfig",
     "Model",
     "ModelConfig",
+    "RopeScaling",
     "TransformerConfig",
     "forced_logits",
     "forced_scores",
     "gpt2",
+    "llama",
     "mistral",
+    "qwen",
     "response_logits",
     "response_scores",
 ]
