@@ -19,6 +19,7 @@ from parity_jax.config import (
 )
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.hypers import AXES, BOUNDS, Hypers, check_hyper, check_hypers
+from parity_jax.mesh import MeshConfig
 from parity_jax.models import ModelConfig, TransformerConfig
 from parity_jax.population import PopulationConfig
 from parity_jax.stages import PretrainConfig, StageConfig
@@ -134,6 +135,7 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     eval_file: str = ""  # evaluation on its prompts, one a line; empty: on fresh ones
     population: PopulationConfig = field(default_factory=PopulationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # devices of one member
 
     def __post_init__(self) -> None:
         check_axes(self.axes)

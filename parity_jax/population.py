@@ -6,7 +6,7 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -15,10 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parity_jax.config import ConfigError, Label, number_text, require, unknown_name
 from parity_jax.hypers import Hypers
+from parity_jax.mesh import (
+    MEMBER,
+    MeshConfig,
+    constrained,
+    mesh_of,
+    placed_members,
+)
 from parity_jax.metrics import Mean, Metrics
 from parity_jax.stages import Stage
 from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
@@ -147,7 +154,7 @@ class Population(NamedTuple):
     run: Program
     evaluate: Program  # (states, data) -> metrics
     no_metrics: Any  # () -> metrics of no step yet
-    placed: NamedSharding  # of states and metrics
+    placed: Callable[[Any], Any]  # shardings of states, metrics or parts of them
 
     def advance(
         self, states: StageState, metrics: Metrics, num_steps: int
@@ -161,25 +168,57 @@ class Population(NamedTuple):
 
     def place(self, tree: Any) -> Any:
         """Arrays with P in front laid out as the programs take them."""
-        return jax.device_put(tree, self.placed)
+        return jax.device_put(tree, self.placed(tree))
+
+    def member_params(self) -> Params:
+        """Shapes of one member's parameters, and how its devices hold them."""
+
+        def of_member(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            spec = PartitionSpec(*sharding.spec[1:])
+            of_one = NamedSharding(sharding.mesh, spec)
+            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=of_one)
+
+        params_P = jax.eval_shape(self.init, None).params
+        return jax.tree.map(of_member, params_P, self.placed(params_P))
+
+    def shared(self, params: Params) -> Params:
+        """The same parameters for every member."""
+
+        def repeat(x: Array) -> Array:
+            return jnp.broadcast_to(x, (len(self.labels), *x.shape))
+
+        def of_all(params: Params) -> Params:
+            return jax.tree.map(repeat, params)
+
+        placed = self.placed(jax.eval_shape(of_all, params))
+        return jax.jit(of_all, out_shardings=placed)(params)
 
     def shapes(self) -> tuple[StageState, Metrics]:
         """Shapes of states and evaluation; traces all programs, compiles none."""
 
-        def laid_out(x: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placed)
+        def laid_out(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        states = jax.tree.map(laid_out, jax.eval_shape(self.init, None))
+        states = jax.eval_shape(self.init, None)
+        states = jax.tree.map(laid_out, states, self.placed(states))
         metrics = self.no_metrics()
         self.run.eval_shape(states, metrics, 1, self.data)
         return states, self.evaluate.eval_shape(states, self.data)
 
 
-def layout(cfg: PopulationConfig, num_members: int) -> tuple[list[jax.Device], int]:
-    """The devices that members are sharded over, and how many run in one vmap."""
-    devices = jax.local_devices()[: cfg.num_devices or None][:num_members]
+def layout(
+    cfg: PopulationConfig, num_members: int, spread: MeshConfig
+) -> tuple[Mesh, int]:
+    """The devices, as a mesh, and how many members run in one vmap.
+
+    A member that is spread over several devices runs alone on them.
+    """
+    devices = jax.local_devices()[: cfg.num_devices or None]
+    mesh = mesh_of(spread, devices[: num_members * spread.size])
+    if spread.size > 1:
+        return mesh, 1
     on_cpu = devices[0].platform == "cpu"
-    return devices, cfg.vmap_width or (1 if on_cpu else num_members)
+    return mesh, cfg.vmap_width or (1 if on_cpu else num_members)
 
 
 def make_population(
@@ -188,6 +227,7 @@ def make_population(
     axes: Axes,
     hypers: Hypers,
     data: Data | None = None,
+    spread: MeshConfig = MeshConfig(),  # noqa: B008, it is frozen
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
 
@@ -196,16 +236,19 @@ def make_population(
     labels = member_labels(axes)
     num_members = len(labels)
     data = Data() if data is None else data
-    devices, width = layout(cfg, num_members)
-    mesh = jax.make_mesh(
-        (len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices
-    )
-    by_member = PartitionSpec("member")
-    num_padded = -num_members % len(devices)  # copies of member 0, thrown away
+    is_spread = spread.size > 1
+    mesh, width = layout(cfg, num_members, spread)
+    by_member = PartitionSpec(MEMBER)
+    num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0, thrown away
     # States come from init, a checkpoint or the step before: always laid out alike.
-    placed = NamedSharding(mesh, PartitionSpec() if num_padded else by_member)
+    uniform = NamedSharding(mesh, PartitionSpec(None if num_padded else MEMBER))
     shared = NamedSharding(mesh, PartitionSpec())
     data = jax.device_put(data, shared)
+
+    def placed(tree: Any) -> Any:
+        if is_spread:
+            return placed_members(tree, uniform)
+        return jax.tree.map(lambda _: uniform, tree)
 
     def over_members(f: Any) -> Any:
         """f of one member's trees as an f of all; `rest` is the same for each."""
@@ -223,6 +266,8 @@ def make_population(
                 mesh=mesh,
                 in_specs=(by_member, PartitionSpec()),
                 out_specs=by_member,
+                # within a member the compiler splits, if there is something to split
+                axis_names={MEMBER} if is_spread else {*mesh.axis_names},
                 check_vma=False,
             )
             return jax.tree.map(lambda x: x[:num_members], sharded(trees, rest))
@@ -230,20 +275,25 @@ def make_population(
         return on_all
 
     init_all = over_members(stage.init)
-    run_all = over_members(partial(run_member, stage))
+    laid_out = {"keep": constrained} if is_spread else {}
+    run_all = over_members(partial(run_member, stage, **laid_out))
     evaluate_all = over_members(stage.evaluate)
 
     def init(params: Params | None) -> StageState:
         keys = jnp.stack([jax.random.key(int(label["seed"])) for label in labels])
         members = (keys, member_hypers(hypers, labels), params)
-        program = jax.jit(lambda *trees: init_all(trees, ()), out_shardings=placed)
+
+        program = jax.jit(lambda *trees: init_all(trees, ()), out_shardings=of_states)
         return program(*members)
+
+    of_states: Any = uniform  # until it is known what they are
+    of_states = placed(jax.eval_shape(init, None)) if is_spread else uniform
 
     @partial(
         jax.jit,
         donate_argnums=(0, 1),
-        in_shardings=(placed, placed, shared, shared),
-        out_shardings=(placed, placed),
+        in_shardings=(of_states, uniform, shared, shared),
+        out_shardings=(of_states, uniform),
     )
     @traced_once
     def run(
@@ -251,7 +301,7 @@ def make_population(
     ) -> tuple[StageState, Metrics]:
         return run_all((states, metrics), (num_steps, data))
 
-    @partial(jax.jit, in_shardings=(placed, shared), out_shardings=placed)
+    @partial(jax.jit, in_shardings=(of_states, shared), out_shardings=uniform)
     @traced_once
     def evaluate(states: StageState, data: Data) -> Metrics:
         return evaluate_all((states,), (data,))
@@ -266,8 +316,9 @@ def make_population(
         def zeros(x: Array) -> np.ndarray:
             return np.zeros((num_members, *x.shape), x.dtype)
 
-        return jax.device_put(jax.tree.map(zeros, metric_shapes()), placed)
+        return jax.device_put(jax.tree.map(zeros, metric_shapes()), uniform)
 
+    devices = [*mesh.devices.flat]
     programs = (Program(run, devices), Program(evaluate, devices))
     return Population(labels, data, init, *programs, no_metrics, placed)
 
@@ -294,9 +345,16 @@ def _pad(num_padded: int, x: Array) -> Array:
 
 
 def run_member(
-    stage: Stage, state: StageState, metrics: Metrics, num_steps: Array, data: Data
+    stage: Stage,
+    state: StageState,
+    metrics: Metrics,
+    num_steps: Array,
+    data: Data,
+    keep: Callable[[StageState], StageState] = lambda state: state,
 ) -> tuple[StageState, Metrics]:
     """num_steps guarded steps of one member, their metrics added to those so far.
+
+    `keep` says how the state of a member that is spread over devices stays laid out.
 
     num_steps is traced: one program serves chunks of every length, so that how a run is
     cut into chunks changes nothing, bit for bit.
@@ -305,7 +363,7 @@ def run_member(
     def body(_: int, carry: tuple[StageState, Metrics]) -> tuple[StageState, Metrics]:
         state, metrics = carry
         state, new = guarded_step(stage, state, data)
-        return state, jax.tree.map(jnp.add, metrics, new)
+        return keep(state), jax.tree.map(jnp.add, metrics, new)
 
     return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 

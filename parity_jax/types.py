@@ -13,6 +13,7 @@ Letters in array names (`reward_BxG` is batch x group):
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 from jax import Array
 
 from parity_jax.hypers import Hypers
@@ -82,3 +83,8 @@ class StageState(NamedTuple):
     hypers: Hypers
     status: Array  # int32 scalar, RUNNING or why the member is frozen
     reference: Params | None  # parameters the stage started from, if it needs them
+
+
+def path_text(path: Any) -> str:
+    """The path of a leaf of a pytree: "params.blocks_0.mlp.up.kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -360,7 +360,7 @@ def untrained(directory, task_cfg):
     """A run of one member that was not trained."""
     run = imported_run(task_cfg, tiny_gpt2())
     params = run.model.make(task_cfg.make()).init(jax.random.key(0))
-    write_run(RunDirectory(directory), run, params, Imported("", ""))
+    write_run(RunDirectory(directory), run, params, Imported("", "", "gpt2"))
 
 
 @pytest.mark.parametrize(

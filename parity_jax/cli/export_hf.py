@@ -2,17 +2,19 @@
 
 parity-jax export_hf DIR OUT --member=seed=0 [--step=N] [--debug]
 
-OUT gets model.safetensors, config.json, generation_config.json and the tokenizer of the
-task; `transformers` loads it as GPT2LMHeadModel or MistralForCausalLM. Other models
-(linear, or features of both families) are refused. Exit code 0: done, 2: a bad
-argument, 1: a damaged directory, 75: stopped by a signal; but for 0, OUT is not there.
+OUT gets safetensors (several files above 5 GB), config.json, generation_config.json and
+the tokenizer: that of the task, or of the Hugging Face model that the weights come from
+if its vocabulary is larger. `transformers` loads it as the class of the family. Other
+models (linear, or features of several families) are refused. Exit code 0: done, 2: a
+bad argument, 1: a damaged directory, 75: stopped by a signal; but for 0, OUT is not
+there.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.numpy import save_file
-
+from parity_jax.analysis.inspection import ancestry
 from parity_jax.analysis.snapshot import (
     Snapshot,
     open_snapshot,
@@ -22,15 +24,20 @@ from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.config import ConfigError, kind_of, label_text, parse_label, require
 from parity_jax.models import ModelConfig, TransformerConfig
 from parity_jax.models.huggingface import (
+    MAX_BYTES,
+    copy_tokenizer,
     end_id,
     to_hf_config,
     to_state_dict,
     to_tokenizer,
+    write_weights,
 )
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.files import whole_directory, write_json
+from parity_jax.runs.lineage import Imported
+from parity_jax.tasks import Task
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,21 +60,39 @@ def main(argv: Sequence[str]) -> None:
 def export(snapshot: Snapshot, out: Path) -> str:
     """Write the files of the one member of a snapshot; the class that loads them."""
     task, cfg = snapshot.task, transformer_config(snapshot.run.model)
-    config = to_hf_config(cfg, task, snapshot.run.task)
-    tokenizer, tokenizer_config = to_tokenizer(task)
-    state = to_state_dict(cfg, to_arrays(snapshot.params(0)))
+    origin = imported_origin(snapshot.directory)
+    kind = "" if origin is None else origin.model_type
+    config = to_hf_config(cfg, task, snapshot.run.task, kind)
     generation = {"eos_token_id": end_id(task), "pad_token_id": task.format.pad_id}
     generation |= {"do_sample": False, "max_new_tokens": task.format.max_len}
+    tensors = to_state_dict(cfg, to_arrays(snapshot.params(0)))
     with whole_directory(out) as part:
-        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
-        for name, value in (
-            ("config", config),
-            ("generation_config", generation),
-            ("tokenizer", tokenizer),
-            ("tokenizer_config", tokenizer_config),
-        ):
-            write_json(part / f"{name}.json", value)
-    return config["architectures"][0]
+        write_weights(part, tensors, MAX_BYTES)
+        write_json(part / "config.json", config)
+        write_json(part / "generation_config.json", generation)
+        write_tokenizer(part, task, cfg, origin)
+    return str(config["architectures"][0])
+
+
+def imported_origin(directory: RunDirectory) -> Imported | None:
+    """The Hugging Face model that a run and its parents go back to, if they do."""
+    entry = ancestry(directory)[-1].get("imported")
+    return None if entry is None else Imported(**entry)
+
+
+def write_tokenizer(
+    directory: Path, task: Task, cfg: TransformerConfig, origin: Imported | None
+) -> None:
+    """The task's tokenizer, or the one of the weights if it knows more words."""
+    if origin is not None and cfg.vocab_size > task.vocab_size:
+        if not copy_tokenizer(Path(origin.path), directory):
+            where = f"{origin.path}: no tokenizer is there any more; it is left out"
+            print(f"warning: {where}", file=sys.stderr)
+        return
+    for name, value in zip(
+        ("tokenizer", "tokenizer_config"), to_tokenizer(task), strict=True
+    ):
+        write_json(directory / f"{name}.json", value)
 
 
 def transformer_config(cfg: ModelConfig) -> TransformerConfig:

@@ -2,27 +2,20 @@
 
 parity-jax import_hf HF_DIR OUT [--task='{"kind": "parity", "num_bits": 16}'] [--debug]
 
-HF_DIR holds config.json and model.safetensors of a GPT2LMHeadModel or a
-MistralForCausalLM; weights become float32. Models that `parity-jax export_hf` wrote
-tell their task, others need --task. OUT is a run of one member (seed=0) with one
-checkpoint, at step 0: inspect it, or name it as `parent` of a run, with
-`parent_member.seed=0` if that has other seeds. Exit code 0: done, 2: a bad argument or
-a model that ours cannot be, 1: a damaged file, 75: stopped by a signal; but for 0, OUT
-is not there.
+HF_DIR holds config.json and safetensors of a GPT-2, Llama, Mistral or Qwen 2 or 3;
+weights become float32. Models that `parity-jax export_hf` wrote tell their task, others
+need --task. OUT is a run of one member (seed=0) with one checkpoint, at step 0: inspect
+it, or play. A run can also name HF_DIR itself as its `parent`. Exit code 0: done, 2: a
+bad argument or a model that ours cannot be, 1: a damaged file, 75: stopped by a signal;
+but for 0, OUT is not there.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax.core import FrozenDict
-from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 
 from parity_jax.cli.arguments import Parser, reading
 from parity_jax.cli.text import assignments
@@ -35,17 +28,15 @@ from parity_jax.config import (
     under,
 )
 from parity_jax.experiment import Experiment, RunConfig
-from parity_jax.models import Model, ModelConfig, TransformerConfig
-from parity_jax.models.huggingface import EXTRA, from_hf_config, from_state_dict
-from parity_jax.runs import ResolvedRun, RunDirectory, RunError, make_program, resolve
-from parity_jax.runs.checkpoint import from_arrays
+from parity_jax.models import ModelConfig
+from parity_jax.models.huggingface import EXTRA, HfFolder, is_hf_folder
+from parity_jax.runs import ResolvedRun, RunDirectory, make_program, resolve
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.files import read_json, whole_directory
+from parity_jax.runs.files import whole_directory
 from parity_jax.runs.lineage import Imported, Lineage, this_process
+from parity_jax.runs.start import imported_from
 from parity_jax.tasks import TaskConfig
 from parity_jax.types import Params
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,32 +47,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--task", default="", help="config of the task, as JSON")
     args = parser.parse_args(argv)
     source, out = local_path("HF_DIR", args.source), local_path("OUT", args.out)
-    for name in (CONFIG, WEIGHTS):
-        allowed = f"must be a directory with {CONFIG} and {WEIGHTS} (unsharded)"
-        require((source / name).is_file(), "HF_DIR", args.source, allowed)
     require(not out.exists(), "OUT", args.out, "must not exist yet")
     with reading():
-        config = read_config(source / CONFIG)
-        cfg, task_cfg = from_hf_config(config), read_task(args.task, config)
+        allowed = "must be the directory of a Hugging Face model"
+        require(is_hf_folder(source), "HF_DIR", args.source, allowed)
+        folder = HfFolder(source)
+        task_cfg = read_task(args.task, folder.config)
         task = task_cfg.make()
-        found, allowed = config.get("vocab_size"), f"must be {task.vocab_size}"
-        require(found == task.vocab_size, "vocab_size", found, f"{allowed}, the task's")
-        params = read_params(source / WEIGHTS, cfg, cfg.make(task))
-        content = hashlib.sha256((source / WEIGHTS).read_bytes()).hexdigest()
-        imported = Imported(str(source.resolve()), content)
+        cfg = folder.model(task)
+        cfg.check(task_cfg)
+        run = imported_run(task_cfg, cfg)
+        params = folder.load(cfg, make_program(run).member_params())
         with whole_directory(out) as part:
-            run = imported_run(task_cfg, cfg)
-            write_run(RunDirectory(part), run, params, imported)
+            write_run(RunDirectory(part), run, params, imported_from(folder))
     told = assignments(to_dict(task_cfg))
     print(f"{out}: a run at step 0, parameters of {source} (task {told})")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json; RunError if it is not a mapping."""
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise RunError(f"{path}: damaged: must be a mapping")
-    return config
 
 
 def read_task(text: str, config: Mapping[str, Any]) -> TaskConfig:
@@ -96,17 +76,6 @@ def read_task(text: str, config: Mapping[str, Any]) -> TaskConfig:
     require(value is not None, "task", text, "is needed: the model does not tell it")
     with under("task"):
         return from_dict(TaskConfig, value)
-
-
-def read_params(path: Path, cfg: TransformerConfig, model: Model) -> Params:
-    """The weights as parameters of the model, float32."""
-    try:
-        tensors = {name: np.asarray(x) for name, x in load_file(path).items()}
-    except SafetensorError as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
-    template = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = {k: x.shape for k, x in flatten_dict(template, sep=".").items()}
-    return from_arrays(from_state_dict(cfg, tensors, shapes), template)
 
 
 def imported_run(task: TaskConfig, model: ModelConfig) -> ResolvedRun:

@@ -66,6 +66,7 @@ class TransformerConfig(ModelConfig):
     mlp_width: int = 0  # 0: 4 widths, or 7/2 of a SwiGLU (as in Mistral 7B)
     vocab_size: int = 0  # rows of the embedding; 0: as many as the task has tokens
     positions: Literal["learned", "rotary"] = "learned"
+    num_positions: int = 0  # learned ones; 0: as many as the task needs
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm: Literal["layer", "rms"] = "layer"
@@ -90,6 +91,7 @@ class TransformerConfig(ModelConfig):
             ("head_size", "width / num_heads"),
             ("mlp_width", "from the width"),
             ("vocab_size", "the task's"),
+            ("num_positions", "the task's"),
             ("sliding_window", "off"),
         ):
             value = getattr(self, name)
@@ -103,6 +105,9 @@ class TransformerConfig(ModelConfig):
         allowed = f"head size {head_size} must be even for rotary positions"
         require(not is_rotary or head_size % 2 == 0, "num_heads", heads, allowed)
         scaling = self.rope_scaling
+        allowed = "must be 0 with positions='rotary'"
+        num = self.num_positions
+        require(not is_rotary or num == 0, "num_positions", num, allowed)
         allowed = "must be null with positions='learned'"
         require(is_rotary or scaling is None, "rope_scaling", scaling, allowed)
         allowed = "must be false with bias=true, which has it"
@@ -128,12 +133,17 @@ class TransformerConfig(ModelConfig):
         )
 
     def check(self, task: TaskConfig) -> None:
-        size, needed = self.vocab_size, task.make().vocab_size
-        allowed = f"must be 0 or at least {needed}, the task's"
-        require(size == 0 or size >= needed, "model.vocab_size", size, allowed)
+        made = task.make()
+        for name, needed in (
+            ("vocab_size", made.vocab_size),
+            ("num_positions", made.prompt_len + made.format.max_len),
+        ):
+            size, allowed = getattr(self, name), f"must be 0 or at least {needed}"
+            enough = size == 0 or size >= needed
+            require(enough, f"model.{name}", size, f"{allowed}, which the task needs")
 
     def make(self, task: Task) -> Model:
-        max_len = task.prompt_len + task.format.max_len
+        max_len = self.num_positions or task.prompt_len + task.format.max_len
         vocab_size = self.vocab_size or task.vocab_size
         return make_transformer(self.resolved(), vocab_size, max_len)
 

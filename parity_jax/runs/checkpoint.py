@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError
-from parity_jax.types import StageState
+from parity_jax.types import StageState, path_text
 
 Arrays = dict[str, np.ndarray]
 
@@ -145,13 +145,13 @@ def _one_line(where: Path, what: str) -> Iterator[None]:
 def to_arrays(tree: Any) -> Arrays:
     """Every leaf as a host copy under its path; typed keys as their key data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): np.array(_raw(leaf)) for path, leaf in leaves}
+    return {path_text(path): np.array(_raw(leaf)) for path, leaf in leaves}
 
 
 def from_arrays(arrays: Arrays, template: Any) -> Any:
     """The tree of the template's structure; CheckpointError names what does not fit."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
-    expected = {_name(path): jax.eval_shape(_raw, leaf) for path, leaf in leaves}
+    expected = {path_text(path): jax.eval_shape(_raw, leaf) for path, leaf in leaves}
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is unknown" for name in arrays if name not in expected]
     for name in sorted(expected.keys() & arrays.keys()):
@@ -164,7 +164,7 @@ def from_arrays(arrays: Arrays, template: Any) -> Any:
         raise CheckpointError("checkpoint of another program: " + "; ".join(problems))
 
     def restore(path: Any, leaf: Any) -> Any:
-        array = jax.device_put(arrays[_name(path)])  # compiles nothing
+        array = jax.device_put(arrays[path_text(path)])  # compiles nothing
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array) if is_key else array
 
@@ -187,10 +187,6 @@ def digest(arrays: Arrays) -> str:
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _raw(leaf: Any) -> Any:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from parity_jax.config import (
     ConfigError,
@@ -34,15 +33,8 @@ from parity_jax.config import (
     to_dict,
 )
 from parity_jax.experiment import Experiment
-from parity_jax.population import Population, parent_index
-from parity_jax.runs.checkpoint import (
-    Arrays,
-    Checkpoints,
-    Saved,
-    digest,
-    from_arrays,
-    subtree,
-)
+from parity_jax.models.huggingface import HfFolder, is_hf_folder
+from parity_jax.population import Population
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
@@ -50,14 +42,7 @@ from parity_jax.runs.directory import (
 )
 from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import StoppedError, never
-from parity_jax.runs.lineage import (
-    DECISIVE,
-    Lineage,
-    ParentEntry,
-    plain,
-    settings,
-    this_process,
-)
+from parity_jax.runs.lineage import DECISIVE, Lineage, settings
 from parity_jax.runs.loop import Training
 from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
@@ -68,9 +53,7 @@ from parity_jax.runs.resolve import (
     resolve,
     select,
 )
-from parity_jax.types import DIVERGED, Params, StageState
-
-Warn = Callable[[str], None]
+from parity_jax.runs.start import parent_of, start, steps_of_parent
 
 
 class Job(NamedTuple):
@@ -193,7 +176,7 @@ def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> 
 
 # What may change of a run that has trained: the schedule from here on, the layout, and
 # where the prompts of evaluation are; their digest stays.
-FREE = ("schedule.", "population.", "eval_file.path")
+FREE = ("schedule.", "population.", "mesh.", "eval_file.path")
 
 
 def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
@@ -242,6 +225,9 @@ def check_start(
     sibling, parent = run.parent.sibling, parent_of(run, directory)
     if sibling in before:
         return  # what it will have was checked
+    if not sibling and is_hf_folder(parent.path):
+        check_folder(name, run, HfFolder(parent.path))
+        return
     field, where = f"runs.{name}.parent", sibling or run.parent.path
     if not parent.has_config():
         allowed = "must be a run of the experiment or a run directory"
@@ -260,25 +246,16 @@ def check_start(
     check_parent(name, run, parent.read_config(), where, wanted, saved)
 
 
-def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:
-    """The directory of the run's parent."""
-    sibling = run.parent.sibling
-    if sibling:
-        return RunDirectory(directory.path.parent / sibling)
-    return RunDirectory(Path(run.parent.path))
-
-
-def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:
-    """For every member the checkpoint that it starts from.
-
-    A finished parent may have ended before the last step that was planned, with all
-    members stopped; an unfinished one has no last step: -1.
-    """
-    if "parent_step" in run.axes or parent.read_finished() is None:
-        return run.parent_steps
-    planned = parent.read_config().schedule.num_steps
-    is_last = run.parent.step in (-1, planned)
-    return [parent.trained_steps() if is_last else run.parent.step] * len(run.labels)
+def check_folder(name: str, run: ResolvedRun, folder: HfFolder) -> None:
+    """ConfigError unless a run can start from a Hugging Face model."""
+    allowed = "must be left out: a Hugging Face model has no steps and no members"
+    has_steps = {*run.parent_steps} != {-1}
+    require(not has_steps, f"runs.{name}.parent_step", run.parent_steps[0], allowed)
+    pinned = dict(run.parent.member)
+    require(not pinned, f"runs.{name}.parent_member", pinned, allowed)
+    with under_run(name):
+        folder.check(run.model, run.task.make())
+    folder.shapes()  # all files can be read
 
 
 def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
@@ -303,130 +280,9 @@ def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
     directory.write_finished(states)
 
 
-def start(
-    run: ResolvedRun,
-    directory: RunDirectory,
-    program: Population,
-    checkpoints: Checkpoints,
-    warn: Warn,
-) -> tuple[StageState, Any, int, int, str]:
-    """States, metrics since the last record, step (-1: fresh), its record's step, note.
-
-    From the run's own checkpoint, else its parent's, else scratch; files are brought to
-    where it starts.
-    """
-    if directory.trained_steps() <= 0:
-        return fresh_start(run, directory, program, checkpoints)
-    own = checkpoints.read_latest(warn)
-    if own is None:
-        raise RunError(
-            f"{directory.path}: has trained, but all checkpoints are gone; to start "
-            "again, delete the directory"
-        )
-    lineage, now = directory.read_lineage(), this_process()
-    found = differences(plain(lineage.last_process), plain(now))
-    found += differences(
-        to_dict(directory.read_config().population),
-        to_dict(run.population),
-        "population",
-    )
-    if found:
-        text = lines_of(found)
-        warn(f"continuing elsewhere than before, so not bit for bit: {text}")
-    states, metrics = restored(own, program)
-    directory.metrics.rewind(own.recorded)
-    begin(run, directory, lineage.continued_at(own.step, now))
-    note = f"continuing at step {own.step}"
-    return states, metrics, own.step, own.recorded, note
-
-
-def begin(run: ResolvedRun, directory: RunDirectory, lineage: Lineage) -> None:
-    """Write what the run is now: it goes on, so it is not complete any more."""
-    directory.reopen()
-    directory.write_config(run)
-    directory.write_lineage(lineage)
-
-
-def restored(saved: Saved, program: Population) -> tuple[StageState, Any]:
-    """States and metrics since the last record of a checkpoint."""
-    template = jax.eval_shape(program.init, None)
-    arrays = dict(saved.arrays)
-    partial = {k: arrays.pop(k) for k in [*arrays] if k.startswith("metrics.")}
-    metrics = program.no_metrics()
-    if partial:
-        metrics = from_arrays(subtree(partial, "metrics"), metrics)
-    return program.place((from_arrays(arrays, template), metrics))
-
-
-def fresh_start(
-    run: ResolvedRun,
-    directory: RunDirectory,
-    program: Population,
-    checkpoints: Checkpoints,
-) -> tuple[StageState, Any, int, int, str]:
-    """The start from a parent or from scratch; what is not trained is begun again."""
-    params_P, parent, note, diverged_P = None, None, "from scratch", None
-    if run.parent.path:
-        source = parent_of(run, directory)
-        params_P, parent, diverged_P = parent_params(source, run, program)
-        steps = ", ".join(map(str, parent.step))
-        note = f"from {source.path.name} at step {steps}"
-    states = program.init(params_P)
-    if diverged_P is not None and diverged_P.any():
-        if diverged_P.all():
-            raise RunError(f"{directory.path}: the parents of all members diverged")
-        status_P = np.where(diverged_P, DIVERGED, np.asarray(states.status))
-        status_P = program.place(status_P.astype(np.int32))
-        states = states._replace(status=status_P)
-    checkpoints.keep_only(())
-    directory.metrics.rewind(-1)
-    stage = kind_of(type(run.stage))
-    begin(run, directory, Lineage(stage, this_process(), parent))
-    return states, program.no_metrics(), -1, -1, note
-
-
 def check_settings(lineage: Lineage) -> None:
     """ConfigError for a setting of JAX under which the run would be another one."""
     was, now = lineage.last_process.settings, settings()
     for name in DECISIVE:
         allowed = f"must be {was.get(name)}, as when the run began"
         require(was.get(name) == now[name], name.upper(), now[name], allowed)
-
-
-def parent_params(
-    source: RunDirectory, run: ResolvedRun, program: Population
-) -> tuple[Params, ParentEntry, np.ndarray]:
-    """For every member the parameters of its parent, and whether that diverged, P.
-
-    Between them the parent's lineage entry.
-    """
-    parent = source.read_config()
-    index_P = parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
-    step_P = np.array(steps_of_parent(run, source))
-    own_P: Arrays = {}
-    hashes, diverged_P = {}, np.zeros(len(index_P), bool)
-    with source.checkpoints(read_only=True) as checkpoints:
-        for step in sorted(set(step_P.tolist())):
-            saved = checkpoints.read(step).arrays
-            arrays, is_here_P = subtree(saved, "params"), step_P == step
-            hashes[step] = digest(arrays)
-            diverged_P |= is_here_P & (saved["status"][index_P] == DIVERGED)
-            for name, array in arrays.items():
-                shape = (len(step_P), *array.shape[1:])
-                own = own_P.setdefault(name, np.empty(shape, array.dtype))
-                own[is_here_P] = array[index_P[is_here_P]]
-    template = jax.eval_shape(program.init, None).params
-    entry = ParentEntry(
-        str(source.path.resolve()),
-        tuple(hashes),
-        tuple(hashes.values()),
-        tuple(sequences_until(source, parent, step) for step in hashes),
-    )
-    return from_arrays(own_P, template), entry, diverged_P
-
-
-def sequences_until(directory: RunDirectory, run: ResolvedRun, step: int) -> int:
-    """Training sequences of a member until a step, its ancestors' too (their most)."""
-    parent = directory.read_lineage().parent
-    before = max(parent.sequences) if parent else 0
-    return before + step * run.stage.sequences_per_step

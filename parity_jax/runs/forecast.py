@@ -29,9 +29,13 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
     """Say what the run will cost; its seconds."""
     program, schedule = make_program(run), run.schedule
     num = len(program.labels)
-    devices, width = layout(run.population, num)
+    mesh, width = layout(run.population, num, run.mesh)
+    devices = [*mesh.devices.flat]
     states, metrics = program.init(None), program.no_metrics()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(states)) // num
+    where = f"{len(devices)} devices"
+    if run.mesh.size > 1:
+        where += f" (fsdp={run.mesh.fsdp} x tensor={run.mesh.tensor} to a member)"
 
     def compile_all() -> tuple[Any, Any]:
         step = program.run.compiled(states, metrics, 1, program.data)
@@ -45,7 +49,7 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
     num_evaluations = 1 + -(-schedule.num_steps // schedule.eval_every)
     seconds = schedule.num_steps * step_seconds + num_evaluations * eval_seconds
     say(
-        f"{name}: {num} members on {len(devices)} devices, {width} to a vmap; "
+        f"{name}: {num} members on {where}, {width} to a vmap; "
         f"{mib(state_bytes)} of state per member, {mib(needed)} of "
         f"{mib(memory_limit(devices))} on a device; 2 programs compiled in "
         f"{compile_seconds:.0f} s; "

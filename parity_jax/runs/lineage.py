@@ -54,6 +54,7 @@ class Imported:
 
     path: str
     safetensors_sha256: str
+    model_type: str  # what Hugging Face calls the family
 
 
 @dataclass(frozen=True)

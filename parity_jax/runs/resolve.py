@@ -27,6 +27,7 @@ from parity_jax.config import (
 from parity_jax.evaluate import EvaluateConfig, make_evaluate, read_prompts
 from parity_jax.experiment import Experiment, RunConfig, Schedule
 from parity_jax.hypers import BOUNDS, Hypers, check_hypers
+from parity_jax.mesh import MeshConfig, spread
 from parity_jax.models import ModelConfig
 from parity_jax.population import (
     Population,
@@ -80,6 +81,7 @@ class ResolvedRun:
     eval_file: EvalFile
     schedule: Schedule
     population: PopulationConfig
+    mesh: MeshConfig
 
     @property
     def labels(self) -> list[Label]:
@@ -113,6 +115,7 @@ def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
             eval_file=eval_file,
             schedule=schedule_of(config),
             population=experiment.population,
+            mesh=experiment.mesh,
         )
         check(name, config, run)
         if run.parent.sibling:
@@ -235,10 +238,10 @@ def make_program(run: ResolvedRun) -> Population:
     """The programs of a run; nothing is traced or compiled yet."""
     task = run.task.make()
     check_task(run.task, task)
-    model = run.model.make(task)
+    model = spread(run.model.make(task), run.mesh)
     evaluate = make_evaluate(run.evaluate, task, model)
     with under("stage"):
         stage = run.stage.make(task, model, evaluate)
     path = run.eval_file.path
     data = Data(task.data, read_prompts(path, task) if path else None)
-    return make_population(run.population, stage, run.axes, run.hypers, data)
+    return make_population(run.population, stage, run.axes, run.hypers, data, run.mesh)

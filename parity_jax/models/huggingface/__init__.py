@@ -1,21 +1,38 @@
 """Models as Hugging Face has them: config, weights and tokenizer, both ways."""
 
-from parity_jax.models.huggingface.tokenizer import to_tokenizer
-from parity_jax.models.huggingface.weights import (
+from parity_jax.models.huggingface.config import (
     EXTRA,
+    FAMILIES,
     end_id,
+    family_of,
     from_hf_config,
-    from_state_dict,
     to_hf_config,
-    to_state_dict,
 )
+from parity_jax.models.huggingface.folder import (
+    MAX_BYTES,
+    FolderError,
+    HfFolder,
+    copy_tokenizer,
+    is_hf_folder,
+    write_weights,
+)
+from parity_jax.models.huggingface.tokenizer import to_tokenizer
+from parity_jax.models.huggingface.weights import load, to_state_dict
 
 __all__ = [
     "EXTRA",
+    "FAMILIES",
+    "MAX_BYTES",
+    "FolderError",
+    "HfFolder",
+    "copy_tokenizer",
     "end_id",
+    "family_of",
     "from_hf_config",
-    "from_state_dict",
+    "is_hf_folder",
+    "load",
     "to_hf_config",
     "to_state_dict",
     "to_tokenizer",
+    "write_weights",
 ]

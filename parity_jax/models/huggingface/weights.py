@@ -1,216 +1,77 @@
-"""Models as Hugging Face has them: GPT2LMHeadModel and MistralForCausalLM.
+"""Weights as Hugging Face's classes name and lay them, both ways.
 
-Pure functions between a `TransformerConfig` and a config.json, between parameters and a
-state dict of NumPy arrays, and from a task to a tokenizer. What these classes do alike:
-pre-norm blocks, GELU in tanh form, norms with epsilon 1e-5, rotary pairs (k, k + K/2)
-with base 10,000, attention scaled by K^(-1/2). GPT-2 keeps weights as in x out (Conv1D)
-and query, key and value side by side in one; Mistral keeps them as out x in.
+GPT-2 keeps weights as in x out (Conv1D) and query, key and value side by side in one;
+the others keep them as out x in. Blocks that are stacked here are single tensors there.
 """
 
-import dataclasses
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import tree_flatten_with_path
 
-from parity_jax.config import ConfigError, from_dict, require, to_dict
-from parity_jax.models.transformer import TransformerConfig, gpt2, mistral
-from parity_jax.tasks import Task, TaskConfig
-
-Tensors = dict[str, np.ndarray]  # by name
+from parity_jax.config import require
+from parity_jax.models.huggingface.config import family_of
+from parity_jax.models.transformer import TransformerConfig
+from parity_jax.types import Params, path_text
 
 HEAD = "lm_head.weight"
-EXTRA = "parity_jax"  # the key of config.json that holds our task
 # What older files hold beside the weights: attention masks, rotary frequencies.
-BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
-RELATIVE = 1e-6  # numbers of config.json may be rounded so much
+BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|(\.|^)rotary_emb\.inv_freq$")
 
 
-class Family(NamedTuple):
-    """How a Hugging Face class says what a `TransformerConfig` says."""
+class Layer(NamedTuple):
+    """A layer of theirs and those of ours that stand side by side in it."""
 
-    architecture: str
-    features: dict[str, Any]  # fields of ours that are fixed
-    names: dict[str, str]  # our field -> key of config.json
-    required: dict[str, Any]  # what must hold for our model to be the same
-    # What the class assumes of the above where config.json does not say it; what is
-    # required is assumed where nothing stands here.
-    defaults: dict[str, Any]
+    theirs: str
+    ours: tuple[str, ...]
+    block: int = -1  # in which block it is
 
 
-FEATURES = ("positions", "norm", "mlp", "bias")
-FAMILIES = {
-    "gpt2": Family(
-        architecture="GPT2LMHeadModel",
-        features={name: getattr(gpt2(), name) for name in FEATURES},
-        names={
-            "depth": "n_layer",
-            "width": "n_embd",
-            "num_heads": "n_head",
-            "mlp_width": "n_inner",
-            "tie_embedding": "tie_word_embeddings",
-            "init_std": "initializer_range",
-        },
-        defaults={
-            "n_layer": 12,
-            "n_embd": 768,
-            "n_head": 12,
-            "n_inner": None,
-            "tie_word_embeddings": True,
-            "initializer_range": 0.02,
-        },
-        required={
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-        },
-    ),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        features={name: getattr(mistral(), name) for name in FEATURES},
-        names={
-            "depth": "num_hidden_layers",
-            "width": "hidden_size",
-            "num_heads": "num_attention_heads",
-            "num_kv_heads": "num_key_value_heads",
-            "mlp_width": "intermediate_size",
-            "tie_embedding": "tie_word_embeddings",
-            "init_std": "initializer_range",
-            "sliding_window": "sliding_window",
-        },
-        defaults={
-            "num_hidden_layers": 32,
-            "hidden_size": 4096,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "intermediate_size": 14336,
-            "tie_word_embeddings": False,
-            "initializer_range": 0.02,
-            "sliding_window": 4096,
-            "rms_norm_eps": 1e-6,
-        },
-        required={"hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10_000.0},
-    ),
-}
-
-
-def family_of(cfg: TransformerConfig) -> str:
-    """ "gpt2" or "mistral"; ConfigError for a mixture of features that is neither."""
-    for name, family in FAMILIES.items():
-        fits = all(getattr(cfg, k) == v for k, v in family.features.items())
-        plain = cfg.num_kv_heads == cfg.num_heads and not cfg.sliding_window
-        if fits and (plain or name == "mistral"):
-            return name
-    features = {name: getattr(cfg, name) for name in (*FEATURES, "sliding_window")}
-    features["num_kv_heads"] = f"{cfg.num_kv_heads} of {cfg.num_heads}"
-    text = " ".join(f"{name}={value}" for name, value in features.items())
-    allowed = "must be GPT-2 (learned layer gelu bias=True, all heads, no window) or "
-    raise ConfigError("model", text, allowed + "Mistral (rotary rms swiglu bias=False)")
-
-
-def to_hf_config(
-    cfg: TransformerConfig, task: Task, task_config: TaskConfig
-) -> dict[str, Any]:
-    """The config.json of a model; dropout is off, weights are float32."""
-    kind = family_of(cfg)
-    family, max_len = FAMILIES[kind], task.prompt_len + task.format.max_len
-    ours = dataclasses.asdict(cfg.resolved())
-    ours["sliding_window"] = cfg.sliding_window or None
-    by_kind: dict[str, Any] = {
-        "gpt2": {"n_positions": max_len}
-        | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-        "mistral": {"max_position_embeddings": max_len, "attention_dropout": 0.0},
-    }
-    return {
-        "architectures": [family.architecture],
-        "model_type": kind,
-        "vocab_size": task.vocab_size,
-        **{theirs: ours[name] for name, theirs in family.names.items()},
-        **family.required,
-        **by_kind[kind],
-        "bos_token_id": None,
-        "eos_token_id": end_id(task),
-        "pad_token_id": task.format.pad_id,
-        "dtype": "float32",
-        EXTRA: {"task": to_dict(task_config)},
-    }
-
-
-def end_id(task: Task) -> int | list[int]:
-    """The token that ends a response, or a list if there are several."""
-    ids = task.format.end_ids
-    return ids[0] if len(ids) == 1 else list(ids)
-
-
-def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """Our config of a config.json; ConfigError if our model would not be the same."""
-    kind = config.get("model_type")
-    require(kind in FAMILIES, "model_type", kind, "must be gpt2 or mistral")
-    family = FAMILIES[str(kind)]
-    found = {**family.defaults, **config, **rope_options(config)}
-    for name, value in family.required.items():
-        same = is_same(found.get(name, value), value)
-        require(same, name, found.get(name), f"must be {value}")
-    fields = {ours: found[theirs] for ours, theirs in family.names.items()}
-    fields["mlp_width"] = fields["mlp_width"] or 0  # null: GPT-2's default, and ours
-    fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
-    fields["sliding_window"] = fields.get("sliding_window") or 0
-    cfg: TransformerConfig = from_dict(TransformerConfig, fields | family.features)
-    given = found.get("head_dim") or cfg.head_size
-    require(given == cfg.head_size, "head_dim", given, f"must be {cfg.head_size}")
-    return cfg.resolved()
-
-
-def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of rotary positions; ConfigError if they are scaled."""
-    options: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        value = config.get(name) or {}
-        require(isinstance(value, dict), name, value, "must be a mapping or null")
-        kind = value.get("rope_type", value.get("type", "default"))
-        require(kind == "default", f"{name}.rope_type", kind, "must be default")
-        options |= value
-    return options
-
-
-def is_same(found: Any, value: Any) -> bool:
-    """Whether a field of config.json has a value, a number up to rounding."""
-    if isinstance(value, float) and type(found) in (int, float):
-        return math.isclose(found, value, rel_tol=RELATIVE)
-    return found == value
-
-
-def layers(cfg: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Their layers and ours; several of ours stand side by side in one of theirs."""
-    if family_of(cfg) == "gpt2":
-        yield "transformer.wte", ("embed",)
-        yield "transformer.wpe", ("position_embed",)
-        for n in range(cfg.depth):
-            theirs, ours = f"transformer.h.{n}", f"blocks_{n}"
-            fused = tuple(f"{ours}.attention.{x}" for x in ("query", "key", "value"))
-            yield f"{theirs}.ln_1", (f"{ours}.attention_norm",)
-            yield f"{theirs}.attn.c_attn", fused
-            yield f"{theirs}.attn.c_proj", (f"{ours}.attention.out",)
-            yield f"{theirs}.ln_2", (f"{ours}.mlp_norm",)
-            yield f"{theirs}.mlp.c_fc", (f"{ours}.mlp.up",)
-            yield f"{theirs}.mlp.c_proj", (f"{ours}.mlp.down",)
-        yield "transformer.ln_f", ("final_norm",)
+def layers(cfg: TransformerConfig) -> Iterator[Layer]:
+    """All layers; those of a block are named without it ("attention.query")."""
+    is_gpt2 = family_of(cfg) == "gpt2"
+    if is_gpt2:
+        yield Layer("transformer.wte", ("embed",))
+        yield Layer("transformer.wpe", ("position_embed",))
+        fused = ("attention.query", "attention.key", "attention.value")
+        in_block: dict[str, tuple[str, ...]] = {
+            "ln_1": ("attention_norm",),
+            "attn.c_attn": fused,
+            "attn.c_proj": ("attention.out",),
+            "ln_2": ("mlp_norm",),
+            "mlp.c_fc": ("mlp.up",),
+            "mlp.c_proj": ("mlp.down",),
+        }
     else:
-        yield "model.embed_tokens", ("embed",)
-        for n in range(cfg.depth):
-            theirs, ours = f"model.layers.{n}", f"blocks_{n}"
-            yield f"{theirs}.input_layernorm", (f"{ours}.attention_norm",)
-            for x, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
-                yield f"{theirs}.self_attn.{x}_proj", (f"{ours}.attention.{name}",)
-            yield f"{theirs}.post_attention_layernorm", (f"{ours}.mlp_norm",)
-            for name in ("gate", "up", "down"):
-                yield f"{theirs}.mlp.{name}_proj", (f"{ours}.mlp.{name}",)
-        yield "model.norm", ("final_norm",)
+        yield Layer("model.embed_tokens", ("embed",))
+        in_block = {
+            "input_layernorm": ("attention_norm",),
+            "self_attn.q_proj": ("attention.query",),
+            "self_attn.k_proj": ("attention.key",),
+            "self_attn.v_proj": ("attention.value",),
+            "self_attn.o_proj": ("attention.out",),
+            "self_attn.q_norm": ("attention.query_norm",),
+            "self_attn.k_norm": ("attention.key_norm",),
+            "post_attention_layernorm": ("mlp_norm",),
+            "mlp.gate_proj": ("mlp.gate",),
+            "mlp.up_proj": ("mlp.up",),
+            "mlp.down_proj": ("mlp.down",),
+        }
+    prefix = "transformer.h" if is_gpt2 else "model.layers"
+    for n in range(cfg.depth):
+        for theirs, ours in in_block.items():
+            yield Layer(f"{prefix}.{n}.{theirs}", ours, n)
+    yield Layer("transformer.ln_f" if is_gpt2 else "model.norm", ("final_norm",))
     if not cfg.tie_embedding:
-        yield "lm_head", ("unembed",)
+        yield Layer("lm_head", ("unembed",))
 
 
 # Names of what a layer holds: ours -> theirs.
@@ -222,73 +83,164 @@ LEAVES = {
 }
 
 
-def pairs(
-    cfg: TransformerConfig, names: Container[str]
-) -> Iterator[tuple[str, list[str], bool]]:
-    """Their tensor, our parameters (of all `names`) in it, whether it is transposed."""
+class Piece(NamedTuple):
+    """Where one tensor of theirs is found in our parameters."""
+
+    theirs: str
+    parameters: list[str]  # by path, side by side along the tensor's out axis
+    block: int  # its place in parameters that are stacked; -1: they are not
+    transposed: bool  # theirs is out x in
+
+
+def pieces(cfg: TransformerConfig, names: Container[str]) -> Iterator[Piece]:
+    """Every tensor of a model whose parameters have these names."""
     keeps_in_x_out = family_of(cfg) == "gpt2"
-    for theirs, ours in layers(cfg):
+    for theirs, ours, n in layers(cfg):
+        where = "" if n < 0 else "blocks." if cfg.scan else f"blocks_{n}."
         for leaf, their_leaf in LEAVES.items():
-            if f"{ours[0]}.{leaf}" in names:
+            parameters = [f"{where}{name}.{leaf}" for name in ours]
+            if parameters[0] in names:
                 is_linear = leaf == "kernel"
                 transposed = is_linear and (theirs == "lm_head" or not keeps_in_x_out)
-                parameters = [f"{name}.{leaf}" for name in ours]
-                yield f"{theirs}.{their_leaf}", parameters, transposed
+                name, block = f"{theirs}.{their_leaf}", n if cfg.scan else -1
+                yield Piece(name, parameters, block, transposed)
 
 
-def to_state_dict(cfg: TransformerConfig, params: Tensors) -> Tensors:
-    """Hugging Face's tensors of a member's parameters, by path ("embed.embedding")."""
-    out = {}
-    for theirs, ours, transposed in pairs(cfg, params):
-        parts = [_as_matrix(name, params[name]) for name in ours]
-        tensor = np.concatenate(parts, -1)
-        out[theirs] = np.ascontiguousarray(tensor.T if transposed else tensor)
-    return out
+def to_state_dict(
+    cfg: TransformerConfig, params: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face's tensors of a member's parameters by path, one after the other."""
+    for piece in pieces(cfg, params):
+        block = piece.block if piece.block >= 0 else slice(None)
+        parts = [
+            x.reshape(_matrix_shape(name, x.shape))
+            for name in piece.parameters
+            for x in (np.asarray(params[name][block]),)
+        ]
+        tensor = np.concatenate(parts, -1) if len(parts) > 1 else parts[0]
+        tensor = tensor.T if piece.transposed else tensor
+        yield piece.theirs, np.ascontiguousarray(tensor)
 
 
-def from_state_dict(
-    cfg: TransformerConfig, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]
-) -> Tensors:
-    """The inverse, as float32; `shapes` are those of our parameters by path.
+def load(
+    cfg: TransformerConfig,
+    template: Any,
+    names: Collection[str],
+    read: Callable[[str], np.ndarray],
+) -> Params:
+    """Parameters like the template's arrays, of the tensors that a file holds by name.
 
-    ConfigError for a tensor that is missing, unknown or of another shape. The lm_head
-    of a tied embedding may be there if it is the embedding.
+    `read` gives one of them. Each goes to the devices by itself, in the type and layout
+    that it has, and is turned into ours there: no more than one is on the host. Names
+    and shapes are as `pieces` says; ConfigError for a tensor that is missing, unknown,
+    of another shape or not finite. The lm_head of a tied embedding may be there if it
+    is the embedding.
     """
-    embedding = f"{next(layers(cfg))[0]}.weight"
-    left, out = weights_of(tensors, f"{embedding.partition('.')[0]}."), {}
-    has_both = cfg.tie_embedding and {HEAD, embedding} <= {*left}
-    if has_both and np.array_equal(left[HEAD], left[embedding]):
-        left.pop(HEAD)
-    for theirs, ours, transposed in pairs(cfg, shapes):
-        require(theirs in left, "tensor", theirs, "is missing")
-        tensor = np.asarray(left.pop(theirs), np.float32)
-        matrix = tensor.T if transposed else tensor
-        sizes = [_as_matrix(name, np.empty(shapes[name])).shape for name in ours]
-        expected = (*sizes[0][:-1], sum(size[-1] for size in sizes))
-        allowed = f"must have shape {expected[::-1] if transposed else expected}"
-        require(matrix.shape == expected, f"{theirs}.shape", tensor.shape, allowed)
-        ends = np.cumsum([size[-1] for size in sizes])[:-1]
-        for name, part in zip(ours, np.split(matrix, ends, -1), strict=True):
-            out[name] = np.ascontiguousarray(part).reshape(shapes[name])
-    require(not left, "tensor", next(iter(left), ""), "is unknown")
-    return out
+    leaves = {path_text(k): x for k, x in tree_flatten_with_path(template)[0]}
+    found, wanted = own_names(cfg, names), [*pieces(cfg, leaves)]
+    embedding = wanted[0].theirs
+    has_both = cfg.tie_embedding and {HEAD, embedding} <= {*found}
+    if has_both and np.array_equal(read(found[HEAD]), read(found[embedding])):
+        found.pop(HEAD)
+    for piece in wanted:
+        require(piece.theirs in found, "tensor", piece.theirs, "is missing")
+    for name in sorted({*found} - {piece.theirs for piece in wanted}):
+        require(False, "tensor", name, "is unknown")
+    params: dict[str, Array] = {}
+    for piece in wanted:
+        put(params, piece, read(found[piece.theirs]), leaves)
+    ordered = [params[name] for name in leaves]
+    return jax.tree.unflatten(jax.tree.structure(template), ordered)
 
 
-def weights_of(tensors: Tensors, prefix: str) -> Tensors:
-    """Tensors without buffers, under the names that they have below a head.
+def own_names(cfg: TransformerConfig, names: Collection[str]) -> dict[str, str]:
+    """The name of a tensor below a head -> its name in the file; buffers left out.
 
     A model that was saved without its head does not name itself: "wte.weight".
     """
-    left = {name: x for name, x in tensors.items() if not BUFFERS.search(name)}
-    if any(name.startswith(prefix) for name in left):
-        return left
-    return {name if name == HEAD else prefix + name: x for name, x in left.items()}
+    left = [name for name in names if not BUFFERS.search(name)]
+    first = next(layers(cfg)).theirs.partition(".")[0] + "."
+    prefix = "" if any(name.startswith(first) for name in left) else first
+    return {name if name == HEAD else prefix + name: name for name in left}
 
 
-def _as_matrix(name: str, array: np.ndarray) -> np.ndarray:
+def put(
+    params: dict[str, Array],
+    piece: Piece,
+    tensor: np.ndarray,
+    leaves: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """Add what one tensor holds to the parameters."""
+    shapes = [leaves[name].shape[piece.block >= 0 :] for name in piece.parameters]
+    matrices = [_matrix_shape(*x) for x in zip(piece.parameters, shapes, strict=True)]
+    expected = (*matrices[0][:-1], sum(shape[-1] for shape in matrices))
+    expected = expected[::-1] if piece.transposed else expected
+    allowed = f"must have shape {expected}"
+    is_right = tensor.shape == expected
+    require(is_right, f"{piece.theirs}.shape", tensor.shape, allowed)
+    whole, start = jax.device_put(tensor, sharding_of(piece, leaves, tensor.ndim)), 0
+    is_finite = bool(jax.jit(lambda x: jnp.isfinite(x).all())(whole))
+    require(is_finite, piece.theirs, "nan or inf", "must be finite")
+    for name, shape, matrix in zip(piece.parameters, shapes, matrices, strict=True):
+        leaf, end = leaves[name], start + matrix[-1]
+        form = Form(piece.transposed, start, end, shape, leaf.dtype)
+        make = jax.jit(part_of, static_argnums=1, out_shardings=leaf.sharding)
+        if piece.block < 0:
+            params[name] = make(whole, form)
+        else:
+            if name not in params:
+                params[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            params[name] = insert(params[name], piece.block, whole, form)
+        start = end
+
+
+class Form(NamedTuple):
+    """How a parameter is cut out of a tensor."""
+
+    transposed: bool
+    start: int  # on the out axis
+    end: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def part_of(tensor: Array, form: Form) -> Array:
+    """A parameter out of a tensor of theirs."""
+    matrix = tensor.T if form.transposed else tensor
+    part = matrix[..., form.start : form.end]
+    return part.reshape(form.shape).astype(form.dtype)
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def insert(stack: Array, n: int, tensor: Array, form: Form) -> Array:
+    """The parameters of all blocks with those of block n."""
+    return stack.at[n].set(part_of(tensor, form))
+
+
+def sharding_of(
+    piece: Piece, leaves: Mapping[str, jax.ShapeDtypeStruct], num_axes: int
+) -> Sharding | None:
+    """How a tensor is laid out on its way: as its parameter is, on the tensor's axes."""
+    leaf = leaves[piece.parameters[0]]
+    sharding = leaf.sharding
+    if not isinstance(sharding, NamedSharding):
+        return None
+    spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+    spec = spec[piece.block >= 0 :]
+    if len(piece.parameters) > 1:  # they do not lie side by side on the devices
+        spec = [None] * num_axes
+    elif piece.parameters[0].endswith("attention.out.kernel"):
+        spec = [spec[0], spec[-1]]
+    spec = spec[:num_axes]
+    return NamedSharding(
+        sharding.mesh, PartitionSpec(*(spec[::-1] if piece.transposed else spec))
+    )
+
+
+def _matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """in x out of a kernel (heads and their sizes merged), a vector of a bias."""
     if name.endswith("attention.out.kernel"):
-        return array.reshape(-1, array.shape[-1])
+        return (math.prod(shape[:-1]), shape[-1])
     if name.endswith(".kernel"):
-        return array.reshape(len(array), -1)
-    return array if name.endswith("embedding") else array.reshape(-1)
+        return (shape[0], math.prod(shape[1:]))
+    return shape if name.endswith("embedding") else (math.prod(shape),)

@@ -1,0 +1,202 @@
+"""Where a run starts: its own checkpoint, its parent's, a folder, or scratch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from parity_jax.config import differences, kind_of, lines_of, to_dict
+from parity_jax.models.huggingface import HfFolder, is_hf_folder
+from parity_jax.population import Population, parent_index
+from parity_jax.runs.checkpoint import (
+    Arrays,
+    Checkpoints,
+    Saved,
+    digest,
+    from_arrays,
+    subtree,
+)
+from parity_jax.runs.directory import RunDirectory
+from parity_jax.runs.files import RunError
+from parity_jax.runs.lineage import (
+    Imported,
+    Lineage,
+    ParentEntry,
+    plain,
+    this_process,
+)
+from parity_jax.runs.resolve import ResolvedRun
+from parity_jax.types import DIVERGED, Params, StageState
+
+Warn = Callable[[str], None]
+
+
+def start(
+    run: ResolvedRun,
+    directory: RunDirectory,
+    program: Population,
+    checkpoints: Checkpoints,
+    warn: Warn,
+) -> tuple[StageState, Any, int, int, str]:
+    """States, metrics since the last record, step (-1: fresh), its record's step, note.
+
+    From the run's own checkpoint, else its parent's, else scratch; files are brought to
+    where it starts.
+    """
+    if directory.trained_steps() <= 0:
+        return fresh_start(run, directory, program, checkpoints)
+    own = checkpoints.read_latest(warn)
+    if own is None:
+        raise RunError(
+            f"{directory.path}: has trained, but all checkpoints are gone; to start "
+            "again, delete the directory"
+        )
+    lineage, now = directory.read_lineage(), this_process()
+    found = differences(plain(lineage.last_process), plain(now))
+    before = directory.read_config()
+    for part in ("population", "mesh"):
+        was, is_now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
+        found += differences(was, is_now, part)
+    if found:
+        text = lines_of(found)
+        warn(f"continuing elsewhere than before, so not bit for bit: {text}")
+    states, metrics = restored(own, program)
+    directory.metrics.rewind(own.recorded)
+    begin(run, directory, lineage.continued_at(own.step, now))
+    note = f"continuing at step {own.step}"
+    return states, metrics, own.step, own.recorded, note
+
+
+def begin(run: ResolvedRun, directory: RunDirectory, lineage: Lineage) -> None:
+    """Write what the run is now: it goes on, so it is not complete any more."""
+    directory.reopen()
+    directory.write_config(run)
+    directory.write_lineage(lineage)
+
+
+def restored(saved: Saved, program: Population) -> tuple[StageState, Any]:
+    """States and metrics since the last record of a checkpoint."""
+    template = jax.eval_shape(program.init, None)
+    arrays = dict(saved.arrays)
+    partial = {k: arrays.pop(k) for k in [*arrays] if k.startswith("metrics.")}
+    metrics = program.no_metrics()
+    if partial:
+        metrics = from_arrays(subtree(partial, "metrics"), metrics)
+    return program.place((from_arrays(arrays, template), metrics))
+
+
+class Origin(NamedTuple):
+    """What the members of a run start from."""
+
+    note: str
+    params_P: Params | None = None  # None: fresh ones
+    diverged_P: np.ndarray | None = None  # members whose parent had
+    parent: ParentEntry | None = None
+    imported: Imported | None = None
+
+
+def fresh_start(
+    run: ResolvedRun,
+    directory: RunDirectory,
+    program: Population,
+    checkpoints: Checkpoints,
+) -> tuple[StageState, Any, int, int, str]:
+    """The start from a parent or from scratch; what is not trained is begun again."""
+    origin = origin_of(run, directory, program)
+    states, diverged_P = program.init(origin.params_P), origin.diverged_P
+    if diverged_P is not None and diverged_P.any():
+        if diverged_P.all():
+            raise RunError(f"{directory.path}: the parents of all members diverged")
+        status_P = np.where(diverged_P, DIVERGED, np.asarray(states.status))
+        status_P = program.place(status_P.astype(np.int32))
+        states = states._replace(status=status_P)
+    checkpoints.keep_only(())
+    directory.metrics.rewind(-1)
+    stage, (parent, imported) = kind_of(type(run.stage)), origin[-2:]
+    begin(run, directory, Lineage(stage, this_process(), parent, imported=imported))
+    return states, program.no_metrics(), -1, -1, origin.note
+
+
+def origin_of(run: ResolvedRun, directory: RunDirectory, program: Population) -> Origin:
+    """Scratch, a Hugging Face model, or checkpoints of another run."""
+    if not run.parent.path:
+        return Origin("from scratch")
+    source = parent_of(run, directory)
+    if not run.parent.sibling and is_hf_folder(source.path):
+        folder = HfFolder(source.path)
+        imported = imported_from(folder)
+        params = folder.load(run.model, program.member_params())
+        note = f"from {imported.model_type} weights in {source.path}"
+        return Origin(note, program.shared(params), imported=imported)
+    params_P, parent, diverged_P = parent_params(source, run, program)
+    steps = ", ".join(map(str, parent.step))
+    note = f"from {source.path.name} at step {steps}"
+    return Origin(note, params_P, diverged_P, parent)
+
+
+def imported_from(folder: HfFolder) -> Imported:
+    """What lineage.json says of a Hugging Face model."""
+    kind = str(folder.config.get("model_type"))
+    return Imported(str(folder.path.resolve()), folder.sha256(), kind)
+
+
+def parent_params(
+    source: RunDirectory, run: ResolvedRun, program: Population
+) -> tuple[Params, ParentEntry, np.ndarray]:
+    """For every member the parameters of its parent, and whether that diverged, P.
+
+    Between them the parent's lineage entry.
+    """
+    parent = source.read_config()
+    index_P = parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
+    step_P = np.array(steps_of_parent(run, source))
+    own_P: Arrays = {}
+    hashes, diverged_P = {}, np.zeros(len(index_P), bool)
+    with source.checkpoints(read_only=True) as checkpoints:
+        for step in sorted(set(step_P.tolist())):
+            saved = checkpoints.read(step).arrays
+            arrays, is_here_P = subtree(saved, "params"), step_P == step
+            hashes[step] = digest(arrays)
+            diverged_P |= is_here_P & (saved["status"][index_P] == DIVERGED)
+            for name, array in arrays.items():
+                shape = (len(step_P), *array.shape[1:])
+                own = own_P.setdefault(name, np.empty(shape, array.dtype))
+                own[is_here_P] = array[index_P[is_here_P]]
+    template = jax.eval_shape(program.init, None).params
+    entry = ParentEntry(
+        str(source.path.resolve()),
+        tuple(hashes),
+        tuple(hashes.values()),
+        tuple(sequences_until(source, parent, step) for step in hashes),
+    )
+    return from_arrays(own_P, template), entry, diverged_P
+
+
+def sequences_until(directory: RunDirectory, run: ResolvedRun, step: int) -> int:
+    """Training sequences of a member until a step, its ancestors' too (their most)."""
+    parent = directory.read_lineage().parent
+    before = max(parent.sequences) if parent else 0
+    return before + step * run.stage.sequences_per_step
+
+
+def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:
+    """The directory of the run's parent."""
+    sibling = run.parent.sibling
+    if sibling:
+        return RunDirectory(directory.path.parent / sibling)
+    return RunDirectory(Path(run.parent.path))
+
+
+def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:
+    """For every member the checkpoint that it starts from.
+
+    A finished parent may have ended before the last step that was planned, with all
+    members stopped; an unfinished one has no last step: -1.
+    """
+    if "parent_step" in run.axes or parent.read_finished() is None:
+        return run.parent_steps
+    planned = parent.read_config().schedule.num_steps
+    is_last = run.parent.step in (-1, planned)
+    return [parent.trained_steps() if is_last else run.parent.step] * len(run.labels)
