@@ -1,7 +1,10 @@
 """AdamW and plain SGD whose learning rate is a traced number of the member.
 
 The gradient transformation has unit learning rate; the step is scaled last, so that
-members with different learning rates share one program.
+members with different learning rates share one program. Parameters, gradients and
+moments are float32; a model that computes in bfloat16 rounds its parameters as it goes.
+That is the arithmetic of bfloat16 parameters beside float32 masters, in 4 bytes a
+parameter instead of 6.
 """
 
 from dataclasses import dataclass
@@ -24,37 +27,61 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0  # of kernels and embeddings, not of norms and biases
-    # The learning rate falls along a cosine over decay_steps steps of the stage (0: it
-    # is constant) to final_lr_ratio of itself, and stays there. A constant rate of 1e-3
-    # leaves noise in the logits that is as large as the margin at p_cot = 0.25.
+    b1: float = 0.9  # of Adam's mean gradient
+    b2: float = 0.999  # of its mean square
+    eps: float = 1e-8  # added to the root of the latter
+    max_grad_norm: float = 0.0  # gradients are scaled down to this norm; 0: as they are
+    # The learning rate rises linearly from 0, at the first step of the stage, to all of
+    # itself at step warmup_steps. Then it falls along a cosine (0: it stays) to
+    # final_lr_ratio of itself at step decay_steps, and stays there. A constant rate of
+    # 1e-3 leaves noise in the logits as large as the margin at p_cot = 0.25.
+    warmup_steps: int = 0
     decay_steps: int = 0
     final_lr_ratio: float = 0.05
 
     def __post_init__(self) -> None:
+        warmup, decay = self.warmup_steps, self.decay_steps
+        require(warmup >= 0, "warmup_steps", warmup, "must be 0 (none) or positive")
         allowed = "must be 0 (constant learning rate) or positive"
-        require(self.decay_steps >= 0, "decay_steps", self.decay_steps, allowed)
+        require(decay >= 0, "decay_steps", decay, allowed)
+        allowed = f"must be 0 or more than warmup_steps={warmup}, which it includes"
+        require(decay == 0 or decay > warmup, "decay_steps", decay, allowed)
         require_finite(self, "final_lr_ratio", high=1.0)
-        require_finite(self, "weight_decay")
-        allowed = "must be 0 with name='sgd'"
-        is_adam = self.name == "adamw"
-        decay = self.weight_decay
-        require(is_adam or decay == 0, "weight_decay", decay, allowed)
+        require_finite(self, "weight_decay", "max_grad_norm")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, name, value, "must be in [0, 1)")
+        require_finite(self, "eps", low=1e-30)
+        for name in ("weight_decay", "b1", "b2", "eps"):
+            value, default = getattr(self, name), getattr(OptimizerConfig, name)
+            allowed = f"must be {default:g} with name='sgd'"
+            require(self.name == "adamw" or value == default, name, value, allowed)
 
     def make(self) -> "Optimizer":
         """The optimizer and the schedule of its learning rate."""
-        if self.name == "sgd":
-            return Optimizer(optax.identity(), self._schedule())
-        decay = optax.add_decayed_weights(self.weight_decay, mask=is_decayed)
-        return Optimizer(optax.chain(optax.scale_by_adam(), decay), self._schedule())
+        parts = []
+        if self.max_grad_norm > 0:
+            parts.append(optax.clip_by_global_norm(self.max_grad_norm))
+        if self.name == "adamw":
+            parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=is_decayed))
+        transformation = optax.chain(*parts) if parts else optax.identity()
+        return Optimizer(transformation, self._schedule())
 
     def _schedule(self) -> optax.Schedule:
-        if self.decay_steps == 0:
-            return optax.constant_schedule(1.0)
-        return optax.cosine_decay_schedule(1.0, self.decay_steps, self.final_lr_ratio)
+        warmup, decay = self.warmup_steps, self.decay_steps
+        rest = optax.constant_schedule(1.0)
+        if decay > 0:
+            length = decay - warmup
+            rest = optax.cosine_decay_schedule(1.0, length, self.final_lr_ratio)
+        if warmup == 0:
+            return rest
+        rise = optax.linear_schedule(0.0, 1.0, warmup)
+        return optax.join_schedules([rise, rest], [warmup])
 
 
 class Optimizer(NamedTuple):
-    """A direction (Adam's has 0.9, 0.999, 1e-8) and a factor of the learning rate."""
+    """A direction and a factor of the learning rate."""
 
     transformation: optax.GradientTransformation
     schedule: optax.Schedule
@@ -62,7 +89,7 @@ class Optimizer(NamedTuple):
     def apply(
         self, state: StageState, grads: Params, factor: Array | float = 1.0
     ) -> tuple[StageState, Array]:
-        """One update at factor * learning rate, and the norm of the gradient.
+        """One update at factor * learning rate; the norm of the gradient, unclipped.
 
         params <- params - rate * (direction + weight_decay * params). The step counter
         of the stage, which the schedule reads, is not touched.

@@ -58,6 +58,9 @@ class StarConfig(StageConfig):
         divides = samples % self.batch_size == 0
         allowed = f"must divide the {samples} samples of a round"
         require(divides, "batch_size", self.batch_size, allowed)
+        warmup = self.optimizer.warmup_steps
+        allowed = "must be 0 with STaR: a step is a round, the first would learn nothing"
+        require(warmup == 0, "optimizer.warmup_steps", warmup, allowed)
 
     @property
     def sequences_per_step(self) -> int:
