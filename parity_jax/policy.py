@@ -24,6 +24,24 @@ def tempered(logits: Array, temperature: Array | float) -> Array:
     return logits / jnp.where(temperature > 0, temperature, 1.0)
 
 
+def truncated(logits: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
+    """Logits with -inf for unlikely tokens, as in Hugging Face.
+
+    The top_k likeliest stay (0: all), of these the fewest that hold top_p of the mass,
+    and whatever is as likely as the last of them.
+    """
+    if top_k > 0:
+        lowest = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    if top_p < 1:
+        falling = -jnp.sort(-logits)
+        probs = jax.nn.softmax(falling)
+        is_kept = jnp.cumsum(probs, -1) - probs < top_p
+        lowest = jnp.where(is_kept, falling, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    return logits
+
+
 def token_log_probs(logits: Array, token: Array) -> Array:
     """log softmax(logits) at each token; logits have a vocabulary axis behind it."""
     log_probs = jax.nn.log_softmax(logits)

@@ -11,7 +11,7 @@ from jax import Array
 
 from parity_jax.decode import sample
 from parity_jax.models import Model, response_logits
-from parity_jax.policy import tempered
+from parity_jax.policy import tempered, truncated
 from parity_jax.responses import num_tokens
 from parity_jax.tasks import Task
 from parity_jax.types import Key, Params, Prompt
@@ -30,16 +30,25 @@ class Answers(NamedTuple):
 
 
 def make_answer(
-    task: Task, model: Model
+    task: Task, model: Model, top_k: int = 0, top_p: float = 1.0
 ) -> Callable[[Key, Params, Prompt, Array | float], Answers]:
-    """answer(key, params, prompt, temperature): greedy and sampled, compiled."""
+    """answer(key, params, prompt, temperature): greedy and sampled, compiled.
+
+    The sampled one is of the likeliest tokens only; its probabilities are of all.
+    """
 
     @jax.jit
     def answer(
         data: Any, key: Key, params: Params, prompt: Prompt, temperature: Array
     ) -> Answers:
+        def unembed(params: Params, hidden: Array) -> Array:
+            logits = model.unembed(params, hidden)
+            kept = truncated(tempered(logits, temperature), top_k, top_p)
+            return jnp.where(kept > -jnp.inf, logits, -jnp.inf)
+
+        sampled = model._replace(unembed=unembed)
         temperature_G = jnp.stack([jnp.zeros_like(temperature), temperature])
-        token = sample(key, model, params, prompt, temperature_G, task.format).token
+        token = sample(key, sampled, params, prompt, temperature_G, task.format).token
         logits = response_logits(model, params, prompt, token)
         return Answers(
             token,

@@ -1,15 +1,19 @@
 """Type a prompt, see what a member of a run answers, token by token.
 
-parity-jax play DIR [--step=N] [--member=seed=0] [--temperature=1] [--seed=0] [--debug]
+parity-jax play DIR [--step=N] [--member=seed=0] [--temperature=1] [--top_k=0]
+    [--top_p=1] [--seed=0] [--debug]
 
 Prompts are read from standard input, one a line, as the task writes them (parity:
 `+-++`; the closing "=" may be left out). The answers are the greedy one and one sampled
-at the temperature; probabilities are those of the policy at that temperature, and the
-alternatives are the likeliest other tokens. The first wrong token stands in brackets.
+at the temperature, from the top_k likeliest tokens (0: all) and of these from the
+fewest that hold top_p of the mass. Probabilities are those of the policy at that
+temperature before tokens are left out, and the alternatives are the likeliest other
+tokens. The first wrong token stands in brackets.
 Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
 line says what), 75: stopped by a signal.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -45,25 +49,31 @@ def main(argv: Sequence[str]) -> None:
     """Answer every line of standard input."""
     parser = run_parser("play", __doc__, "axis values; default: the first member")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top_k", type=int, default=0, help="0: all tokens")
+    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the sampled answers")
     args = parser.parse_args(argv)
     allowed = "must be positive and finite"
     is_right = 0 < args.temperature < math.inf
     require(is_right, "temperature", args.temperature, allowed)
+    allowed = "must be 0 (all tokens) or positive"
+    require(args.top_k >= 0, "top_k", args.top_k, allowed)
+    require(0 < args.top_p <= 1, "top_p", args.top_p, "must be in (0, 1]")
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
-        play(RunDirectory(path), args.step, member, args.temperature, args.seed)
+        play(RunDirectory(path), member, args)
 
 
-def play(
-    directory: RunDirectory, step: int, member: Label, temperature: float, seed: int
-) -> None:
+def play(directory: RunDirectory, member: Label, args: argparse.Namespace) -> None:
     """Answer every line of standard input by the first of these members."""
-    snapshot = open_snapshot(directory, step, member)
+    snapshot, temperature = (
+        open_snapshot(directory, args.step, member),
+        args.temperature,
+    )
     task, params = snapshot.task, snapshot.params(0)
-    answer = make_answer(task, snapshot.model)
+    answer = make_answer(task, snapshot.model, args.top_k, args.top_p)
     examples = task.sample_prompts(jax.random.key(0), NUM_EXAMPLES, task.data)
     console = Output()
     console.print(
@@ -78,7 +88,7 @@ def play(
         except ValueError as error:
             console.print(f"error: {error}", soft_wrap=True)
             continue
-        key = jax.random.fold_in(jax.random.key(seed), n)
+        key = jax.random.fold_in(jax.random.key(args.seed), n)
         show(console, task, answer(key, params, prompt, temperature), temperature)
 
 

@@ -59,7 +59,7 @@ class StarConfig(StageConfig):
         allowed = f"must divide the {samples} samples of a round"
         require(divides, "batch_size", self.batch_size, allowed)
         warmup = self.optimizer.warmup_steps
-        allowed = "must be 0 with STaR: a step is a round, the first would learn nothing"
+        allowed = "must be 0 with STaR: a step is a round, at rate 0 it is lost"
         require(warmup == 0, "optimizer.warmup_steps", warmup, allowed)
 
     @property
