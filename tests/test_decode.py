@@ -1,16 +1,18 @@
 """Sampling: its log-probabilities, masks, frequencies, and where it stops."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chi2
 from small_worlds import as_they_are
 from tiny import tiny_gpt2
 
 from parity_jax.blocks import decode_rows
-from parity_jax.decode import sample
+from parity_jax.decode import MAX_SUMMED, piecewise_draw, sample, summed_draw
 from parity_jax.models import Model, response_logits
 from parity_jax.models.model import run_prompt
 from parity_jax.models.transformer import Transformer
@@ -228,3 +230,147 @@ def test_any_of_several_ends_stops_a_response():
             response.log_prob[b, g], whole.log_prob[b, g] * response.mask[b, g]
         )
     assert last >= {1, 3}
+
+
+LARGE = 128_256  # tokens of Llama 3
+NUM_DRAWS, NUM_BINS = 2**14, 50
+
+
+def large_logits(name):
+    """Float32 logits of a large vocabulary."""
+    rng, place_V = np.random.default_rng(0), np.arange(LARGE)
+    if name == "flat":  # without some tokens, whole pieces among them
+        weight_V = (place_V > 64_000).astype(float)
+    elif name == "zipf":
+        weight_V = rng.permutation(1 / (place_V + 1))
+    else:  # 0.9 at one token, 0.095 at some, the rest at those of 5e-8 each
+        weight_V = np.where(place_V > 100_000, rng.lognormal(0, 2, LARGE), 0.0)
+        weight_V = 0.095 * weight_V / weight_V.sum() + 5e-8
+        weight_V[70_000] = 0.9
+    with np.errstate(divide="ignore"):
+        return np.log(weight_V).astype(np.float32)
+
+
+def probabilities(logits_V):
+    weight_V = np.exp(logits_V.astype(float) - logits_V.max())
+    return weight_V / weight_V.sum()
+
+
+@jax.jit
+def draw_many(key_NxN, logits_V):
+    one = jax.vmap(piecewise_draw, (0, None, None))
+    return jax.lax.map(lambda key_N: one(key_N, logits_V, 1.0), key_NxN)
+
+
+@cache
+def large_draws(name):
+    """Tokens and log-probabilities of many draws, which share their logits."""
+    keys = jax.random.split(jax.random.key(1), (NUM_DRAWS // 256, 256))
+    return [np.asarray(x).ravel() for x in draw_many(keys, large_logits(name))]
+
+
+def bins_of(probability_V, order_V):
+    """Bins of about equal mass, with the tokens in this order."""
+    middle_V = np.cumsum(probability_V[order_V]) - probability_V[order_V] / 2
+    bin_V = np.empty(LARGE, int)
+    bin_V[order_V] = np.minimum(middle_V * NUM_BINS, NUM_BINS - 1)
+    return bin_V
+
+
+def p_value(token_N, probability_V, bin_V):
+    """Of the counts of the bins, by chi-square."""
+    expected = np.bincount(bin_V, probability_V) * len(token_N)
+    found = np.bincount(bin_V[token_N], minlength=len(expected))
+    is_some = expected > 0
+    square = (found - expected)[is_some] ** 2 / expected[is_some]
+    return chi2.sf(square.sum(), is_some.sum() - 1)
+
+
+@pytest.mark.parametrize("name", ["flat", "zipf", "peaked"])
+def test_draws_from_a_large_vocabulary_have_their_probabilities(name):
+    probability_V = probabilities(large_logits(name))
+    token, log_prob = large_draws(name)
+    by_size, by_place = np.argsort(probability_V, kind="stable"), np.arange(LARGE)
+    within_piece = np.argsort(by_place % 256, kind="stable")
+    for order_V in (by_size, by_place, within_piece):
+        bin_V = bins_of(probability_V, order_V)
+        assert p_value(token, probability_V, bin_V) > 1e-3
+    assert (probability_V[token] > 0).all()
+    np.testing.assert_allclose(log_prob, np.log(probability_V[token]), atol=1e-5)
+
+
+def test_one_cumulative_sum_would_not_have_them():
+    """The way of small vocabularies fails the same test, by the tokens it never draws.
+
+    Their probabilities add up to 3e-3.
+    """
+    logits_V = large_logits("peaked")
+    probability_V, token = probabilities(logits_V), large_draws("peaked")[0]
+    mass_V = np.asarray(jnp.cumsum(jax.nn.softmax(jnp.array(logits_V))))
+
+    def summed(uniform_N):
+        return np.searchsorted(mass_V, uniform_N * mass_V[-1], side="right")
+
+    uniform_N = np.asarray(jax.random.uniform(jax.random.key(2), (NUM_DRAWS,)))
+    few = jax.jit(summed_draw)(uniform_N[:16], np.tile(logits_V, (16, 1)), 1.0)
+    np.testing.assert_array_equal(few, summed(uniform_N[:16]))
+    every_uniform = np.arange(2**23, dtype=np.float32) / np.float32(2**23)
+    its_own_V = np.bincount(summed(every_uniform), minlength=LARGE) / 2**23
+    bin_V = (its_own_V == 0).astype(int)
+    assert p_value(summed(uniform_N), probability_V, bin_V) < 1e-6
+    assert p_value(token, probability_V, bin_V) > 1e-3
+
+
+def test_a_large_vocabulary_greedy_and_certain():
+    """Temperature 0 takes the first of the largest; a certain token is always drawn."""
+    draw = jax.jit(jax.vmap(piecewise_draw, (0, 0, None)))
+    keys = jax.random.split(jax.random.key(3), 8)
+    logits_NxV = np.random.default_rng(1).normal(size=(8, LARGE)).astype(np.float32)
+    logits_NxV[0, [90_000, 90_001, 120_000]] = 9.0
+    token, log_prob = draw(keys, logits_NxV, 0.0)
+    np.testing.assert_array_equal(token, logits_NxV.argmax(-1))
+    expected = [np.log(probabilities(x).max()) for x in logits_NxV]
+    np.testing.assert_allclose(log_prob, expected, atol=1e-5)
+    certain = [0, 255, 256, 1000, 64_000, LARGE - 257, LARGE - 2, LARGE - 1]
+    for other in (-np.inf, -100.0):
+        logits_NxV = np.full((8, LARGE), other, np.float32)
+        logits_NxV[np.arange(8), certain] = 0
+        token, log_prob = draw(keys, logits_NxV, 1.0)
+        np.testing.assert_array_equal(token, certain)
+        np.testing.assert_array_equal(log_prob, 0)
+
+
+def test_samples_of_a_large_vocabulary():
+    """They are their responses' alone, in blocks or not, with their log-probabilities.
+
+    A vocabulary that is no whole number of pieces; EOS at once, later and never.
+    """
+    vocab_size, num_prompts, temperatures = MAX_SUMMED + 300, 8, [0.0, *[0.7] * 7]
+    table = np.random.default_rng(2).normal(0, 2, (6, vocab_size))
+    table[:, EOS] += 6
+    table[0, PAD] = 20
+    model, params = table_model(table)
+
+    def draw(short_len, num_prompts=num_prompts):
+        key, temperature_G = jax.random.key(4), jnp.array(temperatures)
+        fmt = format_of(6, short_len)
+        return jax.device_get(
+            draw_samples(key, model, params, prompts(num_prompts), temperature_G, fmt)
+        )
+
+    response, whole = draw(2), draw(6)
+    assert decode_rows(response.mask[..., 0].size) < response.mask[..., 2].sum()
+    for a, b in zip(response, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(np.unique(response.token[:, 1:], axis=1)) > 1
+    mask_BxGxT, greedy_BxT = response.mask, response.token[:, 0]
+    best_T = table.argmax(-1)
+    assert (greedy_BxT == np.where(mask_BxGxT[:, 0], best_T, PAD)).all()
+    divisor_Gx1 = np.array([t or 1.0 for t in temperatures])[:, None]
+    for t in range(6):
+        log_probs_GxV = table[t] / divisor_Gx1
+        log_probs_GxV -= np.log(np.exp(log_probs_GxV).sum(-1, keepdims=True))
+        expected = np.take_along_axis(log_probs_GxV.T, response.token[..., t], 0)
+        found = response.log_prob[..., t]
+        is_on = mask_BxGxT[..., t]
+        np.testing.assert_allclose(found[is_on], expected[is_on], atol=1e-5)

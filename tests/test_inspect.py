@@ -356,6 +356,22 @@ def test_play(workdir, say, monkeypatch):
     assert f"      1  {text[0]} {first.max():.3f}" in printed
 
 
+def test_play_leaves_unlikely_tokens_out(workdir, say, monkeypatch):
+    """One token is left: the sampled answer is the greedy one, however hot."""
+    for options, is_greedy in ((["--top_k=1"], 1), (["--top_p=1e-3"], 1), ([], 0)):
+        monkeypatch.setattr("sys.stdin", io.StringIO("+-+-\n" * 8))
+        run = workdir / "grpo"
+        code, printed, error = say("play", run, "--temperature=1.5", *options)
+        assert (code, error) == (0, "")
+        greedy, sampled = (
+            re.findall(rf"^  {name} +(\S+)  ", printed, flags=re.MULTILINE)
+            for name in ("greedy", "sampled at 1.5")
+        )
+        assert len(greedy) == len(sampled) == 8
+        assert (sampled == greedy) == is_greedy
+        assert re.search(r"\(.*0\.\d{3}", printed)  # alternatives are still shown
+
+
 def untrained(directory, task_cfg):
     """A run of one member that was not trained."""
     run = imported_run(task_cfg, tiny_gpt2())
@@ -397,6 +413,9 @@ def test_any_task_is_played_and_inspected(
     [
         ("--temperature=0", "temperature=0.0: must be positive and finite"),
         ("--temperature=inf", "temperature=inf: must be positive and finite"),
+        ("--top_k=-1", "top_k=-1: must be 0 (all tokens) or positive"),
+        ("--top_p=0", "top_p=0.0: must be in (0, 1]"),
+        ("--top_p=nan", "top_p=nan: must be in (0, 1]"),
         ("--seed=-1", "seed=-1: must be in [0, 4294967295]"),
     ],
 )

@@ -7,12 +7,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny import random_params, tiny_gpt2
 
 from parity_jax.models import model as models_model
 from parity_jax.models import response_scores
 from parity_jax.models.transformer import make_transformer
-from parity_jax.policy import in_pieces, token_scores
+from parity_jax.policy import in_pieces, token_scores, truncated
 from parity_jax.types import Prompt
 
 VOCAB, SHAPE, TEMPERATURE = 1000, (2, 4, 6), 1.3  # BxGxT
@@ -72,3 +73,25 @@ def test_a_large_vocabulary_changes_neither_scores_nor_gradients(monkeypatch):
     num_params = max(x.size for x in jax.tree.leaves(params))
     assert largest_array(plain) >= math.prod(SHAPE) * VOCAB
     assert largest_array(pieces) <= max(max_logits, num_params)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, VOCAB, 2 * VOCAB])
+@pytest.mark.parametrize("top_p", [1.0, 0.999, 0.9, 0.3, 1e-6])
+def test_truncated_as_in_hugging_face(top_k, top_p):
+    """top_k first; top_p of what it leaves. Some logits are excluded before."""
+    torch = pytest.importorskip("torch")
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    rng = np.random.default_rng(0)
+    logits_NxV = rng.normal(0, [[0.5], [3.0], [10.0]], (3, VOCAB)).astype(np.float32)
+    logits_NxV[1, rng.random(VOCAB) < 0.5] = -np.inf
+    expected = torch.tensor(logits_NxV)
+    if top_k > 0:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    found = truncated(jnp.array(logits_NxV), top_k, top_p)
+    np.testing.assert_array_equal(found, expected)
+    left_N = np.isfinite(found).sum(-1)
+    assert left_N.min() >= 1
+    assert top_k > 0 or top_p == 1 or left_N.max() < VOCAB
