@@ -275,8 +275,8 @@ def make_population(
         return on_all
 
     init_all = over_members(stage.init)
-    laid_out = {"keep": constrained} if is_spread else {}
-    run_all = over_members(partial(run_member, stage, **laid_out))
+    one_run = partial(run_member, stage)
+    run_all = over_members(partial(one_run, keep=constrained) if is_spread else one_run)
     evaluate_all = over_members(stage.evaluate)
 
     def init(params: Params | None) -> StageState:
@@ -310,7 +310,8 @@ def make_population(
     def metric_shapes() -> Metrics:
         states = jax.eval_shape(init, None)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
-        return jax.eval_shape(stage.step, one, data)[1]
+        with jax.set_mesh(mesh):
+            return jax.eval_shape(stage.step, one, data)[1]
 
     def no_metrics() -> Metrics:
         def zeros(x: Array) -> np.ndarray:

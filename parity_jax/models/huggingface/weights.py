@@ -220,7 +220,7 @@ def insert(stack: Array, n: int, tensor: Array, form: Form) -> Array:
 def sharding_of(
     piece: Piece, leaves: Mapping[str, jax.ShapeDtypeStruct], num_axes: int
 ) -> Sharding | None:
-    """How a tensor is laid out on its way: as its parameter is, on the tensor's axes."""
+    """How a tensor is laid out on its way: as its parameter, on the tensor's axes."""
     leaf = leaves[piece.parameters[0]]
     sharding = leaf.sharding
     if not isinstance(sharding, NamedSharding):
