@@ -119,16 +119,24 @@ def configured(
     config: str, overrides: Sequence[Override]
 ) -> tuple[ModuleType, Experiment]:
     """The experiment's module, and its config with the overrides."""
+    try:
+        module = load_experiment(config.partition(":")[0])
+    except UserCodeError as error:
+        error.is_early = True
+        raise
+    return module, built(module, config, overrides)
+
+
+def built(module: ModuleType, config: str, overrides: Sequence[Override]) -> Experiment:
+    """The config that an experiment's module gives, with the overrides."""
     file, _, scale = config.partition(":")
     scales = [o.value for o in overrides if o.path == SCALE]
     try:
-        module = load_experiment(file)
         experiment = read_experiment(module, file, [scale or None, *scales][-1])
     except UserCodeError as error:
         error.is_early = True
         raise
-    rest = [o for o in overrides if o.path != SCALE]
-    return module, apply(experiment, rest)
+    return apply(experiment, [o for o in overrides if o.path != SCALE])
 
 
 def analyse(module: ModuleType, workdir: Path) -> None:

@@ -33,6 +33,11 @@ class Override(NamedTuple):
     path: str  # "runs.grpo.num_steps"
     value: str | None  # None: the flag stood alone, which is `true`
 
+    @property
+    def text(self) -> str:
+        """What follows `--config.`, in one word."""
+        return self.path if self.value is None else f"{self.path}={self.value}"
+
 
 def parse(arguments: Sequence[str]) -> list[Override]:
     """The overrides among arguments that are nothing else.

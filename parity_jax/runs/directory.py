@@ -117,6 +117,28 @@ class RunDirectory:
         records = self.metrics.read()
         return max([*self.saved_steps(), *(r.step for r in records[-1:])], default=-1)
 
+    def last_step(self) -> int:
+        """What `trained_steps` says, at a glance: names of files and the last record.
+
+        Nothing is imported or checked for it; -1: not even step 0.
+        """
+        names = [p.name for p in self.path.glob("checkpoints/*") if p.name.isdecimal()]
+        record = self.metrics.last()
+        return max([*map(int, names), record.step if record else -1])
+
+    def planned_steps(self) -> int:
+        """Where the run will end, whatever else its config says."""
+        content = read_json(self._config)
+        try:
+            return int(content["schedule"]["num_steps"])
+        except (KeyError, TypeError, ValueError):
+            raise RunError(f"{self._config}: damaged: has no num_steps") from None
+
+    def last_change(self) -> float | None:
+        """When something was last written, in seconds of the epoch; None: never."""
+        files = (self._lineage, self.path / "checkpoints", self.metrics.path)
+        return max((f.stat().st_mtime for f in files if f.exists()), default=None)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Held for this process."""

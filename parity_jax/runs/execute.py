@@ -145,13 +145,10 @@ def plan(
     Every run that began here is compared with what it is now, whether it is to be run
     or not: no result of another configuration is used.
     """
-    check_strangers(runs, home)
+    trained = check_home(runs, home)
     jobs: list[Job] = []
     for name, run in runs.items():
-        directory = home.run(name)
-        has_trained = directory.trained_steps() > 0
-        if has_trained:
-            check_past(name, run, directory)
+        directory, has_trained = home.run(name), name in trained
         if name not in names or is_complete(run, directory):
             continue
         if has_trained:
@@ -163,6 +160,15 @@ def plan(
             scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
     return jobs
+
+
+def check_home(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> list[str]:
+    """The runs that have trained; ConfigError if one is not what it is now."""
+    check_strangers(runs, home)
+    trained = [name for name in runs if home.run(name).trained_steps() > 0]
+    for name in trained:
+        check_past(name, runs[name], home.run(name))
+    return trained
 
 
 def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> None:

@@ -38,6 +38,19 @@ def lock(directory: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the directory now."""
+    file = directory / ".lock"
+    if not file.exists():
+        return False
+    with file.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write atomically: the file is either the old one or the whole new one."""
     part = path.with_name(path.name + ".part")

@@ -72,6 +72,22 @@ class MetricsFile:
             records.append(record)
         return records
 
+    def last(self, split: str | None = None) -> Record | None:
+        """The last whole record, or the last one of a split; the others are not parsed."""
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        mark = f'"split": "{split}"'.encode() if split else b""
+        line = next((line for line in reversed(lines) if mark in line), None)
+        if line is None:
+            return None
+        try:
+            record = Record(**json.loads(line))
+            is_right = is_record(record, None)
+        except (ValueError, TypeError):
+            is_right = False
+        if not is_right:
+            raise RunError(f"{self.path}: the last record is damaged")
+        return record
+
     def last_evaluation(self, step: int, num_members: int) -> Record | None:
         """The last one at or before a step."""
         records = self.read(num_members)

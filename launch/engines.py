@@ -1,0 +1,110 @@
+"""Which engine runs the jobs, and how; profiles name a cluster's own settings."""
+
+import importlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flax.core import FrozenDict
+
+from launch import local
+from launch.queue import places as queued
+from launch.rows import rows
+from parity_jax.cli import report
+from parity_jax.config import (
+    ConfigError,
+    from_dict,
+    require,
+    require_positive,
+    to_dict,
+    under,
+    unknown_value,
+)
+from parity_jax.runs.files import read_as, write_json
+from parity_jax.runs.sweep import SweepDirectory
+
+Engine = Literal["local", "slurm", "none"]
+FILE = "launch.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the jobs of a sweep are run; launch.json keeps what was used last."""
+
+    engine: Engine = "local"  # none: only plan, for an engine that starts launch.job
+    slurm: FrozenDict[str, str] = FrozenDict()  # options of sbatch by their long names
+    setup: tuple[str, ...] = ()  # shell lines before a job: modules, variables
+    grace: int = 120  # seconds before the time limit at which a job is asked to save
+    max_requeues: int = 20
+    report: str = ""  # directory of a report, made when all jobs have ended
+
+    def __post_init__(self) -> None:
+        require_positive(self, "grace")
+        few = self.max_requeues >= 0
+        require(few, "max_requeues", self.max_requeues, "must be 0 or positive")
+
+
+def read_profile(name: str, path: Path) -> dict[str, Any]:
+    """The settings of a named cluster; ConfigError without that name or file."""
+    try:
+        profiles = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("--profiles", str(path), f"cannot be read: {reason}") from None
+    if name not in profiles:
+        raise unknown_value("--profile", name, profiles)
+    return profiles[name]
+
+
+def settings_of(profile: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    """Those of a profile, with what was given beside it; ConfigError for an unknown."""
+    both = dict(profile) | dict(given)
+    options = {**profile.get("slurm", {}), **given.get("slurm", {})}
+    both["slurm"] = {
+        name.replace("_", "-"): str(value) for name, value in options.items()
+    }
+    with under("launch"):
+        return from_dict(Settings, both)
+
+
+def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> str:
+    """Give jobs to an engine that has a queue of its own; what was done, in a line."""
+    if settings.engine != "slurm" or not indices:
+        return ""
+    try:
+        slurm = importlib.import_module("launch.slurm")
+    except ModuleNotFoundError:
+        allowed = "needs submitit: pip install -e .[slurm]"
+        raise ConfigError("--engine", "slurm", allowed) from None
+    return slurm.submit(home, indices, settings)
+
+
+def run_here(
+    home: SweepDirectory, indices: Sequence[int], settings: Settings, quiet: bool
+) -> None:
+    """Run the jobs of the local engine, and the report where all have finished."""
+    local.run(home, indices, quiet)
+    if settings.report:
+        report.main([str(home.path), f"--output={settings.report}"])
+
+
+def to_do(home: SweepDirectory, settings: Settings) -> list[int]:
+    """The jobs that are neither finished nor in a queue, nor begun elsewhere."""
+    queue = queued(home.path)
+    done = ("finished",) if settings.engine == "local" else ("finished", "running")
+    return [
+        n
+        for n, found in enumerate(rows(home, queue))
+        if found.state not in done and n not in queue
+    ]
+
+
+def read_settings(home: SweepDirectory) -> Settings:
+    """What was used last; RunError if nothing was launched."""
+    return read_as(Settings, home.path / FILE)
+
+
+def write_settings(home: SweepDirectory, settings: Settings) -> None:
+    write_json(home.path / FILE, to_dict(settings))

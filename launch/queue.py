@@ -1,0 +1,89 @@
+"""What the queue of Slurm has of a sweep; the jobs say in their comment whose they are.
+
+A comment is "parity_jax INDICES SWEEP": task n of an array is the job with the n-th of
+the indices. So the queue itself knows what was submitted, whatever became of the
+process that did.
+"""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from parity_jax.runs.files import RunError
+
+MARK = "parity_jax"
+SQUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k")
+IN_TIME = 60  # seconds for an answer
+
+
+class Place(NamedTuple):
+    """A job in the queue."""
+
+    number: str  # "12_0"
+    state: str  # as Slurm says: PENDING, RUNNING, ..
+    reason: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED")
+
+
+def submissions(sweep: Path) -> Path:
+    """The directory of what is submitted: scripts, and the logs of jobs."""
+    return sweep / "slurm"
+
+
+def comment(sweep: Path, indices: Sequence[int]) -> str:
+    """What tells the jobs of a submission from all others."""
+    return f"{MARK} {ranges(indices)} {sweep.resolve()}"
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """Ascending numbers in short: "0-3,5"."""
+    parts: list[list[int]] = []
+    for n in indices:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    ends = (dict.fromkeys((part[0], part[-1])) for part in parts)
+    return ",".join("-".join(map(str, pair)) for pair in ends)
+
+
+def numbers(text: str) -> list[int]:
+    """What `ranges` says."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def places(sweep: Path) -> dict[int, Place]:
+    """The sweep's jobs that wait or run, by index; RunError if nobody answers.
+
+    A sweep that never was submitted has none, and nobody is asked.
+    """
+    if not submissions(sweep).exists():
+        return {}
+    try:
+        asked = subprocess.run(
+            SQUEUE, check=True, capture_output=True, text=True, timeout=IN_TIME
+        )
+    except OSError as error:
+        raise RunError(f"squeue: {error.strerror}: is this a host of the cluster?") from None
+    except subprocess.CalledProcessError as error:
+        text = error.stderr.strip().splitlines()[-1:]
+        raise RunError(f"squeue: {''.join(text)}") from None
+    except subprocess.TimeoutExpired:
+        raise RunError(f"squeue: no answer in {IN_TIME} s") from None
+    found: dict[int, Place] = {}
+    for line in asked.stdout.splitlines():
+        number, state, reason, told = line.split("|", 3)
+        said = re.fullmatch(rf"{MARK} ([\d,-]+) (.+)", told.strip())
+        if said and said[2] == str(sweep.resolve()):
+            task = int(number.partition("_")[2] or 0)
+            found[numbers(said[1])[task]] = Place(number, state, reason)
+    return found

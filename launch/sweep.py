@@ -1,0 +1,220 @@
+"""Sweep experiments: jobs are planned, checked and handed to an engine.
+
+python -m launch.sweep --config=FILE.py[,FILE.py..] --workdir=SWEEP
+    [--grid=NAME=VALUE,.. ..] [--split=AXIS:NUMBER ..] [--chains] [--config.a.b=VALUE ..]
+    [--engine=local|slurm|none] [--profile=NAME] [--slurm=OPTION=VALUE,..]
+    [--grace=SECONDS] [--max_requeues=N] [--report=DIR] [--dry_run] [--quiet] [--debug]
+
+A swept name that can be an axis of a population (p_cot, seed, learning_rate ..) is one
+in every program; --split gives a job so many of its values. Any other name is a field
+of the config (task.num_bits), or scale, and every combination is a job. --chains makes
+a job of every chain of runs that needs no other. The same command continues: what is
+finished or queued is left alone, and a larger grid adds jobs. --dry_run only shows them.
+
+local runs one job after the other; slurm submits them and returns (--slurm has options
+of sbatch, by their long names); none only plans, for engines that start
+`python -m launch.job SWEEP INDEX` themselves. A profile is a table of launch/profiles.toml
+(--profiles names another file) with these settings. --report makes a report when all
+jobs have ended. Exit code 0: done, or submitted, 1: a job failed, 2: refused (one line;
+nothing was submitted), 75: stopped, the same command continues.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from absl import flags, logging
+
+from launch import engines
+from launch.plan import Asked, Built, of_job, parse_grid, parse_split, plan
+from launch.queue import places
+from launch.rows import row, rows, totals
+from launch.table import print_table
+from parity_jax.analysis.rehearsal import rehearse
+from parity_jax.cli.devices import set_up_jax
+from parity_jax.cli.door import through_the_door
+from parity_jax.cli.run import analyse, load_experiment
+from parity_jax.config import ConfigError, UserCodeError, require
+from parity_jax.config.overrides import Override, parse
+from parity_jax.runs import execute
+from parity_jax.runs.directory import local_path
+from parity_jax.runs.forecast import mib
+from parity_jax.runs.interrupt import stop_requests
+from parity_jax.runs.lineage import git_commit
+from parity_jax.runs.sweep import Sweep, SweepDirectory
+
+PROFILES = Path(__file__).parent / "profiles.toml"
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags beside the overrides; nothing global is defined."""
+    own = flags.FlagValues()
+    options: dict[str, Any] = {"flag_values": own}
+    flags.DEFINE_list("config", [], "Experiments, FILE or FILE:SCALE.", **options)
+    flags.DEFINE_string("workdir", None, "Directory of the sweep.", **options)
+    flags.DEFINE_multi_string("grid", [], "NAME=VALUE,VALUE,..", **options)
+    flags.DEFINE_multi_string("split", [], "AXIS:NUMBER of values to a job.", **options)
+    flags.DEFINE_bool("chains", False, "A job for each chain of runs.", **options)
+    flags.DEFINE_string("engine", None, "local, slurm or none.", **options)
+    flags.DEFINE_string("profile", None, "Settings of a cluster.", **options)
+    flags.DEFINE_string("profiles", str(PROFILES), "File of profiles.", **options)
+    flags.DEFINE_multi_string("slurm", [], "Options of sbatch.", **options)
+    flags.DEFINE_integer("grace", None, "Seconds to save before the limit.", **options)
+    flags.DEFINE_integer("max_requeues", None, "Times to start again.", **options)
+    flags.DEFINE_string("report", None, "Directory of a report at the end.", **options)
+    flags.DEFINE_bool("dry_run", False, "Only show the jobs.", **options)
+    flags.DEFINE_bool("quiet", False, "Say nothing but warnings.", **options)
+    flags.DEFINE_bool("debug", False, "Show tracebacks.", **options)
+    flags.DEFINE_bool("help", False, "Show this help.", **options)
+    own.set_gnu_getopt(True)
+    return own
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plan, check and launch what the arguments say."""
+    own = define_flags()
+    overrides = parse_flags(own, argv)
+    if own.help:
+        print(__doc__)
+        return
+    logging.set_verbosity(logging.ERROR)
+    for name in ("config", "workdir"):
+        require(bool(own[name].value), f"--{name}", own[name].value, "is required")
+    grid = parse_grid(own.grid)
+    split = parse_split(own.split, grid)
+    asked = Asked(tuple(own.config), tuple(overrides), grid, split, own.chains)
+    settings = engines.settings_of(
+        engines.read_profile(own.profile, Path(own.profiles)) if own.profile else {},
+        given(own),
+    )
+    home = SweepDirectory(local_path("workdir", own.workdir))
+    is_free = not (home.path / "config.json").exists()
+    allowed = "is the directory of an experiment or a run"
+    require(is_free, "--workdir", own.workdir, allowed)
+    with stop_requests() as stops, stops.at_once():
+        set_up_jax()
+        modules = load(asked.configs)
+        sweep, experiments = plan(asked, modules, before(home), git_commit())
+        sizes = check(home, experiments)
+        if own.dry_run:
+            show(home, sweep, sizes)
+            return
+        with home.locked():  # others may have planned meanwhile
+            there = before(home)
+            sweep, _ = plan(asked, modules, there, sweep.commit)
+            if there and there.commit != sweep.commit:
+                text = f"planned at commit {there.commit}, continued at {sweep.commit}"
+                print(f"warning: {home.path}: {text}", file=sys.stderr)
+            home.write(sweep)
+            engines.write_settings(home, settings)
+            wanted = engines.to_do(home, settings)
+            told = engines.submit(home, wanted, settings)
+    if settings.engine == "local":
+        engines.run_here(home, wanted, settings, own.quiet)
+    if not own.quiet:
+        found = rows(home, places(home.path))
+        print(f"{told}{home.path}: {len(found)} jobs: {totals(found)}")
+
+
+def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
+    """Read the flags; the overrides beside them, ConfigError for whatever is neither."""
+    try:
+        _, *rest = own(["sweep", *argv], known_only=True)
+    except flags.Error as error:
+        raise ConfigError("flag", " ".join(argv), str(error).splitlines()[0]) from None
+    return parse(rest)
+
+
+def given(own: flags.FlagValues) -> dict[str, Any]:
+    """The settings among the flags that were given."""
+    names = ("engine", "grace", "max_requeues", "report")
+    found = {name: own[name].value for name in names if own[name].value is not None}
+    options: dict[str, str] = {}
+    for text in own.slurm:
+        for part in re.split(r",(?=[A-Za-z][\w-]*=)", text):  # a value may hold commas
+            name, equals, value = part.partition("=")
+            allowed = "must be OPTION=VALUE,.. of sbatch, e.g. partition=gpu,time=240"
+            require(bool(name and equals and value), "--slurm", text, allowed)
+            options[name] = value
+    return found | ({"slurm": options} if options else {})
+
+
+def before(home: SweepDirectory) -> Sweep | None:
+    """What the directory holds already."""
+    return home.read() if home.has_sweep() else None
+
+
+def load(configs: Sequence[str]) -> dict[str, ModuleType]:
+    """The modules of experiment files by their paths, each loaded once."""
+    files = dict.fromkeys(config.partition(":")[0] for config in configs)
+    with early():
+        return {file: load_experiment(file) for file in files}
+
+
+def check(home: SweepDirectory, experiments: Sequence[Built]) -> dict[str, int]:
+    """Bytes of a member's state by directory; ConfigError for what cannot be run.
+
+    Every experiment is compared with what is in its directory. One of each shape bucket
+    is traced and its analysis rehearsed, which its own job would do too late.
+    """
+    sizes: dict[Any, int] = {}
+    for each in experiments:
+        directory = home.experiment(each.job)
+        with of_job(each.job.directory), early():
+            if each.bucket in sizes:
+                execute.check_home(each.runs, directory)
+                continue
+            jobs = execute.plan(each.runs, directory, [*each.runs])
+            if jobs:
+                rehearse(
+                    each.experiment,
+                    directory.path,
+                    jobs,
+                    lambda at, module=each.module: analyse(module, at),
+                )
+            sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
+    return {each.job.directory: sizes[each.bucket] for each in experiments}
+
+
+@contextmanager
+def early() -> Iterator[None]:
+    """What the user's own code raises here is raised before anything is launched."""
+    try:
+        yield
+    except UserCodeError as error:
+        error.is_early = True
+        raise
+
+
+def state_bytes(job: execute.Job) -> int:
+    """Bytes of the state of one member."""
+    leaves = jax.tree.leaves(jax.eval_shape(job.program.init, None))
+    return sum(prod(x.shape) * x.dtype.itemsize for x in leaves) // len(job.run.labels)
+
+
+def show(home: SweepDirectory, sweep: Sweep, sizes: Mapping[str, int]) -> None:
+    """The jobs as a table; nothing is written."""
+    queue = places(home.path)
+    head = ("", "job", "members", "steps", "state of all members", "now", "runs")
+    lines = []
+    for n, job in enumerate(sweep.jobs):
+        found, size = row(home, job, queue.get(n)), sizes[job.directory]
+        needed = mib(size * job.members) if size else "-"
+        steps = f"{sum(job.steps.values())}"
+        runs = ", ".join(job.steps)
+        lines.append([f"{n}", job.name, f"{job.members}", steps, needed, found.state, runs])
+    print_table(head, lines)
+    found = [row(home, job, queue.get(n)) for n, job in enumerate(sweep.jobs)]
+    total = sum(job.members for job in sweep.jobs)
+    print(f"{len(sweep.jobs)} jobs, {total} members: {totals(found)}")
+
+
+if __name__ == "__main__":
+    debug = "--debug" in sys.argv
+    sys.exit(through_the_door(lambda: main(sys.argv[1:]), debug))

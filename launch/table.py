@@ -1,0 +1,28 @@
+"""Tables on standard output; what is piped is not wrapped."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from parity_jax.cli.text import Output
+
+WIDTH = 1000  # of what is piped
+
+
+def table_lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table as text, without the blanks that fill its last column."""
+    console = Output()
+    if not console.is_terminal:
+        console.width = WIDTH
+    table = Table(*head, box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for line in lines:
+        table.add_row(*line)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Show a table."""
+    for line in table_lines(head, lines):
+        print(line)

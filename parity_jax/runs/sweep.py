@@ -1,0 +1,100 @@
+"""The files of a sweep: many experiments in one directory, each of them a job.
+
+    sweep.json            what was asked, and every job with its place in it
+    jobs/NAME/            what the lives of a job left: life.json, log.txt
+    NAME/                 the experiment's directory of a job, or of several
+
+`launch` writes them; reports and analyses only read.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flax.core import FrozenDict
+
+from parity_jax.config import to_dict
+from parity_jax.runs.directory import ExperimentDirectory
+from parity_jax.runs.files import lock, read_as, write_json
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job: some or all runs of one experiment."""
+
+    name: str
+    directory: str  # of the experiment, below the sweep's own; chains share it
+    arguments: tuple[str, ...]  # of `parity-jax run`, without --workdir
+    config: str  # the experiment's file, as it was typed
+    fields: FrozenDict[str, str]  # the swept fields that are static, as typed
+    axes: FrozenDict[str, tuple[Any, ...]]  # the job's part of the swept axes
+    chain: str  # the first run of its chain; empty: all runs
+    steps: FrozenDict[str, int]  # its runs and where each will end
+    members: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """sweep.json."""
+
+    configs: tuple[str, ...]
+    grid: FrozenDict[str, tuple[str, ...]]  # every swept name, as typed
+    chains: bool  # whether the chains of an experiment are jobs of their own
+    commit: str | None  # of the code that planned it last
+    jobs: tuple[SweepJob, ...]  # in the order in which they were planned first
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """What a swept name is called: its last part, where that says enough."""
+        last = [name.rpartition(".")[2] for name in self.grid]
+        return {
+            name: end if last.count(end) == 1 else name
+            for name, end in zip(self.grid, last, strict=True)
+        }
+
+
+class SweepDirectory:
+    """sweep.json, the experiments' directories and the records of the jobs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._sweep = path / "sweep.json"
+
+    def has_sweep(self) -> bool:
+        """Whether a sweep was planned here."""
+        return self._sweep.exists()
+
+    def read(self) -> Sweep:
+        """What is swept; RunError if the file is missing or damaged."""
+        return read_as(Sweep, self._sweep)
+
+    def write(self, sweep: Sweep) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._sweep, to_dict(sweep))
+
+    def experiment(self, job: SweepJob) -> ExperimentDirectory:
+        """Where a job's experiment is."""
+        return ExperimentDirectory(self.path / job.directory)
+
+    def experiments(self) -> dict[str, ExperimentDirectory]:
+        """The experiments' directories by name, in the order of the jobs."""
+        return {job.directory: self.experiment(job) for job in self.read().jobs}
+
+    @property
+    def records(self) -> Path:
+        """The directory of the jobs' records."""
+        return self.path / "jobs"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held by this process while it plans and submits; others wait."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path, wait=True):
+            yield
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a sweep was planned in a directory."""
+    return SweepDirectory(path).has_sweep()
