@@ -38,10 +38,11 @@ class Settings:
     setup: tuple[str, ...] = ()  # shell lines before a job: modules, variables
     grace: int = 120  # seconds before the time limit at which a job is asked to save
     max_requeues: int = 20
+    parallel: int = 256  # jobs of a submission that run at the same time
     report: str = ""  # directory of a report, made when all jobs have ended
 
     def __post_init__(self) -> None:
-        require_positive(self, "grace")
+        require_positive(self, "grace", "parallel")
         few = self.max_requeues >= 0
         require(few, "max_requeues", self.max_requeues, "must be 0 or positive")
 

@@ -194,7 +194,12 @@ def main(argv: Sequence[str]) -> int:
     return live(local_path("SWEEP", args.sweep), args.index, args.local)
 
 
-if __name__ == "__main__":
+def process(argv: Sequence[str]) -> int:
+    """The same, with everything that goes wrong told in a line; the exit code."""
     codes: list[int] = []
-    failed = through_the_door(lambda: codes.append(main(sys.argv[1:])))
-    sys.exit(failed or codes[0])
+    failed = through_the_door(lambda: codes.append(main(argv)), "--debug" in argv)
+    return failed or codes[0]
+
+
+if __name__ == "__main__":
+    sys.exit(process(sys.argv[1:]))

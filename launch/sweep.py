@@ -3,7 +3,7 @@
 python -m launch.sweep --config=FILE.py[,FILE.py..] --workdir=SWEEP
     [--grid=NAME=VALUE,.. ..] [--split=AXIS:NUMBER ..] [--chains] [--config.a.b=VALUE ..]
     [--engine=local|slurm|none] [--profile=NAME] [--slurm=OPTION=VALUE,..]
-    [--grace=SECONDS] [--max_requeues=N] [--report=DIR] [--dry_run] [--quiet] [--debug]
+    [--grace=SECONDS] [--max_requeues=N] [--parallel=N] [--report=DIR] [--dry_run] [--quiet] [--debug]
 
 A swept name that can be an axis of a population (p_cot, seed, learning_rate ..) is one
 in every program; --split gives a job so many of its values. Any other name is a field
@@ -67,6 +67,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string("slurm", [], "Options of sbatch.", **options)
     flags.DEFINE_integer("grace", None, "Seconds to save before the limit.", **options)
     flags.DEFINE_integer("max_requeues", None, "Times to start again.", **options)
+    flags.DEFINE_integer("parallel", None, "Jobs at the same time.", **options)
     flags.DEFINE_string("report", None, "Directory of a report at the end.", **options)
     flags.DEFINE_bool("dry_run", False, "Only show the jobs.", **options)
     flags.DEFINE_bool("quiet", False, "Say nothing but warnings.", **options)
@@ -133,7 +134,7 @@ def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
 
 def given(own: flags.FlagValues) -> dict[str, Any]:
     """The settings among the flags that were given."""
-    names = ("engine", "grace", "max_requeues", "report")
+    names = ("engine", "grace", "max_requeues", "parallel", "report")
     found = {name: own[name].value for name in names if own[name].value is not None}
     options: dict[str, str] = {}
     for text in own.slurm:
