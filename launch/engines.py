@@ -53,7 +53,9 @@ def read_profile(name: str, path: Path) -> dict[str, Any]:
         profiles = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError("--profiles", str(path), f"cannot be read: {reason}") from None
+        raise ConfigError(
+            "--profiles", str(path), f"cannot be read: {reason}"
+        ) from None
     if name not in profiles:
         raise unknown_value("--profile", name, profiles)
     return profiles[name]
@@ -108,4 +110,5 @@ def read_settings(home: SweepDirectory) -> Settings:
 
 
 def write_settings(home: SweepDirectory, settings: Settings) -> None:
+    """Keep what is used, for a relaunch."""
     write_json(home.path / FILE, to_dict(settings))

@@ -10,6 +10,7 @@ the local engine's: the job stops when its standard input ends.
 """
 
 import datetime
+import io
 import os
 import signal
 import socket
@@ -166,7 +167,7 @@ def stop_with_standard_input() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-class Listening:
+class Listening(io.TextIOBase):
     """A stream that is written to as before; it keeps the last error that it told."""
 
     def __init__(self, stream: TextIO):
@@ -179,8 +180,14 @@ class Listening:
                 self.error = line.removeprefix("error: ")
         return self._stream.write(text)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def main(argv: Sequence[str]) -> int:

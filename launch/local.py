@@ -34,7 +34,11 @@ def run(home: SweepDirectory, indices: Sequence[int], quiet: bool) -> None:
     One launcher works on a sweep at a time.
     """
     home.records.mkdir(parents=True, exist_ok=True)
-    with lock(home.records), stop_requests() as stops, Progress(home, quiet) as progress:
+    with (
+        lock(home.records),
+        stop_requests() as stops,
+        Progress(home, quiet) as progress,
+    ):
         for index in indices:
             if stops():
                 break

@@ -31,7 +31,6 @@ from parity_jax.config.labels import parse_number
 from parity_jax.config.overrides import PREFIX, Override
 from parity_jax.experiment import Experiment
 from parity_jax.hypers import AXES
-from parity_jax.population import member_labels
 from parity_jax.runs.resolve import ResolvedRun, resolve
 from parity_jax.runs.sweep import Sweep, SweepJob
 
@@ -201,7 +200,9 @@ def name_of(
 ) -> str:
     """The directory of an experiment: what tells it from the others of the sweep."""
     file, _, scale = config.partition(":")
-    parts = [f"{short}={chosen[k]}" for k, short in sweep.short_names.items() if k in chosen]
+    parts = [
+        f"{short}={chosen[k]}" for k, short in sweep.short_names.items() if k in chosen
+    ]
     if len(sweep.configs) > 1 or not parts:
         parts = [Path(file).stem, *([scale] if scale else []), *parts]
     for name, values in box.items():

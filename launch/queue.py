@@ -73,7 +73,9 @@ def places(sweep: Path) -> dict[int, Place]:
             SQUEUE, check=True, capture_output=True, text=True, timeout=IN_TIME
         )
     except OSError as error:
-        raise RunError(f"squeue: {error.strerror}: is this a host of the cluster?") from None
+        raise RunError(
+            f"squeue: {error.strerror}: is this a host of the cluster?"
+        ) from None
     except subprocess.CalledProcessError as error:
         text = error.stderr.strip().splitlines()[-1:]
         raise RunError(f"squeue: {''.join(text)}") from None

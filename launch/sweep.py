@@ -1,28 +1,31 @@
 """Sweep experiments: jobs are planned, checked and handed to an engine.
 
 python -m launch.sweep --config=FILE.py[,FILE.py..] --workdir=SWEEP
-    [--grid=NAME=VALUE,.. ..] [--split=AXIS:NUMBER ..] [--chains] [--config.a.b=VALUE ..]
-    [--engine=local|slurm|none] [--profile=NAME] [--slurm=OPTION=VALUE,..]
-    [--grace=SECONDS] [--max_requeues=N] [--parallel=N] [--report=DIR] [--dry_run] [--quiet] [--debug]
+    [--grid=NAME=VALUE,.. ..] [--split=AXIS:NUMBER ..] [--chains]
+    [--config.a.b=VALUE ..] [--engine=local|slurm|none] [--profile=NAME]
+    [--slurm=OPTION=VALUE,..] [--grace=SECONDS] [--max_requeues=N] [--parallel=N]
+    [--report=DIR] [--dry_run] [--quiet] [--debug]
 
 A swept name that can be an axis of a population (p_cot, seed, learning_rate ..) is one
 in every program; --split gives a job so many of its values. Any other name is a field
 of the config (task.num_bits), or scale, and every combination is a job. --chains makes
 a job of every chain of runs that needs no other. The same command continues: what is
-finished or queued is left alone, and a larger grid adds jobs. --dry_run only shows them.
+finished or queued is left alone, and a larger grid adds jobs. --dry_run shows the jobs
+and writes nothing.
 
-local runs one job after the other; slurm submits them and returns (--slurm has options
-of sbatch, by their long names); none only plans, for engines that start
-`python -m launch.job SWEEP INDEX` themselves. A profile is a table of launch/profiles.toml
-(--profiles names another file) with these settings. --report makes a report when all
-jobs have ended. Exit code 0: done, or submitted, 1: a job failed, 2: refused (one line;
-nothing was submitted), 75: stopped, the same command continues.
+local runs one job after the other; slurm submits all and returns (--slurm has options
+of sbatch by their long names, time among them); none only plans, for engines that start
+`python -m launch.job SWEEP INDEX`. A profile is a table of launch/profiles.toml, or of
+--profiles=FILE, with these settings. --report makes a report when all jobs have ended.
+Exit code 0: done, or submitted, 1: a job failed, 2: refused (one line, nothing was
+submitted), 75: stopped, the same command continues.
 """
 
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
-    """Read the flags; the overrides beside them, ConfigError for whatever is neither."""
+    """Read the flags; the overrides beside them, ConfigError for what is neither."""
     try:
         _, *rest = own(["sweep", *argv], known_only=True)
     except flags.Error as error:
@@ -173,12 +176,8 @@ def check(home: SweepDirectory, experiments: Sequence[Built]) -> dict[str, int]:
                 continue
             jobs = execute.plan(each.runs, directory, [*each.runs])
             if jobs:
-                rehearse(
-                    each.experiment,
-                    directory.path,
-                    jobs,
-                    lambda at, module=each.module: analyse(module, at),
-                )
+                shown = partial(analyse, each.module)
+                rehearse(each.experiment, directory.path, jobs, shown)
             sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
     return {each.job.directory: sizes[each.bucket] for each in experiments}
 
@@ -201,19 +200,17 @@ def state_bytes(job: execute.Job) -> int:
 
 def show(home: SweepDirectory, sweep: Sweep, sizes: Mapping[str, int]) -> None:
     """The jobs as a table; nothing is written."""
-    queue = places(home.path)
-    head = ("", "job", "members", "steps", "state of all members", "now", "runs")
-    lines = []
+    queue, found, lines = places(home.path), [], []
     for n, job in enumerate(sweep.jobs):
-        found, size = row(home, job, queue.get(n)), sizes[job.directory]
-        needed = mib(size * job.members) if size else "-"
-        steps = f"{sum(job.steps.values())}"
+        found.append(row(home, job, queue.get(n)))
+        size, steps = sizes[job.directory] * job.members, sum(job.steps.values())
         runs = ", ".join(job.steps)
-        lines.append([f"{n}", job.name, f"{job.members}", steps, needed, found.state, runs])
+        numbers = [f"{job.members}", f"{steps}", mib(size) if size else "-"]
+        lines.append([f"{n}", job.name, *numbers, found[-1].state, runs])
+    head = ("", "job", "members", "steps", "state of members", "now", "runs")
     print_table(head, lines)
-    found = [row(home, job, queue.get(n)) for n, job in enumerate(sweep.jobs)]
-    total = sum(job.members for job in sweep.jobs)
-    print(f"{len(sweep.jobs)} jobs, {total} members: {totals(found)}")
+    members = sum(job.members for job in sweep.jobs)
+    print(f"{len(sweep.jobs)} jobs, {members} members: {totals(found)}")
 
 
 if __name__ == "__main__":

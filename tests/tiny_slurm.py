@@ -79,7 +79,12 @@ def cluster() -> Iterator[dict[str, str]]:
     env = os.environ | {"SLURM_CONF": str(config)}
     files = {"key": key, "socket": place / "munge.sock", "pid": place / "munged.pid"}
     files |= {"log": place / "munged.log", "seed": place / "munge.seed"}
-    names = {"pid": "pid-file", "log": "log-file", "seed": "seed-file", "key": "key-file"}
+    names = {
+        "pid": "pid-file",
+        "log": "log-file",
+        "seed": "seed-file",
+        "key": "key-file",
+    }
     munge = [f"--{names.get(name, name)}={path}" for name, path in files.items()]
     commands = [["munged", "--foreground", "--force", *munge]]
     commands += [["slurmctld", "-D", "-c", "-i"]]
@@ -112,7 +117,9 @@ def cluster() -> Iterator[dict[str, str]]:
 def ran(env: dict[str, str], *command: str) -> bool:
     """Whether a command succeeds."""
     try:
-        done = subprocess.run(command, env=env, capture_output=True, timeout=60)
+        done = subprocess.run(
+            command, check=False, env=env, capture_output=True, timeout=60
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -10,6 +10,7 @@ from parity_jax.analysis.scores import (
     last,
     mean_interval,
 )
+from parity_jax.analysis.sweeps import load_sweep
 
 __all__ = [
     "Check",
@@ -21,5 +22,6 @@ __all__ = [
     "is_stuck",
     "last",
     "load_metrics",
+    "load_sweep",
     "mean_interval",
 ]

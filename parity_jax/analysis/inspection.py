@@ -27,6 +27,7 @@ from parity_jax.runs.resolve import (
     order_of_execution,
     resolved_file,
 )
+from parity_jax.runs.sweep import SweepDirectory
 from parity_jax.types import RUNNING, STATUS_TEXT
 
 
@@ -60,6 +61,15 @@ def inspect_experiment(home: ExperimentDirectory) -> dict[str, Any]:
         for name in order_of_execution(experiment)
     ]
     return {"directory": str(home.path), "runs": runs}
+
+
+def inspect_sweep(home: SweepDirectory) -> dict[str, Any]:
+    """Where every run of every experiment of a sweep stands; none of one not begun."""
+    experiments = {
+        name: inspect_experiment(each)["runs"] if each.has_config() else []
+        for name, each in home.experiments().items()
+    }
+    return {"directory": str(home.path), "experiments": experiments}
 
 
 def run_summary(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:

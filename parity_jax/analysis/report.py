@@ -3,7 +3,9 @@
 A directory of an experiment gives its claims, its figure and, of the runs below it,
 commit, device and minutes. What a report leaves of each in OUTPUT/NAME (claims.json,
 figure.png, provenance.json) is enough to report again; OUTPUT/NAME/notes.md, if there
-is one, is shown beside the claims it explains and never written.
+is one, is shown beside the claims it explains and never written. A directory of a sweep
+gives those of its jobs that have claims, and a table and a figure of the last scores
+over what is swept (OUTPUT/NAME.scores.json, OUTPUT/NAME.png).
 """
 
 import base64
@@ -17,15 +19,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import matplotlib.pyplot as plt
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
 
 from parity_jax.analysis.claims import read_claims
 from parity_jax.analysis.legend import SECTIONS
+from parity_jax.analysis.sweeps import (
+    CONFIG,
+    final_table,
+    sweep_figure,
+    swept_names,
+)
 from parity_jax.config import require, to_dict
 from parity_jax.runs import ExperimentDirectory, RunError
 from parity_jax.runs.files import read_as, write_bytes, write_json, write_text
+from parity_jax.runs.progress import SHOWN
+from parity_jax.runs.sweep import SweepDirectory, is_sweep
 
 UNKNOWN, NOTHING = "not recorded", "none"
 OTHER = "Other claims"  # that the legend does not have
@@ -73,6 +84,59 @@ class Entry(NamedTuple):
     provenance: Provenance
     figure: bytes  # PNG; empty without one
     notes: str
+
+
+class SweepEntry(NamedTuple):
+    """One sweep: its last scores over what is swept."""
+
+    name: str
+    fields: list[str]
+    table: list[dict[str, Any]]  # as `final_table` gives it
+    figure: bytes  # PNG; empty with less than two fields
+
+
+def experiments(directories: Sequence[Path]) -> list[Path]:
+    """The directories of experiments: a sweep stands for those of its jobs with claims.
+
+    ConfigError for a sweep that has none yet.
+    """
+    found: list[Path] = []
+    for directory in directories:
+        if not is_sweep(directory):
+            found.append(directory)
+            continue
+        homes = SweepDirectory(directory).experiments().values()
+        paths = [home.path for home in homes if home.claims.exists()]
+        allowed = "must have a job that has finished, with its claims"
+        require(bool(paths), "DIR", str(directory), allowed)
+        found += paths
+    return found
+
+
+def gather_sweeps(
+    directories: Sequence[Path], score: str, over: Sequence[str]
+) -> list[SweepEntry]:
+    """The sweeps among directories that sweep more than files of experiments.
+
+    over    two swept fields; the first two there are, if it is empty
+    """
+    found = []
+    for directory in directories:
+        fields = swept_names(directory) if is_sweep(directory) else []
+        if [name for name in fields if name != CONFIG]:
+            pair = list(over) or fields[:2]
+            figure = figure_bytes(directory, score, pair) if len(pair) == 2 else b""
+            table = final_table(directory)
+            found.append(SweepEntry(name_of(directory), fields, table, figure))
+    return found
+
+
+def figure_bytes(directory: Path, score: str, pair: Sequence[str]) -> bytes:
+    """The figure of a score over two fields of a sweep, as a PNG."""
+    figure, out = sweep_figure(directory, score, *pair), io.BytesIO()
+    figure.savefig(out, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return out.getvalue()
 
 
 def gather(directories: Sequence[Path], output: Path) -> list[Entry]:
@@ -283,7 +347,28 @@ def run_row(entry: Entry) -> list[str]:
     ]
 
 
-def markdown(entries: list[Entry]) -> str:
+def sweep_parts(sweep: SweepEntry) -> list[str]:
+    """A sweep as Markdown: its table and its figure."""
+    scores = [
+        (name, label)
+        for name, label, _ in SHOWN
+        if any(name in row["scores"] for row in sweep.table)
+    ]
+    columns = ["run", *sweep.fields, *(label for _, label in scores)]
+    rows = [
+        [
+            row["run"],
+            *(summary(row.get(name)) for name in sweep.fields),
+            *(summary(row["scores"].get(name)) for name, _ in scores),
+        ]
+        for row in sweep.table
+    ]
+    link = f"![{plain_text(sweep.name)}]({quote(sweep.name)}.png)"
+    head = f"# Sweep {plain_text(sweep.name)}"
+    return [head, table(columns, rows), link * bool(sweep.figure)]
+
+
+def markdown(entries: list[Entry], sweeps: Sequence[SweepEntry] = ()) -> str:
     """The report as Markdown, figures by link."""
     parts = ["# Claims"]
     for title, rows in sections(entries).items():
@@ -293,6 +378,8 @@ def markdown(entries: list[Entry]) -> str:
         parts += [f"## {plain_text(entry.name)}", entry.notes]
         link = f"![{plain_text(entry.name)}]({figure_link(entry)})"
         parts.append(link * bool(entry.figure))
+    for sweep in sweeps:
+        parts += sweep_parts(sweep)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -313,15 +400,17 @@ def figure_link(entry: Entry) -> str:
     return f"{quote(entry.name)}/figure.png"
 
 
-def page(entries: list[Entry]) -> str:
+def page(entries: list[Entry], sweeps: Sequence[SweepEntry] = ()) -> str:
     """The Markdown as one HTML page that holds its figures; verdicts have colours."""
     parser = MarkdownIt("js-default")
-    tokens = parser.parse(markdown(entries))
+    tokens = parser.parse(markdown(entries, sweeps))
     classes = {VERDICT[True]: "holds", VERDICT[False]: "fails"}
     for cell, content in pairwise(tokens):
         if cell.type == "td_open" and content.content in classes:
             cell.attrSet("class", classes[content.content])
-    figures = {figure_link(e): base64.b64encode(e.figure).decode() for e in entries}
+    pictures = {figure_link(entry): entry.figure for entry in entries}
+    pictures |= {f"{quote(sweep.name)}.png": sweep.figure for sweep in sweeps}
+    figures = {link: base64.b64encode(png).decode() for link, png in pictures.items()}
     for image in images(tokens):
         figure = figures.get(str(image.attrGet("src")))
         if figure:
@@ -337,8 +426,15 @@ def images(tokens: list[Token]) -> list[Token]:
     return [child for child in found if child.type == "image"]
 
 
-def write(entries: list[Entry], output: Path) -> None:
-    """The three forms of the report, and what each experiment adds to it."""
+def write(
+    entries: list[Entry], output: Path, sweeps: Sequence[SweepEntry] = ()
+) -> None:
+    """The three forms of the report, and what each experiment and sweep adds to it."""
+    output.mkdir(parents=True, exist_ok=True)
+    for sweep in sweeps:
+        write_json(output / f"{sweep.name}.scores.json", sweep.table)
+        if sweep.figure:
+            write_bytes(output / f"{sweep.name}.png", sweep.figure)
     for entry in entries:
         home = ExperimentDirectory(output / entry.name)
         home.path.mkdir(parents=True, exist_ok=True)
@@ -356,5 +452,5 @@ def write(entries: list[Entry], output: Path) -> None:
         for entry in entries
     ]
     write_json(output / "report.json", whole)
-    write_text(output / "report.md", markdown(entries))
-    write_text(output / "report.html", page(entries))
+    write_text(output / "report.md", markdown(entries, sweeps))
+    write_text(output / "report.html", page(entries, sweeps))

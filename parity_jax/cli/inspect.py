@@ -3,11 +3,11 @@
 parity-jax inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--evaluate]
     [--prompts=N] [--json] [--debug]
 
-DIR is the directory of a run (runs/headline/grpo), or of an experiment: then its runs
-are told in a line each. --evaluate scores the checkpoint again, on the prompts of the
-run's own evaluation. The first wrong token of a response stands in brackets. Nothing is
-written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one line says
-what), 75: stopped by a signal.
+DIR is the directory of a run (runs/headline/grpo), or of an experiment or a sweep: then
+its runs are told in a line each. --evaluate scores the checkpoint again, on the prompts
+of the run's own evaluation. The first wrong token of a response stands in brackets.
+Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
+line says what), 75: stopped by a signal.
 """
 
 import json
@@ -17,7 +17,11 @@ from typing import Any
 
 from rich.table import Table
 
-from parity_jax.analysis.inspection import inspect_experiment, inspect_run
+from parity_jax.analysis.inspection import (
+    inspect_experiment,
+    inspect_run,
+    inspect_sweep,
+)
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.cli.text import Output, assignments
@@ -26,6 +30,7 @@ from parity_jax.runs import ExperimentDirectory, RunDirectory
 from parity_jax.runs.directory import is_experiment, local_path
 from parity_jax.runs.progress import SHOWN
 from parity_jax.runs.resolve import listed
+from parity_jax.runs.sweep import SweepDirectory, is_sweep
 
 MAX_MEMBERS = 4  # whose responses are shown
 
@@ -40,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
-        if is_experiment(path):
+        if is_sweep(path):
+            data, show = inspect_sweep(SweepDirectory(path)), show_sweep
+        elif is_experiment(path):
             data, show = inspect_experiment(ExperimentDirectory(path)), show_experiment
         else:
             snapshot = open_snapshot(RunDirectory(path), args.step, member)
@@ -86,6 +93,18 @@ class Printer:
             self.console.print(table)
         for line in captured.get().splitlines():
             print(line.rstrip())
+
+
+def show_sweep(out: Printer, data: dict[str, Any]) -> None:
+    """Every run of every experiment in a line."""
+    out.line(data["directory"], "bold")
+    head = ("experiment", "run", "stage", "step", "last evaluation, median member")
+    rows = [
+        (name, run["name"], run["stage"], progress(run), medians(run["scores"]))
+        for name, runs in data["experiments"].items()
+        for run in runs
+    ]
+    out.table(head, rows)
 
 
 def show_experiment(out: Printer, data: dict[str, Any]) -> None:

@@ -1,20 +1,24 @@
 """The claims of finished runs in one table: Markdown, JSON and one HTML page.
 
-parity-jax report DIR.. --output=OUTPUT [--debug]
+parity-jax report DIR.. --output=OUTPUT [--score=greedy/accuracy] [--over=X,Y]
+    [--debug]
 
 Every DIR holds claims.json and figure.png. Its commit, device and minutes come from the
 runs below it, or from provenance.json where an earlier report left it. OUTPUT gets
 report.md, report.json, report.html and, for every DIR, NAME/{claims.json, figure.png,
 provenance.json}: they are enough to report again. OUTPUT/NAME/notes.md, if there is
-one, is shown beside the claims it explains. Exit code 0: done, whether claims hold or
-not, 2: a bad argument, 1: a damaged directory (one line says what, and nothing is
-written), 75: stopped by a signal.
+one, is shown beside the claims it explains. A DIR that is a sweep stands for its jobs
+that have finished, and adds a table of the last scores over what is swept, and --score
+over two swept fields as a figure (OUTPUT/SWEEP.scores.json, OUTPUT/SWEEP.png). Exit
+code 0: done, whether claims hold or not, 2: a bad argument, 1: a damaged directory (one
+line says what, and nothing is written), 75: stopped by a signal.
 """
 
 from collections.abc import Sequence
 
-from parity_jax.analysis.report import gather, write
+from parity_jax.analysis.report import experiments, gather, gather_sweeps, write
 from parity_jax.cli.arguments import Parser, stoppable
+from parity_jax.config import require
 from parity_jax.runs.directory import local_path
 
 
@@ -23,11 +27,17 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("report", __doc__)
     parser.add_argument("directories", metavar="DIR", nargs="+")
     parser.add_argument("--output", required=True, help="directory of the report")
+    parser.add_argument("--score", default="greedy/accuracy", help="of the figure")
+    parser.add_argument("--over", default="", help="two swept fields: X,Y")
     args = parser.parse_args(argv)
     output = local_path("output", args.output)
+    over = args.over.split(",") if args.over else []
+    require(len(over) in (0, 2), "--over", args.over, "must be two swept fields: X,Y")
     with stoppable():
-        entries = gather([local_path("DIR", d) for d in args.directories], output)
-        write(entries, output)
+        directories = [local_path("DIR", d) for d in args.directories]
+        entries = gather(experiments(directories), output)
+        sweeps = gather_sweeps(directories, args.score, over)
+        write(entries, output, sweeps)
     held = sum(claim["holds"] for entry in entries for claim in entry.claims)
     total = sum(len(entry.claims) for entry in entries)
     print(f"{held} of {total} claims hold: {output / 'report.md'}")

@@ -73,7 +73,7 @@ class MetricsFile:
         return records
 
     def last(self, split: str | None = None) -> Record | None:
-        """The last whole record, or the last one of a split; the others are not parsed."""
+        """The last whole record, or that of a split; the others are not parsed."""
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         mark = f'"split": "{split}"'.encode() if split else b""
         line = next((line for line in reversed(lines) if mark in line), None)
