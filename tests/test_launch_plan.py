@@ -1,0 +1,209 @@
+"""From a grid to jobs: names, growth, splits, chains, and what is refused."""
+
+import json
+
+import pytest
+from small_sweeps import arguments, experiment_file, jobs, states, swept, typed
+
+from launch import status, sweep
+from launch.plan import lacking, parse_grid
+from launch.queue import numbers, ranges
+from parity_jax.population import member_labels
+from parity_jax.runs.files import read_json
+
+PLAN = "--engine=none"
+
+
+def planned(workdir, *more):
+    """Names of the jobs, in their order."""
+    code, _, told = swept(workdir, PLAN, *more)
+    assert code == 0, told
+    return [job["name"] for job in read_json(workdir / "sweep.json")["jobs"]]
+
+
+def test_static_fields_are_jobs_and_axes_stay_in_a_program(tmp_path):
+    grid = ["--grid=task.num_bits=4,5", "--grid=p_cot=0.1,0.25", "--grid=seed=0,1,2"]
+    workdir = tmp_path / "sweep"
+    assert planned(workdir, *grid) == ["num_bits=4", "num_bits=5"]
+    first, second = read_json(workdir / "sweep.json")["jobs"]
+    assert first["axes"] == {"p_cot": [0.1, 0.25], "seed": [0, 1, 2]}
+    assert (first["members"], first["steps"]) == (
+        6,
+        {"run": 100, "child": 2, "other": 2},
+    )
+    edits = ["task.num_bits=5", "axes.p_cot=0.1,0.25", "axes.seed=0,1,2"]
+    assert second["arguments"][1:] == [f"--config.{edit}" for edit in edits]
+
+
+def test_a_sweep_grows_by_the_members_that_it_lacks(tmp_path):
+    workdir, bits = tmp_path / "sweep", "--grid=task.num_bits=4"
+    first = planned(workdir, bits, "--grid=p_cot=0.1", "--grid=seed=0,1")
+    grown = ["--grid=p_cot=0.1,0.2", "--grid=seed=0,1,2"]
+    second = planned(workdir, bits, *grown)
+    assert first == second[:1] == ["num_bits=4"]
+    assert second[1:] == ["num_bits=4,p_cot=0.2", "num_bits=4,p_cot=0.1,seed=2"]
+    third = planned(workdir, f"{bits},5", *grown)
+    assert third == [*second, "num_bits=5"]
+    assert planned(workdir, f"{bits},5", *grown) == third
+    found = read_json(workdir / "sweep.json")["jobs"]
+    assert [job["axes"] for job in found] == [
+        {"p_cot": [0.1], "seed": [0, 1]},
+        {"p_cot": [0.2], "seed": [0, 1, 2]},
+        {"p_cot": [0.1], "seed": [2]},
+        {"p_cot": [0.1, 0.2], "seed": [0, 1, 2]},
+    ]
+
+
+def test_axes_that_do_not_fit_are_split(tmp_path):
+    grid = ["--grid=seed=0,1,2,3,4", "--split=seed:2"]
+    names = planned(tmp_path / "sweep", *grid)
+    assert names == ["walks,seed=0..1", "walks,seed=2..3", "walks,seed=4"]
+
+
+@pytest.mark.parametrize("split", [{}, {"b": 1}, {"a": 2, "b": 2}])
+def test_boxes_cover_every_member_once(split):
+    there = [{"a": (1,), "b": (1, 2)}, {"a": (3,), "b": (2,)}]
+    whole = {"a": (1, 2, 3), "b": (1, 2, 3)}
+    found = lacking(whole, split, there)
+    assert all(len(box[axis]) <= n for axis, n in split.items() for box in found)
+    members = [m for box in [*found, *there] for m in member_labels(box)]
+    assert sorted(map(str, members)) == sorted(map(str, member_labels(whole)))
+
+
+def test_chains_are_jobs_in_one_directory(tmp_path):
+    workdir = tmp_path / "sweep"
+    names = planned(workdir, "--chains", "--grid=task.num_bits=4,5")
+    assert names == [f"num_bits={n},{c}" for n in (4, 5) for c in ("run", "other")]
+    first = read_json(workdir / "sweep.json")["jobs"][0]
+    assert (first["directory"], first["chain"]) == ("num_bits=4", "run")
+    assert first["arguments"][-1] == "--only=run,child"
+    assert first["steps"] == {"run": 100, "child": 2}
+
+
+def test_several_experiments_are_jobs_under_their_names(tmp_path):
+    file = experiment_file(tmp_path)
+    (tmp_path / "others.py").write_text(file.read_text())
+    both = f"--config={file},{tmp_path / 'others.py'}"
+    assert planned(tmp_path / "sweep", both) == ["walks", "others"]
+    names = planned(tmp_path / "grid", both, "--grid=task.num_bits=4")
+    assert names == ["walks,num_bits=4", "others,num_bits=4"]
+
+
+def test_fields_of_the_same_name_keep_their_path(tmp_path):
+    grid = ["--grid=runs.run.log_every=2", "--grid=runs.child.log_every=1,2"]
+    names = planned(tmp_path / "sweep", *grid)
+    assert names == [f"runs.run.log_every=2,runs.child.log_every={n}" for n in (1, 2)]
+
+
+def test_a_value_in_brackets_may_hold_commas():
+    grid = parse_grid(["a=(1,2),3", "b=x"])
+    assert grid == {"a": ("(1,2)", "3"), "b": ("x",)}
+
+
+def test_numbers_of_jobs_are_told_in_short():
+    for found in ([0], [0, 1, 2], [1, 3, 4, 5, 9]):
+        assert numbers(ranges(found)) == found
+    assert ranges([0, 1, 2, 5]) == "0-2,5"
+
+
+MISTAKES = [
+    (["--engine=cloud"], ("launch.engine='cloud'", "local, none, slurm")),
+    (["--profile=nowhere"], ("--profile='nowhere'", "valid: cpu, gpu")),
+    (["--profile=cpu", "--profiles=nowhere.toml"], ("cannot be read",)),
+    (["--grid=task.num_bitz=4,5"], ("job num_bitz=4: task.num_bitz='4'", "'num_bits'")),
+    (["--grid=task.num_bits=4,0"], ("job num_bits=0: task.num_bits=0", "must be in")),
+    (["--grid=p_cot=0.5,2"], ("job walks: axes.p_cot=2", "must be in [0, 1]")),
+    (["--grid=seed=a"], ("--grid=seed='a'", "must be numbers")),
+    (["--grid=seed=0,1", "--grid=seed=2"], ("seed is swept twice",)),
+    (["--grid=seed=0,0"], ("has 0 twice",)),
+    (["--grid=task.num_bits=4,04"], ("job='num_bits=04'", "the same as job")),
+    (["--grid=seed"], ("must be NAME=VALUE",)),
+    (
+        ["--grid=seed=0,1", "--split=seed:1", "--split=seed:2"],
+        ("seed is split twice",),
+    ),
+    (["--split=seed:2"], ("--split='seed'", "that --grid sweeps")),
+    (["--grid=seed=0,1", "--split=seed:0"], ("--split='seed:0'", "at least 1")),
+    (["--slurm=partition"], ("--slurm='partition'", "OPTION=VALUE")),
+    (["--grace=0"], ("launch.grace=0", "at least 1")),
+    (["--wokdir=x"], ("wokdir",)),
+    (["--config="], ("--config=[]: is required",)),
+    (["--workdir="], ("--workdir=''",)),
+    (["--config=nowhere.py"], ("nowhere.py", "must be an experiment file")),
+    (["--config.model.dept=3"], ("job walks: model.dept='3': unknown field",)),
+]
+
+
+@pytest.mark.parametrize(("mistake", "parts"), MISTAKES)
+def test_a_mistake_costs_one_line_and_writes_nothing(tmp_path, mistake, parts):
+    workdir = tmp_path / "sweep"
+    code, out, told = swept(workdir, PLAN, *mistake)
+    (line,) = told.splitlines()
+    assert code == 2 and out == "" and line.startswith("error: "), told
+    assert all(part in line for part in parts), line
+    assert not workdir.exists()
+
+
+def test_a_directory_keeps_to_its_sweep(tmp_path):
+    workdir = tmp_path / "sweep"
+    grid = ["--grid=task.num_bits=4,5", "--grid=seed=0,1"]
+    planned(workdir, *grid)
+    before = (workdir / "sweep.json").read_bytes()
+    (tmp_path / "others.py").write_text(experiment_file(tmp_path).read_text())
+    for other, part in (
+        ([*grid, f"--config={tmp_path / 'others.py'}"], "holds a sweep of"),
+        (grid[:1], "holds a sweep over task.num_bits, seed"),
+        ([*grid, "--grid=p_cot=0.1"], "holds a sweep over"),
+        ([*grid, "--chains"], "holds a sweep with --chains=False"),
+        (["--grid=task.num_bits=4", grid[1]], "jobs with 5: a sweep only grows"),
+    ):
+        code, _, told = swept(workdir, PLAN, *other)
+        assert code == 2 and part in told and len(told.splitlines()) == 1, told
+    assert (workdir / "sweep.json").read_bytes() == before
+    content = json.loads(before) | {"commit": "abc"}
+    (workdir / "sweep.json").write_text(json.dumps(content))
+    code, _, told = swept(workdir, PLAN, *grid)
+    assert code == 0 and "warning: " in told and "planned at commit abc" in told
+
+
+def test_a_directory_of_an_experiment_is_not_swept(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    code, _, told = swept(tmp_path / "run", PLAN)
+    assert code == 2 and "is the directory of an experiment" in told
+
+
+TABLE = """\
+     job         members  steps  state of members  now      runs
+  0  num_bits=4  6        104    0.0 MiB           planned  run, child, other
+  1  num_bits=5  6        104    0.0 MiB           planned  run, child, other
+2 jobs, 12 members: 2 planned
+"""
+
+
+def test_a_dry_run_is_a_table(tmp_path):
+    grid = ["--grid=task.num_bits=4,5", "--grid=p_cot=0.1,0.2", "--grid=seed=0,1,2"]
+    code, out, told = swept(tmp_path / "sweep", *grid, "--dry_run")
+    assert (code, out) == (0, TABLE), told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_an_analysis_that_cannot_be_is_found_before_anything_is_launched(tmp_path):
+    file = experiment_file(tmp_path)
+    file.write_text(file.read_text().replace("greedy/accuracy", "t0.5/p_long"))
+    code, _, told = swept(tmp_path / "sweep", PLAN, "--grid=seed=0,1")
+    assert code == 2 and "claims, rehearsed" in told.splitlines()[-1]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_help_and_status_of_nothing(tmp_path):
+    assert "--grid=NAME" in typed(sweep, "--help")[1]
+    for path in (tmp_path, tmp_path / "nowhere"):
+        code, _, told = typed(status, path)
+        assert code == 2 and "must be the directory of a sweep" in told
+    workdir = tmp_path / "sweep"
+    planned(workdir)
+    assert states(workdir) == {"walks": "planned"}
+    code, _, told = typed(status, workdir, "--relaunch=faild")
+    assert code == 2 and "did you mean 'failed'" in told
+    assert arguments(workdir) and jobs(workdir)["walks"]["attempts"] == 0
