@@ -14,6 +14,7 @@ Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are 
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 from flax.core import FrozenDict
 from lab import choose, solved, stuck
 
@@ -109,7 +110,7 @@ def claims(results: Results) -> list[Claim]:
 def figure(results: Results) -> plt.Figure:
     """Accuracy and length over the training sequences of both stages."""
     d, switch_step = results.experiment.task.num_bits, results.runs["grpo"].parent.step
-    p_cot = float(results.number("pretrain", "p_cot"))
+    shares = np.ravel(results.number("pretrain", "p_cot")).tolist()
     pretrain = results["pretrain"].sel(step=slice(0, switch_step))
     control = results["pretrain"].sel(step=slice(switch_step, None))
     grpo = results["grpo"]
@@ -131,12 +132,13 @@ def figure(results: Results) -> plt.Figure:
             ax, end, end_of(control[greedy]), "greedy,\nno RL", GREY, va="bottom"
         )
     above: dict[str, Any] = {"va": "bottom", "xytext": (4, 2)}
-    top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
-    label_line(top, 0, accuracy(p_cot), "theory (1 + p_cot) / 2", BLUE, **above)
-    length = 1 + (d - 1) * p_cot
-    bottom.axhline(length, color=BLUE, ls="--", lw=1)
-    theory = "theory 1 + (d - 1) p_cot"
-    label_line(bottom, 0.2 * switch, length, theory, BLUE, **above)
+    for p_cot in shares:
+        top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
+        label_line(top, 0, accuracy(p_cot), "theory (1 + p_cot) / 2", BLUE, **above)
+        length = 1 + (d - 1) * p_cot
+        bottom.axhline(length, color=BLUE, ls="--", lw=1)
+        theory = "theory 1 + (d - 1) p_cot"
+        label_line(bottom, 0.2 * switch, length, theory, BLUE, **above)
     before_switch = switch * 0.97
     label_line(top, before_switch, 0.95, "next-token prediction", INK, ha="right")
     label_line(top, switch, 0.3, "GRPO", INK)
@@ -145,5 +147,6 @@ def figure(results: Results) -> plt.Figure:
     top.set(ylabel="accuracy", ylim=(0.2, 1.03))
     bottom.set(ylabel="response length (tokens)")
     bottom.set(xlabel="training sequences (thousands)")
-    top.set_title(f"Parity of {d} bits, {p_cot:.0%} long demonstrations", loc="left")
+    long = ", ".join(f"{p_cot:.0%}" for p_cot in shares)
+    top.set_title(f"Parity of {d} bits, {long} long demonstrations", loc="left")
     return figure

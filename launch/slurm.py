@@ -49,7 +49,7 @@ def executor_of(
     try:
         executor = submitit.SlurmExecutor(submissions(home.path.resolve()) / "%j")
     except RuntimeError:
-        allowed = "needs Slurm: there is no srun on this host"
+        allowed = "needs Slurm: there is no srun here"
         raise ConfigError("--engine", "slurm", allowed) from None
     limit, allowed = settings.slurm.get("time", ""), "must be given: the time limit"
     require(bool(limit), "--slurm=time", limit, allowed)

@@ -44,10 +44,11 @@ HYPERS = Hypers(learning_rate=1e-3)
 # A run that takes its time, and looks for signals often.
 LONG = [
     "--config.runs.run.num_steps=200000",
-    "--config.runs.run.eval_every=100000",
-    "--config.runs.run.log_every=100000",
+    "--config.runs.run.eval_every=4000",
+    "--config.runs.run.log_every=4000",
     "--config.runs.run.checkpoint_every=0",
     "--config.runs.run.chunk_seconds=0.1",
+    "--config.runs.run.hypers.learning_rate=1e-9",
 ]
 
 

@@ -156,7 +156,8 @@ def draw_over(ax: Axes, values: xr.DataArray, x: str, by: str) -> None:
     """One score over x, a colour for each value of `by`."""
     colors = itertools.cycle(CYCLE)
     for level in values[by].values:
-        chosen, color = values.sel({by: level}), next(colors)
+        # without another field there is one member, which needs a dimension
+        chosen, color = values.sel({by: level}).expand_dims("only"), next(colors)
         rest = [name for name in chosen.dims if name != x]
         members = chosen.stack(member=rest).transpose(x, "member")
         at = [_plain(value) for value in members[x].values]

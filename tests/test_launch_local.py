@@ -1,0 +1,286 @@
+"""The local engine: jobs one after the other, whatever is killed in between."""
+
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+from small_runs import contents, train
+from small_sweeps import (
+    LONG,
+    arguments,
+    experiment_file,
+    jobs,
+    start,
+    states,
+    swept,
+    typed,
+)
+
+from launch import job as launch_job
+from launch import status
+from launch.job import Life, Record, new_life
+from launch.rows import KILLED, Row, rows
+from launch.status import text
+from parity_jax.analysis import load_metrics, load_sweep
+from parity_jax.cli.main import run
+from parity_jax.cli.run import configured
+from parity_jax.config.overrides import parse
+from parity_jax.runs.directory import RunDirectory
+from parity_jax.runs.files import read_json
+from parity_jax.runs.sweep import SweepDirectory
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep that has grown: three jobs, all done."""
+    workdir = tmp_path_factory.mktemp("local") / "sweep"
+    code, out, told = swept(workdir, "--grid=task.num_bits=4", "--grid=seed=0,1")
+    assert code == 0 and out.endswith("1 jobs: 1 finished\n"), told
+    assert "[1/1] num_bits=4: started" in told
+    assert "[1/1] num_bits=4: finished after" in told
+    before = changes(workdir)
+    grid = ["--grid=task.num_bits=4,5", "--grid=seed=0,1,2"]
+    code, out, told = swept(workdir, *grid)
+    assert code == 0 and out.endswith("3 jobs: 3 finished\n"), told
+    assert "[1/3]" not in told  # what was done is left alone
+    assert before.items() <= changes(workdir).items()
+    return workdir
+
+
+def changes(workdir):
+    """When each file of the runs was written last."""
+    return {p: p.stat().st_mtime_ns for p in workdir.glob("num_bits=*/*/*.json*")}
+
+
+def undisturbed(workdir, name, place):
+    """What a job of a sweep leaves when nothing but `run` has worked on it."""
+    home = SweepDirectory(workdir)
+    (job,) = [job for job in home.read().jobs if job.name == name]
+    overrides = parse([a for a in job.arguments if a.startswith("--config.")])
+    train(configured(job.config, overrides)[1], place)
+    return contents(place)
+
+
+@pytest.fixture
+def fresh_imports(monkeypatch):
+    monkeypatch.delitem(launch_job.sys.modules, "walks", raising=False)
+    yield
+    launch_job.sys.modules.pop("walks", None)
+
+
+def test_a_job_is_the_run_it_says(finished, tmp_path, fresh_imports):
+    name = "num_bits=4,seed=2"
+    assert states(finished) == dict.fromkeys(
+        ("num_bits=4", name, "num_bits=5"), "finished"
+    )
+    assert contents(finished / name) == undisturbed(finished, name, tmp_path / "run")
+
+
+def test_a_sweep_is_one_dataset(finished):
+    scores = load_sweep(finished, "run")
+    assert dict(scores.sizes) == {"seed": 3, "step": 3, "num_bits": 2}
+    assert not scores["greedy/accuracy"].isnull().any()
+    alone = load_metrics(finished / "num_bits=5" / "run")
+    same = scores.sel(num_bits=5, drop=True).transpose(*alone.dims)
+    assert same["greedy/accuracy"].equals(alone["greedy/accuracy"])
+    assert same["sequences"].values.tolist() == alone["sequences"].values.tolist()
+
+
+def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
+    output = tmp_path / "out"
+    over = ["--score=greedy/accuracy", "--over=num_bits,seed"]
+    assert run(["report", str(finished), f"--output={output}", *over]) == 0
+    assert "3 of 3 claims hold" in capsys.readouterr().out
+    report = (output / "report.md").read_text()
+    table = report.partition("# Sweep sweep")[2].splitlines()
+    assert table[2] == "| run | num_bits | greedy accuracy |"
+    assert [line.split(" | ")[:2] for line in table[4:10]] == [
+        [f"| {name}", f"{bits}"] for name in ("run", "child", "other") for bits in (4, 5)
+    ]
+    rows = read_json(output / "sweep.scores.json")
+    assert rows[0]["scores"]["greedy/accuracy"].keys() == {"seed=0", "seed=1", "seed=2"}
+    assert (output / "sweep.png").stat().st_size > 1000
+    for wrong, part in (
+        ("--score=accuracy", "--score='accuracy'"),
+        ("--over=num_bits,width", "--over='width'"),
+        ("--over=num_bits", "must be two swept fields"),
+    ):
+        command = ["report", str(finished), f"--output={tmp_path / 'no'}", *over, wrong]
+        assert run(command) == 2
+        assert part in capsys.readouterr().err and not (tmp_path / "no").exists()
+    assert run(["inspect", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    assert "num_bits=4,seed=2" in printed and printed.count("100/100") == 3
+
+
+def test_the_launcher_may_be_killed_at_any_moment(tmp_path, fresh_imports):
+    """Its job saves and ends, and the same command goes on with it."""
+    workdir, grid = tmp_path / "sweep", ["--grid=task.num_bits=4,5", *LONG]
+    for number, attempt in ((signal.SIGTERM, 1), (signal.SIGKILL, 2)):
+        process = start("launch.sweep", *arguments(workdir, *grid))
+        record = Record(SweepDirectory(workdir), planned(workdir, process))
+        run = RunDirectory(workdir / "num_bits=4" / "run")
+        while run.last_step() <= 0 or record.read().attempt < attempt:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate()[0]
+        if number == signal.SIGTERM:
+            assert process.returncode == 75, said
+            assert "stopped; 1 stopped, 1 planned; the same command continues" in said
+    code, _, told = swept(workdir, *grid)
+    assert code == 0, told
+    found = jobs(workdir)
+    assert [job["state"] for job in found.values()] == ["finished"] * 2
+    assert [job["attempts"] for job in found.values()] == [3, 1]
+    name = "num_bits=4"
+    assert contents(workdir / name) == undisturbed(workdir, name, tmp_path / "run")
+
+
+def test_what_fails_harms_no_other_job(tmp_path):
+    """One diverges, one has a file in its place, one is killed; two finish later."""
+    workdir = tmp_path / "sweep"
+    field = "runs.run.hypers.learning_rate"
+    grid = [f"--grid={field}=1e30,1e-3,2e-3", "--config.runs.run.log_every=1"]
+    assert swept(workdir, "--engine=none", *grid)[0] == 0
+    blocked = workdir / "learning_rate=1e-3" / "run"
+    blocked.parent.mkdir()
+    blocked.write_text("")
+    code, out, told = swept(workdir, *grid)
+    last = told.splitlines()[-1]
+    assert code == 1 and last.startswith("error: 1 finished, 2 failed; learning_rate=1e30: ")
+    found = jobs(workdir)
+    assert "the parents of all members diverged" in found["learning_rate=1e30"]["note"]
+    assert found["learning_rate=1e30"]["diverged"] == 2
+    assert "run" in found["learning_rate=1e-3"]["note"]
+    assert found["learning_rate=2e-3"]["state"] == "finished"
+    blocked.unlink()
+    code, out, told = typed(status, workdir, "--relaunch=failed")
+    assert code == 1 and out == "2 jobs started again\n", told
+    found = jobs(workdir)
+    assert found["learning_rate=1e-3"]["state"] == "finished"
+    assert found["learning_rate=1e30"]["attempts"] == 2
+
+
+def test_a_job_that_is_killed_is_told(tmp_path):
+    workdir = tmp_path / "sweep"
+    process = start("launch.sweep", *arguments(workdir, *LONG))
+    record = Record(SweepDirectory(workdir), planned(workdir, process))
+    while record.read() is None or not (workdir / "walks/run/checkpoints/0").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    assert states(workdir) == {"walks": "running"}
+    code, _, told = swept(workdir, *LONG)  # a second launcher
+    assert code == 1 and "jobs: in use by process" in told
+    os.kill(record.read().process, signal.SIGKILL)
+    said = process.communicate()[0]
+    assert process.returncode == 1, said
+    assert jobs(workdir)["walks"]["note"] == "killed by SIGKILL (out of memory?)"
+    record.write(dataclasses.replace(record.read(), code=None, ended="", error=""))
+    assert states(workdir) == {"walks": "lost"}  # as if the launcher had been as well
+
+
+def planned(workdir, process):
+    """The job of a sweep that is being launched."""
+    while not (workdir / "sweep.json").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return SweepDirectory(workdir).read().jobs[0]
+
+
+LIFE = Life(1, "here", 1, "", "2026-01-01T00:00:00+00:00", step=7, idle=0)
+
+
+@pytest.mark.parametrize(
+    ("code", "step", "restarts", "is_local", "idle"),
+    [
+        (75, 7, "1", False, 1),  # started again by the queue, no step in between
+        (None, 7, "1", False, 1),  # killed
+        (75, 8, "1", False, 0),  # there was a step
+        (75, 7, "0", False, 0),  # submitted again by a person
+        (75, 7, None, False, 1),  # an engine that does not tell
+        (75, 7, None, True, 0),
+        (1, 7, None, False, 0),
+    ],
+)
+def test_lives_without_a_step_are_counted(
+    code, step, restarts, is_local, idle, monkeypatch
+):
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    life = new_life(dataclasses.replace(LIFE, code=code), step, is_local)
+    assert (life.attempt, life.idle) == (2, idle)
+    assert life.queued_as == ("12" if restarts else "")
+
+
+def test_a_job_that_never_gets_to_a_step_fails(tmp_path):
+    workdir = tmp_path / "sweep"
+    assert swept(workdir, "--engine=none")[0] == 0
+    record = Record(SweepDirectory(workdir), SweepDirectory(workdir).read().jobs[0])
+    record.path.mkdir(parents=True)
+    record.write(dataclasses.replace(LIFE, step=0, idle=1))
+    code, _, told = typed(launch_job, workdir, 0)
+    assert code == 0  # of the door; the life's own is in its record
+    assert "2 lives in a row without a step on disk" in told
+    assert (record.read().code, states(workdir)) == (1, {"walks": "failed"})
+    code, _, told = typed(launch_job, workdir, 1)
+    assert code == 2 and "INDEX=1: must be in [0, 0]" in told
+
+
+def test_a_job_from_another_commit_warns(tmp_path, monkeypatch):
+    workdir = tmp_path / "sweep"
+    assert swept(workdir, "--engine=none")[0] == 0
+    monkeypatch.setattr(launch_job, "git_commit", lambda: "abc")
+    monkeypatch.setattr(launch_job.parity_jax, "run", lambda arguments: 2)
+    _, _, told = typed(launch_job, workdir, 0)
+    assert told.startswith("warning: the sweep was planned at commit")
+    assert "this is abc" in told and states(workdir) == {"walks": "failed"}
+
+
+TABLE = """\
+  job  state     members         step   accuracy  seen       host  lives  note
+  a    finished  4               20/20  0.990     3 min ago  h     2
+  b    running   4 (1 diverged)  5/20   0.500     0 s ago    h     1
+  c    queued    4               0/20   -         -          -     0      BeginTime
+  d    lost      4               5/20   0.500     2 d ago    h     1      {killed}
+4 jobs, 16 members: 1 finished, 1 running, 1 queued, 1 lost
+"""
+
+
+def test_the_table_of_states():
+    found = [
+        Row("a", "finished", 4, 0, 20, 20, 0.99, 820.0, "h", 2, ""),
+        Row("b", "running", 4, 1, 5, 20, 0.5, 1000.0, "h", 1, ""),
+        Row("c", "queued", 4, 0, 0, 20, None, None, "", 0, "BeginTime"),
+        Row("d", "lost", 4, 0, 5, 20, 0.5, 1000.0 - 172800, "h", 1, KILLED),
+    ]
+    expected = TABLE.format(killed=KILLED)
+    assert "\n".join(text(found, 1000.0)) + "\n" == expected
+
+
+def test_a_damaged_file_is_told_of_its_job_alone(finished):
+    home = SweepDirectory(finished)
+    path = finished / "num_bits=5" / "run" / "finished.json"
+    whole = path.read_text()
+    try:
+        path.write_text("{")
+        found = rows(home, {})
+    finally:
+        path.write_text(whole)
+    assert [row.state for row in found] == ["finished", "finished", "failed"]
+    assert "num_bits=5/run/finished.json: damaged" in found[2].note
+
+
+def test_chains_are_analysed_when_all_are_done(tmp_path):
+    workdir = tmp_path / "sweep"
+    code, _, told = swept(workdir, "--chains", f"--report={tmp_path / 'out'}")
+    assert code == 0, told
+    assert states(workdir) == {"walks,run": "finished", "walks,other": "finished"}
+    assert read_json(workdir / "walks" / "claims.json")[0]["holds"]
+    assert (tmp_path / "out" / "report.md").exists()
+    assert experiment_file(tmp_path).exists()
