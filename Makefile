@@ -29,10 +29,13 @@ CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map 
 	c8_c11_timing c9_sample_complexity c10_partial_chains multiplication \
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise
 
+comma := ,
+space := $(subst ,, )
+FILES := $(subst $(space),$(comma),$(CLAIMS:%=experiments/%.py))
+
+# LAUNCH="--engine=slurm --slurm=partition=cpu,time=120" hands them to a cluster
 claims: $(STAMP)  ## Every claim at CPU scale and the report: 78 minutes on 2 cores; resumable
-	set -e; for name in $(CLAIMS); do $(PARITY) run \
-		--config=experiments/$$name.py --workdir=runs/$$name; done
-	$(PARITY) report $(CLAIMS:%=runs/%) --output=results
+	$(RUN) -m launch.sweep --config=$(FILES) --workdir=runs --report=results $(LAUNCH)
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 	$(RUN) -m benchmarks.run

@@ -432,7 +432,7 @@ def main() -> None:
     machine = {
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "matmul_gflops": rate,
         "jax": jax.__version__,

@@ -5,9 +5,10 @@ and whenever a job has to make room: it saves and exits with 75, and its batch s
 has Slurm start it again, at most `max_requeues` times.
 """
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -89,7 +90,8 @@ def requeue_if_saved(most: int) -> list[str]:
 def refusals(settings: Settings) -> Iterator[None]:
     """What sbatch says, in one line beside the options that it was given."""
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # submitit repeats it there
+            yield
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         said = [line for line in lines if line.startswith("sbatch: ")] or lines

@@ -97,7 +97,9 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
     table = report.partition("# Sweep sweep")[2].splitlines()
     assert table[2] == "| run | num_bits | greedy accuracy |"
     assert [line.split(" | ")[:2] for line in table[4:10]] == [
-        [f"| {name}", f"{bits}"] for name in ("run", "child", "other") for bits in (4, 5)
+        [f"| {name}", f"{bits}"]
+        for name in ("run", "child", "other")
+        for bits in (4, 5)
     ]
     rows = read_json(output / "sweep.scores.json")
     assert rows[0]["scores"]["greedy/accuracy"].keys() == {"seed=0", "seed=1", "seed=2"}
@@ -150,7 +152,9 @@ def test_what_fails_harms_no_other_job(tmp_path):
     blocked.write_text("")
     code, out, told = swept(workdir, *grid)
     last = told.splitlines()[-1]
-    assert code == 1 and last.startswith("error: 1 finished, 2 failed; learning_rate=1e30: ")
+    assert code == 1 and last.startswith(
+        "error: 1 finished, 2 failed; learning_rate=1e30: "
+    )
     found = jobs(workdir)
     assert "the parents of all members diverged" in found["learning_rate=1e30"]["note"]
     assert found["learning_rate=1e30"]["diverged"] == 2
