@@ -18,10 +18,11 @@ from sky.utils import schemas
 
 config = yaml.safe_load(open(sys.argv[1]))
 jsonschema.validate(config, schemas.get_task_schema())
+jsonschema.validate(config["resources"], schemas.get_resources_schema())
 assert config["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 config["resources"]["job_recovery"]["recover_on_exit_codes"] = ["75"]
 try:
-    jsonschema.validate(config, schemas.get_task_schema())
+    jsonschema.validate(config["resources"], schemas.get_resources_schema())
 except jsonschema.ValidationError:
     print("skypilot.yaml: valid")
 else:
