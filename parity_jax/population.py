@@ -259,18 +259,29 @@ def make_population(
                 return jax.lax.map(one, trees)
             return jax.lax.map(one, trees, batch_size=width)
 
+        def on_groups(trees: Any, rest: Any) -> Any:
+            """Within a group of devices the compiler splits what a member has."""
+            num_groups = mesh.shape[MEMBER]
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                if num_groups == 1:
+                    return on_device(trees, rest)
+                by_group = partial(_fold, num_groups)
+                of_groups = jax.vmap(on_device, (0, None), spmd_axis_name=MEMBER)
+                out = of_groups(jax.tree.map(by_group, trees), rest)
+                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+        on_devices = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(by_member, PartitionSpec()),
+            out_specs=by_member,
+            check_vma=False,
+        )
+
         def on_all(trees: Any, rest: Any) -> Any:
             trees = jax.tree.map(partial(_pad, num_padded), trees)
-            sharded = jax.shard_map(
-                on_device,
-                mesh=mesh,
-                in_specs=(by_member, PartitionSpec()),
-                out_specs=by_member,
-                # within a member the compiler splits, if there is something to split
-                axis_names={MEMBER} if is_spread else {*mesh.axis_names},
-                check_vma=False,
-            )
-            return jax.tree.map(lambda x: x[:num_members], sharded(trees, rest))
+            out = (on_groups if is_spread else on_devices)(trees, rest)
+            return jax.tree.map(lambda x: x[:num_members], out)
 
         return on_all
 
@@ -339,6 +350,10 @@ def traced_once(f: Any) -> Any:
 
 def _call_one(f: Any, rest: tuple[Any, ...], trees: tuple[Any, ...]) -> Any:
     return f(*trees, *rest)
+
+
+def _fold(num_groups: int, x: Array) -> Array:
+    return x.reshape(num_groups, -1, *x.shape[1:])
 
 
 def _pad(num_padded: int, x: Array) -> Array:
