@@ -14,11 +14,15 @@ import pytest
 from markdown_it import MarkdownIt
 from shrunk import tiny_flags
 
+import launch.status
+import launch.sweep
+from parity_jax.cli.door import through_the_door
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
 from parity_jax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
+LAUNCH = {"launch.sweep": launch.sweep, "launch.status": launch.status}
 EXPERIMENTS = sorted(
     path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "lab"
 )
@@ -27,7 +31,7 @@ EXPERIMENTS = sorted(
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder like a fresh checkout, to work in; imports are forgotten afterwards."""
-    for name in ("experiments", "tests"):
+    for name in ("experiments", "tests", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -44,24 +48,27 @@ def forget(names):
             del sys.modules[name]
 
 
-def blocks(language):
-    """The fenced blocks of the README in a language."""
-    tokens = MarkdownIt().parse((ROOT / "README.md").read_text())
+def blocks(language, file="README.md"):
+    """The fenced blocks of a page in a language."""
+    tokens = MarkdownIt().parse((ROOT / file).read_text())
     return [t.content for t in tokens if t.type == "fence" and t.info == language]
 
 
 def commands(text):
-    """Command lines of parity-jax in a text, `\\` at the end of a line continues it."""
+    """Command lines in a text, without the program; `\\` continues a line."""
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
     found = re.findall(
-        r"^[^\n`]*?parity-jax ((?:run|list|inspect|report) .*)$", joined, re.M
+        r"^[^\n`]*?(?:parity-jax|python -m) "
+        r"((?:run|list|inspect|report|launch\.sweep|launch\.status) .*)$",
+        joined,
+        re.M,
     )
     return [shlex.split(re.sub(r"\[.*?\]", "", line)) for line in found]
 
 
 def shrunk(arguments):
     """A command, with overrides appended if it runs an experiment."""
-    if arguments[0] != "run":
+    if arguments[0] not in ("run", "launch.sweep"):
         return arguments
     config = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
     before = {*sys.modules}
@@ -74,8 +81,11 @@ def shrunk(arguments):
 
 
 def typed(arguments):
-    before = {*sys.modules}
-    code = run(shrunk(arguments))
+    before, command = {*sys.modules}, shrunk(arguments)
+    if command[0] in LAUNCH:
+        code = through_the_door(lambda: LAUNCH[command[0]].main(command[1:]))
+    else:
+        code = run(command)
     forget({*sys.modules} - before)
     return code
 
@@ -85,11 +95,14 @@ def test_the_readme_from_top_to_bottom(checkout, capsys):
     headline = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
     assert typed(headline) == 0, capsys.readouterr().err
     found = [c for block in blocks("") for c in commands(block)]
-    assert {c[0] for c in found} >= {"run", "inspect"}
+    assert {c[0] for c in found} >= {"run", "inspect", "report", *LAUNCH}
     for command in found:
         capsys.readouterr()
         assert typed(command) == 0, capsys.readouterr().err
-    for snippet in blocks("python"):
+        if "--dry_run" in command:  # the text says that it is left out then
+            real = [a for a in command if a != "--dry_run"]
+            assert typed(real) == 0, capsys.readouterr().err
+    for snippet in blocks("python") + blocks("python", "launch/README.md"):
         exec(compile(snippet, "README.md", "exec"), {})
 
 
