@@ -27,6 +27,8 @@ from parity_jax.runs.sweep import SweepDirectory
 
 Engine = Literal["local", "slurm", "none"]
 FILE = "launch.json"
+# Options of sbatch that requeues and status rely on.
+OWN = ("array", "comment", "dependency", "open-mode", "output", "requeue", "signal")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Settings:
     report: str = ""  # directory of a report, made when all jobs have ended
 
     def __post_init__(self) -> None:
+        for name in self.slurm:
+            allowed = f"is set by launch, as are {', '.join(OWN)}"
+            require(name not in OWN, f"slurm.{name}", self.slurm[name], allowed)
         require_positive(self, "grace", "parallel")
         few = self.max_requeues >= 0
         require(few, "max_requeues", self.max_requeues, "must be 0 or positive")

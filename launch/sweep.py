@@ -24,7 +24,7 @@ submitted), 75: stopped, the same command continues.
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -40,7 +40,6 @@ from launch.queue import places
 from launch.rows import row, rows, totals
 from launch.table import print_table
 from parity_jax.analysis.rehearsal import rehearse
-from parity_jax.cli.devices import set_up_jax
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import analyse, load_experiment
 from parity_jax.config import ConfigError, UserCodeError, require
@@ -102,9 +101,9 @@ def main(argv: Sequence[str]) -> None:
     allowed = "is the directory of an experiment or a run"
     require(is_free, "--workdir", own.workdir, allowed)
     with stop_requests() as stops, stops.at_once():
-        set_up_jax()
         modules = load(asked.configs)
         sweep, experiments = plan(asked, modules, before(home), git_commit())
+        set_up_jax_to_plan(experiments)
         sizes = check(home, experiments)
         if own.dry_run:
             show(home, sweep, sizes)
@@ -159,6 +158,19 @@ def load(configs: Sequence[str]) -> dict[str, ModuleType]:
     files = dict.fromkeys(config.partition(":")[0] for config in configs)
     with early():
         return {file: load_experiment(file) for file in files}
+
+
+def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
+    """Trace on CPU devices, of which there are as many as a member may be spread over.
+
+    The accelerator is the jobs': a process that only plans holds no memory of it, and a
+    host that submits may have none.
+    """
+    runs = [run for each in experiments for run in each.runs.values()]
+    most = max(run.mesh.size for run in runs)
+    with suppress(RuntimeError):  # this process uses JAX already
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(most, 1))
 
 
 def check(home: SweepDirectory, experiments: Sequence[Built]) -> dict[str, int]:

@@ -78,6 +78,11 @@ def test_a_job_is_the_run_it_says(finished, tmp_path, fresh_imports):
     assert contents(finished / name) == undisturbed(finished, name, tmp_path / "run")
 
 
+def test_status_watches_until_nothing_runs(finished):
+    code, out, told = typed(status, finished, "--watch=0.1")
+    assert (code, told) == (0, "") and out.endswith("3 jobs, 7 members: 3 finished\n")
+
+
 def test_a_sweep_is_one_dataset(finished):
     scores = load_sweep(finished, "run")
     assert dict(scores.sizes) == {"seed": 3, "step": 3, "num_bits": 2}

@@ -125,6 +125,7 @@ MISTAKES = [
     (["--split=seed:2"], ("--split='seed'", "that --grid sweeps")),
     (["--grid=seed=0,1", "--split=seed:0"], ("--split='seed:0'", "at least 1")),
     (["--slurm=partition"], ("--slurm='partition'", "OPTION=VALUE")),
+    (["--slurm=signal=USR1"], ("launch.slurm.signal='USR1'", "is set by launch")),
     (["--grace=0"], ("launch.grace=0", "at least 1")),
     (["--wokdir=x"], ("wokdir",)),
     (["--config="], ("--config=[]: is required",)),

@@ -120,13 +120,15 @@ def gather_sweeps(
 
     over    two swept fields; the first two there are, if it is empty
     """
-    found = []
+    found: list[SweepEntry] = []
     for directory in directories:
         fields = swept_names(directory) if is_sweep(directory) else []
         if [name for name in fields if name != CONFIG]:
             pair = list(over) or fields[:2]
             figure = figure_bytes(directory, score, pair) if len(pair) == 2 else b""
-            table = final_table(directory)
+            table, names = final_table(directory), [each.name for each in found]
+            allowed = "has the name of another sweep"
+            require(name_of(directory) not in names, "DIR", str(directory), allowed)
             found.append(SweepEntry(name_of(directory), fields, table, figure))
     return found
 
