@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parity_jax.platform import platform
+
 
 def gradient_rows(num_rows: int, num_tokens: int) -> int:
     """Rows of a block that is trained on, num_tokens each.
@@ -17,7 +19,7 @@ def gradient_rows(num_rows: int, num_tokens: int) -> int:
     Small blocks waste few places; some 256 tokens still fill a CPU core.
     An accelerator runs blocks one after the other: few, large ones.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return min(num_rows, -(-256 // num_tokens))
     return -(-num_rows // 8)
 
@@ -27,7 +29,7 @@ def decode_rows(num_rows: int) -> int:
 
     32 rows keep weights and cache near a CPU core; 64 and more were slower.
     """
-    return min(num_rows, 32) if jax.default_backend() == "cpu" else num_rows
+    return min(num_rows, 32) if platform() == "cpu" else num_rows
 
 
 class Blocks(NamedTuple):

@@ -6,7 +6,7 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -113,10 +113,14 @@ class Program:
         """Shapes of what it returns; it is traced, not compiled."""
         return self._jitted.eval_shape(*args)
 
+    def lower(self, *args: Any) -> Any:
+        """The program before it is compiled."""
+        return self._jitted.lower(*args)
+
     def compiled(self, *args: Any) -> Any:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
-            compiled = self._jitted.lower(*args).compile()
+            compiled = self.lower(*args).compile()
             needed, limit = memory_needed(compiled), memory_limit(self._devices)
             if needed > limit:
                 raise MemoryError(
@@ -153,7 +157,7 @@ class Population(NamedTuple):
     # (states, metrics so far, num_steps, data) -> states, metrics with the steps' own
     run: Program
     evaluate: Program  # (states, data) -> metrics
-    no_metrics: Any  # () -> metrics of no step yet
+    metric_shapes: Callable[[], Metrics]
     placed: Callable[[Any], Any]  # shardings of states, metrics or parts of them
 
     def advance(
@@ -195,25 +199,40 @@ class Population(NamedTuple):
 
     def shapes(self) -> tuple[StageState, Metrics]:
         """Shapes of states and evaluation; traces all programs, compiles none."""
+        arguments = self.arguments()
+        self.run.eval_shape(*arguments)
+        return arguments[0], self.evaluate.eval_shape(arguments[0], self.data)
+
+    def arguments(self) -> tuple[StageState, Metrics, int, Data]:
+        """What `run` takes: shapes, and how they lie, of states and metrics."""
 
         def laid_out(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        states = jax.eval_shape(self.init, None)
-        states = jax.tree.map(laid_out, states, self.placed(states))
-        metrics = self.no_metrics()
-        self.run.eval_shape(states, metrics, 1, self.data)
-        return states, self.evaluate.eval_shape(states, self.data)
+        tree = (jax.eval_shape(self.init, None), self.metric_shapes())
+        states, metrics = jax.tree.map(laid_out, tree, self.placed(tree))
+        return states, metrics, 1, self.data
+
+    def no_metrics(self) -> Metrics:
+        """Metrics of no step yet."""
+
+        def zeros(x: Any) -> np.ndarray:
+            return np.zeros(x.shape, x.dtype)
+
+        return self.place(jax.tree.map(zeros, self.metric_shapes()))
 
 
 def layout(
-    cfg: PopulationConfig, num_members: int, spread: MeshConfig
+    cfg: PopulationConfig,
+    num_members: int,
+    spread: MeshConfig,
+    devices: Sequence[jax.Device] = (),
 ) -> tuple[Mesh, int]:
     """The devices, as a mesh, and how many members run in one vmap.
 
     A member that is spread over several devices runs alone on them.
     """
-    devices = jax.local_devices()[: cfg.num_devices or None]
+    devices = [*(devices or jax.local_devices())][: cfg.num_devices or None]
     mesh = mesh_of(spread, devices[: num_members * spread.size])
     if spread.size > 1:
         return mesh, 1
@@ -228,8 +247,11 @@ def make_population(
     hypers: Hypers,
     data: Data | None = None,
     spread: MeshConfig = MeshConfig(),  # noqa: B008, it is frozen
+    devices: Sequence[jax.Device] = (),
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
+
+    They run on the local devices, if no others are given.
 
     Each is traced and compiled once, at its first call; a second trace is an error.
     """
@@ -237,7 +259,7 @@ def make_population(
     num_members = len(labels)
     data = Data() if data is None else data
     is_spread = spread.size > 1
-    mesh, width = layout(cfg, num_members, spread)
+    mesh, width = layout(cfg, num_members, spread, devices)
     by_member = PartitionSpec(MEMBER)
     num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0, thrown away
     # States come from init, a checkpoint or the step before: always laid out alike.
@@ -322,17 +344,14 @@ def make_population(
         states = jax.eval_shape(init, None)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
         with jax.set_mesh(mesh):
-            return jax.eval_shape(stage.step, one, data)[1]
-
-    def no_metrics() -> Metrics:
-        def zeros(x: Array) -> np.ndarray:
-            return np.zeros((num_members, *x.shape), x.dtype)
-
-        return jax.device_put(jax.tree.map(zeros, metric_shapes()), uniform)
+            metrics = jax.eval_shape(stage.step, one, data)[1]
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), metrics
+        )
 
     devices = [*mesh.devices.flat]
     programs = (Program(run, devices), Program(evaluate, devices))
-    return Population(labels, data, init, *programs, no_metrics, placed)
+    return Population(labels, data, init, *programs, metric_shapes, placed)
 
 
 def traced_once(f: Any) -> Any:

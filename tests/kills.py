@@ -122,12 +122,13 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
         name: deserialize_and_load(*program, execution_devices=devices)
         for name, program in programs.items()
     }
+    on_one = jax.sharding.SingleDeviceSharding(devices[0])
     program = Population(
         labels=run.labels,
         data=data,
         init=lambda params: from_arrays(arrays, template),
-        no_metrics=lambda: jax.device_put(metrics, devices[0]),
-        placed=jax.sharding.SingleDeviceSharding(devices[0]),
+        metric_shapes=lambda: metrics,
+        placed=lambda tree: jax.tree.map(lambda _: on_one, tree),
         **loaded,
     )
     with directory.locked():

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 from jax import Array
 
+from parity_jax.platform import platform
+
 
 def dot_general() -> Any:
     """What flax's dense layers take as `dot_general` on this backend; None: its own."""
-    return dot_rows if jax.default_backend() == "cpu" else None
+    return dot_rows if platform() == "cpu" else None
 
 
 @jax.custom_vjp
