@@ -23,7 +23,7 @@ submitted), 75: stopped, the same command continues.
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import prod
@@ -33,6 +33,8 @@ from typing import Any
 
 import jax
 from absl import flags, logging
+from rich.console import Console
+from rich.markup import escape
 
 from launch import engines
 from launch.plan import Asked, Built, of_job, parse_grid, parse_split, plan
@@ -104,7 +106,8 @@ def main(argv: Sequence[str]) -> None:
         modules = load(asked.configs)
         sweep, experiments = plan(asked, modules, before(home), git_commit())
         set_up_jax_to_plan(experiments)
-        sizes = check(home, experiments)
+        with Console(stderr=True).status("") as status:  # silent but on a terminal
+            sizes = check(home, experiments, status.update)
         if own.dry_run:
             show(home, sweep, sizes)
             return
@@ -173,7 +176,9 @@ def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
         jax.config.update("jax_num_cpu_devices", max(most, 1))
 
 
-def check(home: SweepDirectory, experiments: Sequence[Built]) -> dict[str, int]:
+def check(
+    home: SweepDirectory, experiments: Sequence[Built], say: Callable[[str], None]
+) -> dict[str, int]:
     """Bytes of a member's state by directory; ConfigError for what cannot be run.
 
     Every experiment is compared with what is in its directory. One of each shape bucket
@@ -182,6 +187,7 @@ def check(home: SweepDirectory, experiments: Sequence[Built]) -> dict[str, int]:
     sizes: dict[Any, int] = {}
     for each in experiments:
         directory = home.experiment(each.job)
+        say(f"checking {escape(each.job.directory)}")
         with of_job(each.job.directory), early():
             if each.bucket in sizes:
                 execute.check_home(each.runs, directory)
