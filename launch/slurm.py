@@ -94,9 +94,9 @@ def refusals(settings: Settings) -> Iterator[None]:
             yield
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        said = [line for line in lines if line.startswith("sbatch: ")] or lines
+        told = dict.fromkeys(line for line in lines if line.startswith("sbatch: "))
         options = ",".join(f"{k}={v}" for k, v in settings.slurm.items())
-        raise ConfigError("--slurm", options, said[0]) from None
+        raise ConfigError("--slurm", options, "; ".join(told) or lines[0]) from None
     except OSError as error:
         allowed = f"cannot run sbatch: {error.strerror}"
         raise ConfigError("--engine", "slurm", allowed) from None

@@ -118,9 +118,13 @@ def main(argv: Sequence[str]) -> None:
                 text = f"planned at commit {there.commit}, continued at {sweep.commit}"
                 print(f"warning: {home.path}: {text}", file=sys.stderr)
             home.write(sweep)
-            engines.write_settings(home, settings)
             wanted = engines.to_do(home, settings)
-            told = engines.submit(home, wanted, settings)
+            try:
+                told = engines.submit(home, wanted, settings)
+            except ConfigError:  # it was refused: as if it had not been asked
+                home.restore(there)
+                raise
+            engines.write_settings(home, settings)
     if settings.engine == "local":
         engines.run_here(home, wanted, settings, own.quiet)
     if not own.quiet:

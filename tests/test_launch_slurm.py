@@ -119,7 +119,7 @@ def test_what_slurm_refuses_is_one_line(slurm, tmp_path):
     for text, (_, parts) in zip(said, REFUSED, strict=True):
         (line,) = text.splitlines()
         assert line.startswith("error: ") and all(p in line for p in parts), line
-    assert not places(workdir)
+    assert not places(workdir) and not (workdir / "sweep.json").exists()
 
 
 def test_without_slurm_it_is_one_line(tmp_path):

@@ -74,6 +74,13 @@ class SweepDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._sweep, to_dict(sweep))
 
+    def restore(self, sweep: Sweep | None) -> None:
+        """What was swept before, or nothing."""
+        if sweep is None:
+            self._sweep.unlink(missing_ok=True)
+        else:
+            self.write(sweep)
+
     def experiment(self, job: SweepJob) -> ExperimentDirectory:
         """Where a job's experiment is."""
         return ExperimentDirectory(self.path / job.directory)
