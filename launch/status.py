@@ -28,6 +28,7 @@ from parity_jax.runs.sweep import SweepDirectory
 
 HEAD = ("job", "state", "members", "step", "accuracy", "seen", "host", "lives", "note")
 CAN_START = ("failed", "lost", "stopped", "planned")
+NOTE = 160  # signs of a note in the table; --json has all of it
 CLEAR = "\x1b[H\x1b[2J"  # a terminal
 
 
@@ -93,7 +94,7 @@ def cells(r: Row, now: float) -> list[str]:
         "-" if r.seen is None else ago(now - r.seen),
         r.host or "-",
         f"{r.attempts}",
-        r.note,
+        r.note if len(r.note) <= NOTE else f"{r.note[:NOTE]}..",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tables on standard output; what is piped is not wrapped."""
+"""Tables on standard output: a line for each row, cut at the edge of a terminal."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,9 @@ def table_lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str
     console = Output()
     if not console.is_terminal:
         console.width = WIDTH
-    table = Table(*head, box=None, padding=(0, 0, 0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for name in head:
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for line in lines:
         table.add_row(*line)
     with console.capture() as captured:

@@ -257,7 +257,8 @@ TABLE = """\
   b    running   4 (1 diverged)  5/20   0.500     0 s ago    h     1
   c    queued    4               0/20   -         -          -     0      BeginTime
   d    lost      4               5/20   0.500     2 d ago    h     1      {killed}
-4 jobs, 16 members: 1 finished, 1 running, 1 queued, 1 lost
+  e    failed    4               5/20   0.500     2 h ago    h     1      {cut}..
+5 jobs, 20 members: 1 finished, 1 running, 1 queued, 1 failed, 1 lost
 """
 
 
@@ -267,8 +268,9 @@ def test_the_table_of_states():
         Row("b", "running", 4, 1, 5, 20, 0.5, 1000.0, "h", 1, ""),
         Row("c", "queued", 4, 0, 0, 20, None, None, "", 0, "BeginTime"),
         Row("d", "lost", 4, 0, 5, 20, 0.5, 1000.0 - 172800, "h", 1, KILLED),
+        Row("e", "failed", 4, 0, 5, 20, 0.5, 1000.0 - 7200, "h", 1, "x" * 500),
     ]
-    expected = TABLE.format(killed=KILLED)
+    expected = TABLE.format(killed=KILLED, cut="x" * 160)
     assert "\n".join(text(found, 1000.0)) + "\n" == expected
 
 
