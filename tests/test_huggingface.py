@@ -31,6 +31,7 @@ from parity_jax.models import (
 from parity_jax.models.huggingface import (
     MAX_BYTES,
     HfFolder,
+    for_task,
     from_hf_config,
     load,
     to_hf_config,
@@ -268,13 +269,13 @@ def test_mixtures_of_the_families_are_refused(cfg):
 )
 def test_models_that_ours_cannot_be_are_refused(kind, change):
     config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG, kind_of(kind))
-    assert from_hf_config(config, TASK) == MODELS[kind].resolved()
+    assert for_task(from_hf_config(config), TASK) == MODELS[kind].resolved()
     ours = {"n_embd": "width", "n_layer": "depth", "head_dim": "head_size"}
     ours |= {"layer_norm_epsilon": "norm_eps"}
     ours |= {"rope_parameters": "rope_|partial_rotary"}
     name = next(iter(change))
     with pytest.raises(ConfigError, match=ours.get(name, name)):
-        from_hf_config(config | change, TASK)
+        from_hf_config(config | change)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_models_that_ours_cannot_be_are_refused(kind, change):
 )
 def test_other_ways_to_say_the_same_are_read(kind, change):
     config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG)
-    assert from_hf_config(config | change, TASK) == MODELS[kind].resolved()
+    assert for_task(from_hf_config(config | change), TASK) == MODELS[kind].resolved()
 
 
 def test_what_older_files_hold_beside_the_weights(tmp_path):

@@ -4,19 +4,22 @@ parity-jax inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--evaluate]
     [--prompts=N] [--json] [--debug]
 
 DIR is the directory of a run (runs/headline/grpo), or of an experiment or a sweep: then
-its runs are told in a line each. --evaluate scores the checkpoint again, on the prompts
-of the run's own evaluation. The first wrong token of a response stands in brackets.
-Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
+its runs are told in a line each; or the folder of a Hugging Face model. --evaluate
+scores the checkpoint again, on the prompts of the run's own evaluation. The first wrong
+token of a response stands in brackets. Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
 line says what), 75: stopped by a signal.
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
+from parity_jax.analysis.hf_folder import inspect_folder
 from parity_jax.analysis.inspection import (
     inspect_experiment,
     inspect_run,
@@ -26,6 +29,7 @@ from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.cli.text import Output, assignments
 from parity_jax.config import parse_label, require
+from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.runs import ExperimentDirectory, RunDirectory
 from parity_jax.runs.directory import is_experiment, local_path
 from parity_jax.runs.progress import SHOWN
@@ -47,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     with reading():
         if is_sweep(path):
             data, show = inspect_sweep(SweepDirectory(path)), show_sweep
+        elif is_hf_folder(path):
+            data, show = inspect_folder(HfFolder(path)), show_folder
         elif is_experiment(path):
             data, show = inspect_experiment(ExperimentDirectory(path)), show_experiment
         else:
@@ -121,6 +127,26 @@ def show_experiment(out: Printer, data: dict[str, Any]) -> None:
         for run in data["runs"]
     ]
     out.table(("run", "stage", "from", "step", "last evaluation, median member"), rows)
+
+
+def show_folder(out: Printer, data: dict[str, Any]) -> None:
+    """Family, config, special tokens; tensors that all blocks have in a line."""
+    kind, model = data["model_type"], data["model"]
+    out.line(f"{data['directory']}: {kind}, {data['num_parameters']:,} parameters")
+    if model is None:
+        out.line(f"cannot be a parent here: {data['refused']}")
+    rows = {"model": assignments(model or {}), "special": assignments(data["special"])}
+    rows |= {name: ", ".join(data[name]) or "none" for name in ("files", "tokenizer")}
+    out.pairs(rows)
+    kinds: Counter[tuple[str, str, str]] = Counter()
+    for tensor in data["tensors"]:
+        name = re.sub(r"\.\d+\.", ".*.", tensor["name"])
+        kinds[name, " x ".join(map(str, tensor["shape"])), tensor["dtype"]] += 1
+    out.head("tensors")
+    out.table(
+        ("name", "number", "shape", "dtype"),
+        [(name, str(num), *rest) for (name, *rest), num in kinds.items()],
+    )
 
 
 def progress(run: dict[str, Any]) -> str:

@@ -223,11 +223,8 @@ def end_id(task: Task) -> int | list[int]:
     return ids[0] if len(ids) == 1 else list(ids)
 
 
-def from_hf_config(config: Mapping[str, Any], task: Task) -> TransformerConfig:
-    """Our config of a config.json; ConfigError if our model would not be the same.
-
-    As many tokens and positions as the task has are 0, as in a config of ours.
-    """
+def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
+    """Our config of a config.json; ConfigError if our model would not be the same."""
     kind = config.get("model_type")
     allowed = f"must be one of {', '.join(FAMILIES)}"
     require(kind in FAMILIES, "model_type", kind, allowed)
@@ -251,11 +248,18 @@ def from_hf_config(config: Mapping[str, Any], task: Task) -> TransformerConfig:
     fields |= family.features
     if fields["positions"] == "rotary":
         fields["rope_scaling"] = scaling_from_hf(rope)
-    sizes = {"vocab_size": task.vocab_size}
-    sizes["num_positions"] = task.prompt_len + task.format.max_len
-    fields |= {name: 0 for name, size in sizes.items() if fields.get(name) == size}
     cfg: TransformerConfig = from_dict(TransformerConfig, fields)
     return cfg.resolved()
+
+
+def for_task(cfg: TransformerConfig, task: Task) -> TransformerConfig:
+    """With 0 where it has as many tokens and positions as the task, as ours say it."""
+    num_positions = task.prompt_len + task.format.max_len
+    return dataclasses.replace(
+        cfg,
+        vocab_size=cfg.vocab_size * (cfg.vocab_size != task.vocab_size),
+        num_positions=cfg.num_positions * (cfg.num_positions != num_positions),
+    )
 
 
 def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:

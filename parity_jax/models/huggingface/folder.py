@@ -3,6 +3,7 @@
 Tensors are read one by one. What is missing or damaged is a `FolderError` of one line.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -15,8 +16,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from parity_jax.config import ConfigError, differences, lines_of, to_dict
-from parity_jax.models.huggingface.config import from_hf_config
+from parity_jax.config import (
+    ConfigError,
+    differences,
+    lines_of,
+    to_dict,
+    unknown_name,
+)
+from parity_jax.models.huggingface.config import for_task, from_hf_config
 from parity_jax.models.huggingface.weights import load
 from parity_jax.models.model import ModelConfig
 from parity_jax.models.transformer import TransformerConfig
@@ -69,8 +76,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 class HfFolder:
     """A model to read."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -130,9 +137,13 @@ class HfFolder:
             return digests[0]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def model(self, task: Task) -> TransformerConfig:
-        """Our config of the model, in float32 and unrolled."""
-        return from_hf_config(self.config, task)
+    def model(self, task: Task, **overrides: Any) -> TransformerConfig:
+        """The config of the model; what it does not fix can be overridden (FREE)."""
+        cfg = for_task(from_hf_config(self.config), task)
+        for name, value in overrides.items():
+            if name not in FREE:
+                raise unknown_name(name, value, FREE)
+        return dataclasses.replace(cfg, **overrides)
 
     def check(self, cfg: ModelConfig, task: Task) -> None:
         """ConfigError if a run's model is another one than that of the weights."""
