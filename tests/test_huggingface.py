@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import json
 import os
+import shutil
 import signal
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +33,7 @@ from parity_jax.models import (
 )
 from parity_jax.models.huggingface import (
     MAX_BYTES,
+    FolderError,
     HfFolder,
     for_task,
     from_hf_config,
@@ -474,3 +478,124 @@ def test_a_tied_head_must_be_the_embedding():
     np.testing.assert_array_equal(found["embed.embedding"], head)
     with pytest.raises(ConfigError, match=r"lm_head\.weight.*is unknown"):
         loaded(cfg, tensors | {"lm_head.weight": 2 * head})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tied Llama in bfloat16 and several files, as `transformers` writes it."""
+    cfg = MODELS["llama_scaled_tied"]
+    write_export(tmp_path / "float32", cfg, random_params(cfg)[0], "llama")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "float32", dtype=torch.bfloat16
+    )
+    theirs.save_pretrained(tmp_path / "hf", max_shard_size="4KB")
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
+    shutil.rmtree(tmp_path / "float32")
+    return tmp_path / "hf"
+
+
+def child_of(folder, **overrides):
+    """Two members of one step from a folder."""
+    run = dataclasses.replace(
+        tiny_experiment().runs["pretrain"], parent=str(folder), num_steps=1
+    )
+    model = HfFolder(folder).model(TASK, scan=True)
+    fields = {"task": TASK_CONFIG, "model": model, "runs": {"child": run}}
+    fields["runs"] = FrozenDict(fields["runs"])
+    return tiny_experiment(**fields | overrides)
+
+
+def test_a_run_starts_from_a_folder(folder, tmp_path, say):
+    """Every member has its weights, stacked; lineage says where they come from."""
+    workdir = tmp_path / "run"
+    run_experiment(child_of(folder), workdir, quiet=True)
+    start = open_snapshot(RunDirectory(workdir / "child"), 0)
+    found = subtree(start.arrays, "params")
+    expected = read_folder(folder, MODELS["llama_scaled_tied"])
+    for name, array in expected.items():
+        head, _, leaf = name.partition(".")
+        block = int(head.removeprefix("blocks_")) if "blocks" in head else None
+        ours = found[name] if block is None else found[f"blocks.{leaf}"][:, block]
+        for member in ours:
+            np.testing.assert_array_equal(member, array)
+    (entry,) = ancestry(RunDirectory(workdir / "child"))
+    assert entry["imported"]["path"] == str(folder)
+    assert entry["imported"]["model_type"] == "llama"
+    code, printed, _ = say("export_hf", workdir / "child", tmp_path / "out", "--step=0",
+                           "--member=seed=1")  # fmt: skip
+    assert (code, "LlamaForCausalLM" in printed) == (0, True)
+    back = read_folder(tmp_path / "out", MODELS["llama_scaled_tied"])
+    for name, array in expected.items():
+        np.testing.assert_array_equal(back[name], array)
+    run_experiment(child_of(folder), workdir, quiet=True)  # complete: nothing to do
+
+
+def test_what_a_run_cannot_start_from_is_refused(folder, tmp_path):
+    def said(**overrides):
+        with pytest.raises(ConfigError) as caught:
+            run_experiment(child_of(folder, **overrides), tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+        return str(caught.value)
+
+    wide = dataclasses.replace(MODELS["llama_scaled_tied"], mlp_width=32)
+    assert "runs.child.model.mlp_width=32: must be as in" in said(model=wide)
+    pinned = dataclasses.replace(
+        child_of(folder).runs["child"], parent_member=FrozenDict({"seed": 0})
+    )
+    message = "runs.child.parent_member={'seed': 0}: must be left out"
+    assert message in said(runs=FrozenDict({"child": pinned}))
+    index = folder / "model.safetensors.index.json"
+    whole = read_json(index)
+    name, file = next(iter(whole["weight_map"].items()))
+    for change, message in (
+        ({name: "elsewhere.safetensors"}, "elsewhere.safetensors: cannot be read"),
+        ({"model.layers.9.weight": file}, "model.layers.9.weight is missing"),
+        ({name: 3}, "damaged: no weight_map"),
+    ):
+        write_json(index, whole | {"weight_map": whole["weight_map"] | change})
+        with pytest.raises(FolderError, match=message):
+            run_experiment(child_of(folder), tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_are_refused():
+    cfg = MODELS["llama_stacked"]
+    tensors = dict(to_state_dict(cfg, random_params(cfg)[0]))
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][0, 0] = np.nan
+    with pytest.raises(ConfigError, match=f"{name}='nan or inf': must be finite"):
+        loaded(cfg, tensors)
+
+
+def test_one_tensor_at_a_time_is_on_the_host(tmp_path):
+    """The peak of the host's arrays is the largest tensor's, and 10% at most."""
+    sizes = dict(num_heads=4, num_kv_heads=2, mlp_width=1024, vocab_size=8_000)
+    cfg = llama(4, 64, **sizes, scan=True)
+    write_export(tmp_path / "hf", cfg, random_params(cfg)[0], "llama", 10**6)
+    folder = HfFolder(tmp_path / "hf")
+    folder.check(cfg, TASK)
+    template = jax.eval_shape(cfg.make(TASK).init, jax.random.key(0))
+    jax.block_until_ready(folder.load(cfg, template))  # compiled
+    tracemalloc.start()
+    params = jax.block_until_ready(folder.load(cfg, template))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sizes = [folder.read(name).nbytes for name in folder.files]
+    assert sum(sizes) > 3 * max(sizes)
+    assert max(sizes) <= peak <= 1.1 * max(sizes)
+    assert sum(x.nbytes for x in jax.tree.leaves(params)) == sum(sizes)
+
+
+def test_inspecting_a_folder(folder, say):
+    code, printed, _ = say("inspect", folder)
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0].startswith(f"{folder}: llama, ")
+    assert any("model.layers.*.mlp.up_proj.weight" in x and " 2 " in x for x in lines)
+    data = json.loads(say("inspect", folder, "--json")[1])
+    assert (data["refused"], data["model"]["rope_scaling"]["factor"]) == (None, 8.0)
+    assert {tensor["dtype"] for tensor in data["tensors"]} == {"BF16"}
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"hidden_act": "relu"})
+    assert "cannot be a parent here: hidden_act='relu'" in say("inspect", folder)[1]
