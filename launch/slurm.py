@@ -6,6 +6,7 @@ has Slurm start it again, at most `max_requeues` times.
 """
 
 import io
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -74,14 +75,19 @@ def executor_of(
 
 
 def requeue_if_saved(most: int) -> list[str]:
-    """The end of a batch script: start again what has saved and asks for it."""
+    """The end of a batch script: start again what has saved and asks for it.
+
+    So is what TERM killed before it could take note of it, while it was importing.
+    """
     number = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
     return [
         "rc=$?",
         f"number={number}",
-        f'if [ "$rc" = {EX_TEMPFAIL} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]',
-        'then scontrol requeue "${number:-$SLURM_JOB_ID}"',
-        "fi",
+        f'case "$rc" in {EX_TEMPFAIL} | {128 + signal.SIGTERM})',
+        f'  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]',
+        '  then scontrol requeue "${number:-$SLURM_JOB_ID}"',
+        "  fi ;;",
+        "esac",
         'exit "$rc"',
     ]
 
