@@ -107,7 +107,8 @@ def git_commit() -> str | None:
     code = Path(__file__).resolve()
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(code.parent), *args]
+        # without a lock of the index, which a process that is killed would leave behind
+        command = ["git", "--no-optional-locks", "-C", str(code.parent), *args]
         try:
             out = subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError):
