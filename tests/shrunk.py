@@ -1,6 +1,7 @@
 """Any experiment at a size that runs in seconds, as flags that a user could type."""
 
 from math import gcd
+from pathlib import Path
 from typing import Any
 
 from parity_jax.config import to_dict
@@ -30,6 +31,10 @@ MAX_STEPS = 100
 def tiny_flags(experiment: Experiment) -> list[str]:
     """Overrides that leave axes, runs and their order, but hardly any work."""
     flags, plain = [], to_dict(experiment)
+    if any(
+        Path(run["parent"]).is_dir() for run in plain["runs"].values() if run["parent"]
+    ):
+        plain.pop("model")  # its sizes are those of the weights
     flags += _sizes(plain, "config")
     for name, run in plain["runs"].items():
         flags += _steps(plain["runs"], name, run)

@@ -59,7 +59,7 @@ def commands(text):
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
     found = re.findall(
         r"^[^\n`]*?(?:parity-jax|python -m) "
-        r"((?:run|list|inspect|report|launch\.sweep|launch\.status) .*)$",
+        r"((?:run|list|inspect|report|export_hf|launch\.sweep|launch\.status) .*)$",
         joined,
         re.M,
     )
@@ -95,7 +95,7 @@ def test_the_readme_from_top_to_bottom(checkout, capsys):
     headline = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
     assert typed(headline) == 0, capsys.readouterr().err
     found = [c for block in blocks("") for c in commands(block)]
-    assert {c[0] for c in found} >= {"run", "inspect", "report", *LAUNCH}
+    assert {c[0] for c in found} >= {"run", "inspect", "report", "export_hf", *LAUNCH}
     for command in found:
         capsys.readouterr()
         assert typed(command) == 0, capsys.readouterr().err

@@ -6,7 +6,6 @@ Its folder is that of convert.py, in SMOLLM2 (default .pretrained/smollm2).
 import os
 import subprocess
 import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -113,38 +112,6 @@ def test_logits_and_64_greedy_tokens_of_ten_prompts(ours, theirs, prompts):
 
 def test_from_the_folder_to_a_run_and_back(tmp_path):
     """The command of the README, then an export whose weights are the same bytes."""
-    (tmp_path / "from_smollm2.py").write_text(
-        textwrap.dedent(
-            f"""\
-            from parity_jax.experiment import Experiment, RunConfig
-            from parity_jax.models.huggingface import HfFolder
-            from parity_jax.population import PopulationConfig
-            from parity_jax.evaluate import EvaluateConfig
-            from parity_jax.stages import PretrainConfig
-            from parity_jax.tasks import ParityConfig
-
-            TASK, FOLDER = ParityConfig(4), {str(FOLDER)!r}
-
-            def get_config(scale="cpu"):
-                sft = RunConfig(
-                    stage=PretrainConfig(batch_size=2), parent=FOLDER, num_steps=1
-                )
-                return Experiment(
-                    task=TASK,
-                    model=HfFolder(FOLDER).model(TASK.make(), scan=True),
-                    runs={{"sft": sft}},
-                    evaluate=EvaluateConfig(num_prompts=2, temperatures=()),
-                    population=PopulationConfig(num_devices=1),
-                )
-
-            def claims(results):
-                return []
-
-            def figure(results):
-                return None
-            """
-        )
-    )
 
     def type_in(*words):
         command = [sys.executable, "-m", "parity_jax.cli", *map(str, words)]
@@ -165,4 +132,11 @@ def test_from_the_folder_to_a_run_and_back(tmp_path):
     copied = (tmp_path / "back" / "tokenizer.json").read_bytes()
     assert copied == (FOLDER / "tokenizer.json").read_bytes()
     assert "llama, 134,515,008 parameters" in type_in("inspect", FOLDER)
+    experiment = Path(__file__).parents[1] / "outside" / "hf_experiment.py"
+    tiny = ["--config.runs.sft.num_steps=2", "--config.runs.sft.stage.batch_size=4"]
+    tiny += ["--config.evaluate.num_prompts=2", "--config.evaluate.temperatures=()"]
+    tiny += ["--config.population.num_devices=1"]
+    command = ["run", f"--config={experiment}:{FOLDER}", "--workdir=runs/from_hf"]
+    type_in(*command, "--only=sft", *tiny)
+    assert "imported from" in type_in("inspect", "runs/from_hf/sft", "--prompts=0")
     AutoModelForCausalLM.from_pretrained(tmp_path / "back")
