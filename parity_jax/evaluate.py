@@ -12,7 +12,13 @@ import numpy as np
 from jax import Array
 from scipy.stats import hypergeom
 
-from parity_jax.config import ConfigError, number_text, require, require_positive
+from parity_jax.config import (
+    ConfigError,
+    number_text,
+    require,
+    require_float32,
+    require_positive,
+)
 from parity_jax.decode import sample
 from parity_jax.metrics import Mean, Metrics
 from parity_jax.models.model import Model, response_logits
@@ -42,6 +48,7 @@ class EvaluateConfig:
             allowed = f"must be finite and >= {MIN_TEMPERATURE:g} (greedy is always in)"
             inside = MIN_TEMPERATURE <= value < np.inf
             require(inside, "temperatures", value, allowed)
+            require_float32("temperatures", value)
         distinct = len(set(self.temperatures)) == len(self.temperatures)
         require(distinct, "temperatures", self.temperatures, "must be distinct")
 
@@ -57,7 +64,7 @@ def read_prompts(path: str, task: Task) -> Prompt:
     A byte order mark, blank lines and spaces at the end of a line do not count.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("eval_file", path, f"cannot be read: {error}") from None
     prompts = []

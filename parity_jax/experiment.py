@@ -159,9 +159,6 @@ def check_axes(axes: Mapping[str, tuple[float, ...]]) -> None:
         if name not in AXES:
             raise unknown_name(f"axes.{name}", values, AXES)
         require(bool(values), f"axes.{name}", values, "must have at least one value")
-        seen = [np.float32(v) if name in BOUNDS else v for v in values]
-        allowed = "values of an axis must be distinct (as float32)"
-        require(len(set(seen)) == len(values), f"axes.{name}", values, allowed)
         for value in values:
             if name in BOUNDS:
                 with under("axes"):
@@ -170,3 +167,7 @@ def check_axes(axes: Mapping[str, tuple[float, ...]]) -> None:
                 inside = isinstance(value, int) and 0 <= value <= MAX_SEED
                 allowed = f"must be a whole number in [0, {MAX_SEED}]"
                 require(inside, f"axes.{name}", value, allowed)
+        seen = [np.float32(v) if name in BOUNDS else v for v in values]
+        allowed = "values of an axis must be distinct"
+        allowed += " (as float32)" if name in BOUNDS else ""
+        require(len(set(seen)) == len(values), f"axes.{name}", values, allowed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from parity_jax.config import require
+from parity_jax.config import require, require_float32
 
 
 def _number(default: float, low: float, high: float = math.inf) -> Any:
@@ -54,6 +54,7 @@ def check_hyper(name: str, value: float) -> None:
         allowed = f"must be a finite number >= {low:g}"
     inside = math.isfinite(value) and low <= value <= high
     require(inside, name, value, allowed)
+    require_float32(name, value)
 
 
 def check_hypers(hypers: Hypers) -> None:

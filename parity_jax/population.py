@@ -240,6 +240,13 @@ def layout(
     return mesh, cfg.vmap_width or (1 if on_cpu else num_members)
 
 
+def check_devices(cfg: PopulationConfig) -> None:
+    """ConfigError for more devices than there are."""
+    there, wanted = jax.local_device_count(), cfg.num_devices
+    allowed = f"must be at most {there}, the devices that are here"
+    require(wanted <= there, "population.num_devices", wanted, allowed)
+
+
 def make_population(
     cfg: PopulationConfig,
     stage: Stage,

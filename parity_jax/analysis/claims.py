@@ -4,7 +4,8 @@ Claim.within("C1", p_long, p_cot, 0.1)
 Claim.of("C4", accuracy=Check.within(accuracy, 0.5, 0.1), length=Check.equal(n, 1))
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,7 @@ class Check:
         """Every |measured - expected| <= tolerance."""
         gap = abs(xr.DataArray(measured) - expected)
         relation: Relation = "within" if tolerance else "equal"
-        holds = bool((gap <= tolerance).all())
+        holds = bool(gap.size and (gap <= tolerance).all())
         numbers = (plain(measured), relation, plain(expected))
         return cls(*numbers, float(tolerance), holds)
 
@@ -73,7 +74,7 @@ class Check:
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
         # NaN, a number that does not exist, fulfils nothing
         compared = COMPARE[relation](xr.DataArray(measured), bound)
-        holds = bool(compared.all())
+        holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
 
 
@@ -99,8 +100,10 @@ class Claim:
     ) -> "Claim":
         """All checks together; `seen` is shown beside what they measure.
 
-        The text is the legend's unless it is given.
+        The text is the legend's unless it is given. ValueError without any check.
         """
+        if not checks:
+            raise ValueError(f"claim {id!r} needs a check")
         only = next(iter(checks.values())) if len(checks) == 1 else None
 
         def part(name: str) -> Any:
@@ -149,9 +152,23 @@ def plain(value: Any) -> Any:
     return round(number, 6) if np.isfinite(number) else None
 
 
-def write_claims(path: Path, claims: list[Claim]) -> None:
+def plain_claims(claims: Any) -> list[dict[str, Any]]:
+    """Claims as JSON has them; TypeError or ValueError for anything else."""
+    if not isinstance(claims, Iterable) or isinstance(claims, Mapping):
+        raise TypeError(f"must return a list of Claims, not {type(claims).__name__}")
+    found = [*claims]
+    for claim in found:
+        if not isinstance(claim, Claim):
+            raise TypeError(f"must return Claims, not {type(claim).__name__}")
+        json.dumps(asdict(claim), allow_nan=False)
+        if not is_claim(asdict(claim)):
+            raise ValueError(f"claim {claim.id!r} is not as Claim.of makes them")
+    return [asdict(claim) for claim in found]
+
+
+def write_claims(path: Path, claims: Iterable[Claim]) -> None:
     """Write claims.json."""
-    write_json(path, [asdict(claim) for claim in claims])
+    write_json(path, plain_claims(claims))
 
 
 def read_claims(path: Path) -> list[dict[str, Any]]:

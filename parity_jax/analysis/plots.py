@@ -1,8 +1,8 @@
 """Figures: seeds thin, their median thick, predictions dashed, labels on the lines."""
 
+import io
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -75,7 +75,11 @@ def end_of(values: xr.DataArray | Iterable[float]) -> float:
     return float(xr.DataArray(values).isel(step=-1).median())
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG and close the figure."""
-    figure.savefig(path)
+def png_of(figure: Any) -> bytes:
+    """A figure as PNG, closed; TypeError for anything else."""
+    if not isinstance(figure, Figure):
+        raise TypeError(f"must return a Figure, not {type(figure).__name__}")
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
     plt.close(figure)
+    return image.getvalue()

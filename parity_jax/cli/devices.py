@@ -7,7 +7,15 @@ from pathlib import Path
 import jax
 
 from parity_jax.cli.door import one_line
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, require
+
+# Settings of JAX under which nothing here works.
+REFUSED: dict[str, tuple[bool | str, ...]] = {
+    "jax_disable_jit": (True,),
+    "jax_no_execution": (True,),
+    "jax_numpy_dtype_promotion": ("strict",),
+    "jax_transfer_guard": ("disallow", "disallow_explicit"),
+}
 
 
 def set_up_jax() -> None:
@@ -19,6 +27,10 @@ def set_up_jax() -> None:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             directory = str(cache / "parity_jax")
             jax.config.update("jax_compilation_cache_dir", directory)
+    for name, refused in REFUSED.items():
+        value = getattr(jax.config, name)
+        value = getattr(value, "value", value)  # of an enumeration
+        require(value not in refused, name.upper(), value, "nothing here works with it")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -13,11 +13,16 @@ parity-jax COMMAND --help tells more; parity-jax --version the versions.
 
 import importlib
 import importlib.metadata
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
+SIGNALS = [getattr(signal, f"SIG{n}") for n in ("TERM", "INT", "HUP", "USR1", "USR2")]
+DEBUG = ("--debug", "--debug=true", "--debug=1")
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -40,14 +45,35 @@ def run(argv: Sequence[str]) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: command={command!r}: must be one of {known}", file=sys.stderr)
         return 2
+    debug = any(text.lower() in DEBUG for text in rest)
     try:
-        door = importlib.import_module("parity_jax.cli.door")
-        module = importlib.import_module(f"parity_jax.cli.{command}")
+        with interruptible():
+            door = importlib.import_module("parity_jax.cli.door")
+            module = importlib.import_module(f"parity_jax.cli.{command}")
     except KeyboardInterrupt:
         print("error: stopped", file=sys.stderr)
         return 75
-    debug = "--debug" in rest
+    except Exception as error:  # the door is not there yet
+        if debug:
+            traceback.print_exc()
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"error: cannot start: {line}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1  # of JAX_.. or MPLBACKEND
     return door.through_the_door(lambda: module.main(rest), debug)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Signals that ask to stop raise KeyboardInterrupt, unless they are ignored."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def versions() -> str:

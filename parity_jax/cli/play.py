@@ -33,7 +33,15 @@ from parity_jax.analysis.answers import (
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.cli.text import Output
-from parity_jax.config import Label, label_text, number_text, parse_label, require
+from parity_jax.config import (
+    Label,
+    label_text,
+    number_text,
+    parse_label,
+    require,
+    require_float32,
+)
+from parity_jax.evaluate import MIN_TEMPERATURE
 from parity_jax.experiment import MAX_SEED
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path
@@ -53,14 +61,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the sampled answers")
     args = parser.parse_args(argv)
-    allowed = "must be positive and finite"
-    is_right = 0 < args.temperature < math.inf
+    allowed = f"must be finite and >= {MIN_TEMPERATURE:g}"
+    is_right = MIN_TEMPERATURE <= args.temperature < math.inf
     require(is_right, "temperature", args.temperature, allowed)
+    require_float32("temperature", args.temperature)
     allowed = "must be 0 (all tokens) or positive"
     require(args.top_k >= 0, "top_k", args.top_k, allowed)
     require(0 < args.top_p <= 1, "top_p", args.top_p, "must be in (0, 1]")
+    require_float32("top_p", args.top_p)
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
+    require(sys.stdin is not None, "stdin", None, "is closed; prompts are read from it")
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
         play(RunDirectory(path), member, args)

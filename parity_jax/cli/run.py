@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +26,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from parity_jax.analysis.claims import write_claims
-from parity_jax.analysis.plots import save_figure, style
+from parity_jax.analysis.claims import plain_claims
+from parity_jax.analysis.plots import png_of, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
 from parity_jax.cli.devices import set_up_jax
@@ -43,6 +43,7 @@ from parity_jax.experiment import Experiment
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.execute import Job
+from parity_jax.runs.files import write_bytes, write_json
 from parity_jax.runs.forecast import forecast
 from parity_jax.runs.interrupt import stop_requests
 
@@ -146,12 +147,12 @@ def analyse(module: ModuleType, workdir: Path) -> None:
     with style():
         if hasattr(module, "claims"):
             with in_code_of(f"{where}: claims"):
-                claims = module.claims(results)
-            write_claims(home.claims, claims)
+                claims = plain_claims(module.claims(results))
+            write_json(home.claims, claims)
         if hasattr(module, "figure"):
             with in_code_of(f"{where}: figure"):
-                figure = module.figure(results)
-            save_figure(figure, home.figure)
+                image = png_of(module.figure(results))
+            write_bytes(home.figure, image)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -166,8 +167,10 @@ def main(argv: Sequence[str]) -> None:
             needed = name != "workdir" or not own.dry_run
             given = own[name].value is not None
             require(given or not needed, f"--{name}", None, "is required")
-        if own.profile:
-            local_path("profile", own.profile).mkdir(parents=True, exist_ok=True)
+        allowed = "names no run"  # as of a shell's variable that is not set
+        require(bool(own.only) or not own["only"].present, "--only", "", allowed)
+        if own.profile is not None:
+            check_profile(own.profile, own.dry_run)
         with stops.at_once():
             set_up_jax()
             module, experiment = configured(own.config, overrides)
@@ -178,18 +181,28 @@ def main(argv: Sequence[str]) -> None:
 
         workdir = local_path("workdir", own.workdir)
 
-        def rehearsed(jobs: list[Job]) -> None:
-            with stops.at_once():
-                rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
+        with ExitStack() as profile:
 
-        profile = jax.profiler.trace(own.profile) if own.profile else nullcontext()
-        with profile:
+            def rehearsed(jobs: list[Job]) -> None:
+                with stops.at_once():
+                    rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
+                if own.profile:  # all is checked: now something may be written
+                    profile.enter_context(jax.profiler.trace(own.profile))
+
             finished = run_experiment(
                 experiment, workdir, own.only, own.quiet, stops, rehearsed
             )
         if finished:
             with stops.at_once():
                 analyse(module, workdir)
+
+
+def check_profile(text: str, dry_run: bool) -> None:
+    """ConfigError unless a trace can be left there; nothing is written yet."""
+    require(not dry_run, "--profile", text, "--dry_run runs nothing and writes nothing")
+    path = local_path("profile", text)
+    is_free = path.is_dir() or not path.exists()
+    require(is_free, "--profile", text, "must be a directory")
 
 
 def show(experiment: Experiment) -> None:

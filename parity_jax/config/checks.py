@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+MAX_SIZE = 2**31 - 1  # of a dimension or a count
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32, without 0
+
 
 class ConfigError(ValueError):
     """One line: which field, which value, what is allowed."""
@@ -32,7 +35,7 @@ def in_code_of(where: str) -> Iterator[None]:
         yield
     except (ConfigError, UserCodeError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(where, error) from error
 
 
@@ -58,10 +61,18 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """ConfigError unless all these fields are at least 1."""
+    """ConfigError unless all these fields are at least 1 and fit 32 bits."""
     for name in names:
         value = getattr(config, name)
         require(value >= 1, name, value, "must be at least 1")
+        require(value <= MAX_SIZE, name, value, f"must be at most {MAX_SIZE}")
+
+
+def require_float32(name: str, value: float) -> None:
+    """ConfigError for a number that float32 turns into 0 or into infinity."""
+    allowed = f"must be 0 or, as float32 can, in [{SMALLEST:.3g}, {LARGEST:.3g}]"
+    is_kept = value == 0 or SMALLEST <= abs(value) <= LARGEST
+    require(is_kept or not math.isfinite(value), name, value, allowed)
 
 
 def require_finite(
@@ -75,6 +86,7 @@ def require_finite(
         value = getattr(config, name)
         inside = math.isfinite(value) and low <= value <= high
         require(inside, name, value, allowed)
+        require_float32(name, value)
 
 
 def unknown_name(name: str, value: Any, valid: Iterable[str]) -> ConfigError:

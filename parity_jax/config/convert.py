@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 from parity_jax.config.checks import (
     ConfigError,
     require,
+    require_float32,
     under,
     unknown_name,
     unknown_value,
@@ -55,7 +56,7 @@ def import_object(name: str, field: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # an import runs code of the user's own
+    except (Exception, SystemExit) as error:  # an import runs code of the user's own
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         allowed = f"cannot be imported: {text}"
         if isinstance(error, ModuleNotFoundError):
@@ -115,6 +116,7 @@ def from_dict(kind: Any, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number, "", value, "must be a number")
         require(math.isfinite(value), "", value, "must be a finite number")
+        require_float32("", value)
         return value if kind is Any else float(value)
     require(type(value) is kind, "", value, f"must be of type {kind.__name__}")
     return value

@@ -43,8 +43,19 @@ def parse_label(text: str) -> Label:
 
 def parse_number(text: str) -> float:
     """An int if it is written as one, else a float; ValueError for anything else."""
-    text = text.strip()
     try:
-        return int(text)
+        return parse_int(text)
     except ValueError:
-        return float(text)
+        return float(plain(text))
+
+
+def parse_int(text: str) -> int:
+    """A whole number in digits; ValueError for anything else."""
+    return int(plain(text))
+
+
+def plain(text: str) -> str:
+    """A number's text; ValueError for what only Python reads: 1_0 and other scripts."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return text.strip()

@@ -22,7 +22,7 @@ from parity_jax.config.convert import (
     is_family,
     to_dict,
 )
-from parity_jax.config.labels import parse_number
+from parity_jax.config.labels import parse_int, parse_number
 
 PREFIX = "config."
 
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
         elif is_flag and name.startswith("no" + PREFIX) and not equals:
             found.append(Override(name.removeprefix("no" + PREFIX), "false"))
         elif is_flag:
-            raise ConfigError("flag", argument, "unknown; --helpfull lists the flags")
+            raise ConfigError("flag", argument, "unknown; --help lists the flags")
         else:
             raise ConfigError("argument", argument, "unexpected: options start with --")
     return found
@@ -144,7 +144,7 @@ def _read(kind: Any, optional: bool, value: str | None) -> Any:
         return [_read(args[0], False, part) for part in _parts(value)]
     if kind in (int, float, typing.Any):
         try:
-            number = int(value) if kind is int else parse_number(value)
+            number = parse_int(value) if kind is int else parse_number(value)
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise ConfigError("", value, f"must be {what}") from None

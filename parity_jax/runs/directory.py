@@ -1,7 +1,7 @@
 """The files of a run and of an experiment: the only place that knows their names."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ def local_path(name: str, text: str | Path) -> Path:
     require(bool(text.strip()), name, text, "must be the path of a directory")
     allowed = "must be on a file system: mount the bucket, or copy the run to it after"
     require(not text.lower().startswith(REMOTE), name, text, allowed)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no home to expand to
-        return Path(text)
+    path = Path(text)
+    with suppress(RuntimeError):  # no home to expand to
+        path = path.expanduser()
+    allowed = "must not contain a backslash: Orbax takes it for a slash"
+    require("\\" not in str(path.absolute()), name, text, allowed)
+    return path
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import fcntl
 import json
 import os
-import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,16 @@ def is_locked(directory: Path) -> bool:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write atomically: the file is either the old one or the whole new one."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,14 +79,12 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill, which is at `path` when all of it is written, or never."""
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+        part = Path(own) / path.name
+        part.mkdir()
         yield part
         part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

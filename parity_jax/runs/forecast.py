@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from parity_jax.experiment import Experiment
-from parity_jax.population import layout, memory_limit, memory_needed
+from parity_jax.population import check_devices, layout, memory_limit, memory_needed
 from parity_jax.runs.resolve import ResolvedRun, make_program, resolve, select
 
 
@@ -27,6 +27,7 @@ def forecast(
 
 def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> float:
     """Say what the run will cost; its seconds."""
+    check_devices(run.population)
     program, schedule = make_program(run), run.schedule
     num = len(program.labels)
     mesh, width = layout(run.population, num, run.mesh)

@@ -88,8 +88,24 @@ def this_process() -> Process:
 
 
 # Settings that change what is computed, and those that change its last bits only.
-DECISIVE = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
-ROUNDING = ("jax_default_matmul_precision",)
+DECISIVE = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_high_dynamic_range_gumbel",
+)
+ROUNDING = (
+    "jax_default_matmul_precision",
+    "jax_allow_f16_reductions",
+    "jax_disable_most_optimizations",
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_effort",
+    "jax_memory_fitting_level",
+    "jax_optimization_level",
+    "jax_softmax_custom_jvp",
+    "jax_use_direct_linearize",
+)
 
 
 def settings() -> dict[str, str]:

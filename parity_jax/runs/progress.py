@@ -38,7 +38,7 @@ class Report:
         sequences_per_step: int = 0,  # of all members
         quiet: bool = True,
     ):
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False)  # names have brackets
         self.name, self.num_steps, self.quiet = name, num_steps, quiet
         self.sequences_per_step = sequences_per_step
         self.start, self.started = start, time.monotonic()
@@ -46,10 +46,10 @@ class Report:
         self.bar: Progress | None = None
         if self.console.is_terminal and not quiet:
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self.console,
