@@ -34,8 +34,8 @@ class Hypers:
     entropy_coef: Any = _number(0.0, 0)  # weight of the entropy bonus
     length_price: Any = _number(0.0, 0)  # alpha, price of the longest response
     ridge: Any = _number(1e-3, 1e-8)  # lambda of the linear model, (lambda / 2) |w|^2
-    false_positive: Any = _number(0.0, 0, 1)  # P(a reward of 0 is seen as 1)
-    false_negative: Any = _number(0.0, 0, 1)  # P(a reward of 1 is seen as 0)
+    false_positive: Any = _number(0.0, 0, 1)  # P(a 0 is seen as 1), e2e and cot
+    false_negative: Any = _number(0.0, 0, 1)  # P(a 1 is seen as 0), e2e and cot
 
 
 BOUNDS: dict[str, tuple[float, float]] = {

@@ -28,6 +28,7 @@ from parity_jax.mesh import (
 )
 from parity_jax.metrics import Mean, Metrics
 from parity_jax.stages import Stage
+from parity_jax.stages.contract import check_scores, check_step
 from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
 
 Axes = Mapping[str, tuple[float, ...]]
@@ -110,8 +111,18 @@ class Program:
         return self.compiled(*args)(*args)
 
     def eval_shape(self, *args: Any) -> Any:
-        """Shapes of what it returns; it is traced, not compiled."""
-        return self._jitted.eval_shape(*args)
+        """Shapes of what it returns; it is traced, not compiled.
+
+        MemoryError if one of its arrays alone is larger than a device.
+        """
+        traced = self._jitted.trace(*args)
+        require_memory(largest_array(traced.jaxpr.jaxpr), self._devices)
+        return traced.out_info
+
+    def require_room(self, states: StageState) -> None:
+        """MemoryError if states of these shapes are larger than all devices."""
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
+        require_memory(needed // len(self._devices), self._devices)
 
     def lower(self, *args: Any) -> Any:
         """The program before it is compiled."""
@@ -121,11 +132,7 @@ class Program:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
             compiled = self.lower(*args).compile()
-            needed, limit = memory_needed(compiled), memory_limit(self._devices)
-            if needed > limit:
-                raise MemoryError(
-                    f"{needed / 2**30:.1f} GiB needed, {limit / 2**30:.1f} GiB there"
-                )
+            require_memory(memory_needed(compiled), self._devices)
             self._compiled = compiled
         return self._compiled
 
@@ -139,6 +146,26 @@ def memory_needed(compiled: Any) -> int:
         + sizes.temp_size_in_bytes
         - sizes.alias_size_in_bytes
     )
+
+
+def largest_array(jaxpr: Any) -> int:
+    """Bytes of the largest array of a traced program, those of its loops included."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        shapes = [x.aval for x in equation.outvars if hasattr(x.aval, "dtype")]
+        sizes += [x.size * x.dtype.itemsize for x in shapes]
+        for value in jax.tree.leaves([*equation.params.values()]):
+            inner = getattr(value, "jaxpr", value)  # of a closed one
+            sizes += [largest_array(inner)] if hasattr(inner, "eqns") else []
+    return max(sizes)
+
+
+def require_memory(needed: int, devices: list[jax.Device]) -> None:
+    """MemoryError if so many bytes are more than a device has."""
+    limit = memory_limit(devices)
+    if needed > limit:
+        told = f"{needed / 2**30:.1f} GiB needed, {limit / 2**30:.1f} GiB there"
+        raise MemoryError(told)
 
 
 def memory_limit(devices: list[jax.Device]) -> int:
@@ -200,8 +227,11 @@ class Population(NamedTuple):
     def shapes(self) -> tuple[StageState, Metrics]:
         """Shapes of states and evaluation; traces all programs, compiles none."""
         arguments = self.arguments()
+        self.run.require_room(arguments[0])
         self.run.eval_shape(*arguments)
-        return arguments[0], self.evaluate.eval_shape(arguments[0], self.data)
+        scores = self.evaluate.eval_shape(arguments[0], self.data)
+        check_scores(scores, len(self.labels))
+        return arguments[0], scores
 
     def arguments(self) -> tuple[StageState, Metrics, int, Data]:
         """What `run` takes: shapes, and how they lie, of states and metrics."""
@@ -351,7 +381,7 @@ def make_population(
         states = jax.eval_shape(init, None)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
         with jax.set_mesh(mesh):
-            metrics = jax.eval_shape(stage.step, one, data)[1]
+            metrics = step_metrics(stage, one, data)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), metrics
         )
@@ -359,6 +389,13 @@ def make_population(
     devices = [*mesh.devices.flat]
     programs = (Program(run, devices), Program(evaluate, devices))
     return Population(labels, data, init, *programs, metric_shapes, placed)
+
+
+def step_metrics(stage: Stage, state: StageState, data: Data) -> Metrics:
+    """Shapes of the metrics of one member's step; ConfigError if it breaks its form."""
+    new, metrics = jax.eval_shape(stage.step, state, data)
+    check_step(state, new, metrics)
+    return metrics
 
 
 def traced_once(f: Any) -> Any:

@@ -97,7 +97,7 @@ def saved_and_restored(workdir):
         run_experiment(experiment((4, 2), 3), path, quiet=True)
         run_experiment(experiment(mesh, 5), path, quiet=True)
         run = resolve(experiment(mesh, 5))["run"]
-        with RunDirectory(path / "run").checkpoints() as checkpoints:
+        with RunDirectory(path / "run").saved() as checkpoints:
             arrays = checkpoints.read(5).arrays
         template = jax.eval_shape(make_program(run).init, None)
         states[mesh] = from_arrays(arrays, template)

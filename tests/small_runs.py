@@ -126,13 +126,13 @@ def stop(
 
 def read(run: Path, step: int) -> dict[str, Any]:
     """The arrays of a checkpoint."""
-    with RunDirectory(run).checkpoints(read_only=True) as checkpoints:
+    with RunDirectory(run).saved() as checkpoints:
         return checkpoints.read(step).arrays
 
 
 def digests(run: Path) -> dict[int, str]:
     """Of every checkpoint."""
-    with RunDirectory(run).checkpoints(read_only=True) as checkpoints:
+    with RunDirectory(run).saved() as checkpoints:
         return {n: digest(checkpoints.read(n).arrays) for n in checkpoints.steps()}
 
 

@@ -62,7 +62,7 @@ def test_continuing_equals_never_stopping(case, tmp_path):
     start = population.init(None), population.no_metrics()
     states, metrics = population.advance(*start, 2)
     before = to_arrays(states)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(2, states, metrics, 0)
     checkpoints.wait()
     saved = checkpoints.read(2)
@@ -168,7 +168,8 @@ def test_damaged_newest_checkpoint_falls_back(damage, workdir, tmp_path):
     shutil.copytree(workdir / "first", run)
     before = digests(run)[2]
     damage(run / "checkpoints" / "4")
-    with RunDirectory(run).checkpoints() as checkpoints:
+    directory = RunDirectory(run)
+    with directory.checkpoints(directory.read_config()) as checkpoints:
         with pytest.raises(CheckpointError, match="/4: "):
             checkpoints.read(4)
         found = checkpoints.read_latest(warnings.append)
@@ -182,7 +183,8 @@ def test_a_missing_step_says_which_there_are(workdir, tmp_path):
         CheckpointError, match=r"/3: no such checkpoint \(there are: 0, 2, 4\)"
     ):
         read(workdir / "first", 3)
-    with RunDirectory(tmp_path / "new").checkpoints() as checkpoints:
+    new = RunDirectory(tmp_path / "new")
+    with new.checkpoints(RunDirectory(workdir / "first").read_config()) as checkpoints:
         assert checkpoints.read_latest(pytest.fail) is None
         with pytest.raises(CheckpointError, match="there are: none"):
             checkpoints.read(0)

@@ -93,7 +93,7 @@ def test_json_agrees_with_the_directory(workdir, say):
     assert data["config"] == read_json(workdir / "grpo" / "config.json")
     assert data["differs_from_parent"]["parent.path"] == ["", "../pretrain"]
     directory = RunDirectory(workdir / "grpo")
-    with directory.checkpoints(read_only=True) as checkpoints:
+    with directory.saved() as checkpoints:
         arrays = checkpoints.read(2).arrays
     table = {row["path"]: row for row in data["parameters"]}
     for name, row in table.items():
@@ -173,7 +173,7 @@ def test_a_run_that_has_not_begun_and_one_that_was_stopped(workdir, say, tmp_pat
     assert re.search(r"^  grpo .* pretrain +not started", told[-1])
     directory = RunDirectory(run / "pretrain")
     (run / "pretrain" / "finished.json").unlink()
-    with directory.checkpoints() as checkpoints:
+    with directory.checkpoints(directory.read_config()) as checkpoints:
         arrays = checkpoints.read(2).arrays
         checkpoints.keep_only((0, 2))
         partial = {"loss": Mean(jnp.array([jnp.nan, 1.0]), jnp.ones(2))}

@@ -32,7 +32,8 @@ from parity_jax.runs.lineage import Continuation, Lineage, Process
 from parity_jax.types import StageState
 
 STARTED = "2026-01-01T00:00:00+00:00"
-PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", FrozenDict())
+NONE = FrozenDict()
+PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", NONE, NONE)
 
 
 def finish(directory, run, lineage, seconds=90.0):

@@ -42,7 +42,7 @@ def inspect_run(
         "step": snapshot.step,
         "steps": snapshot.steps,
         "num_steps": run.schedule.num_steps,
-        "finished": directory.read_finished() is not None,
+        "finished": directory.verified_finish() is not None,
         "lineage": ancestry(directory),
         "config": to_dict(run),
         "differs_from_parent": config_changes(snapshot),
@@ -88,7 +88,7 @@ def run_summary(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
         "parent": config.parent or None,
         "steps": steps,
         "num_steps": config.num_steps,
-        "finished": directory.read_finished() is not None,
+        "finished": directory.verified_finish() is not None,
         "members": members,
         "scores": None if record is None else scores_of("recorded", record),
     }
@@ -100,10 +100,13 @@ def scores_of(source: str, record: Record) -> dict[str, Any]:
 
 
 def parent_directory(directory: RunDirectory, parent: ParentEntry) -> RunDirectory:
-    """Where the parent of a run is: as recorded, or beside the run if both moved."""
-    recorded = Path(parent.run)
-    beside = directory.path.resolve().parent / recorded.name
-    return RunDirectory(recorded if recorded.exists() else beside)
+    """Where the parent of a run is: beside it, if it is of the same experiment or both
+    moved, or as recorded.
+    """
+    recorded, sibling = Path(parent.run), directory.read_config().parent.sibling
+    beside = directory.path.resolve().parent / (sibling or recorded.name)
+    is_beside = beside.exists() if sibling else not recorded.exists()
+    return RunDirectory(beside if is_beside else recorded)
 
 
 def ancestry(directory: RunDirectory) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
     if not parent.has_config():
         return "not found"
     try:
-        with parent.checkpoints(read_only=True) as checkpoints:
+        with parent.saved() as checkpoints:
             if not {*entry.step} <= {*checkpoints.steps()}:
                 return "not found"
             saved = [checkpoints.read(step).arrays for step in entry.step]

@@ -23,7 +23,14 @@ from parity_jax.runs.lineage import Lineage, ParentEntry, Process
 from parity_jax.runs.metrics_file import Record
 from parity_jax.runs.resolve import ResolvedRun, resolve
 
-NOBODY = Process("2000-01-01T00:00:00+00:00", "none", FrozenDict(), None, FrozenDict())
+NOBODY = Process(
+    started="2000-01-01T00:00:00+00:00",
+    device="none",
+    packages=FrozenDict(),
+    commit=None,
+    settings=FrozenDict(),
+    own_code=FrozenDict(),
+)
 
 
 def rehearse(

@@ -42,6 +42,7 @@ def load_metrics(directory: str | Path, split: str = "eval") -> xr.Dataset:
         raise ConfigError("directory", str(path), allowed)
     files = RunDirectory(path)
     run = files.read_config()
+    files.verified_finish()
     records = files.metrics.read(len(run.labels))
     records = [record for record in records if record.split == split]
     if not records:

@@ -67,7 +67,7 @@ def open_snapshot(
     require(not is_experiment(path), "directory", str(path), allowed)
     whole = directory.read_config()
     run = dataclasses.replace(whole, axes=narrowed(whole.axes, member or {}))
-    with directory.checkpoints(read_only=True) as checkpoints:
+    with directory.saved() as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise RunError(f"{path}: has no checkpoint yet")

@@ -92,7 +92,7 @@ def write_run(
     directory.write_config(run)
     stage = kind_of(type(run.stage))
     directory.write_lineage(Lineage(stage, this_process(), imported=imported))
-    with directory.checkpoints() as checkpoints:
+    with directory.checkpoints(run) as checkpoints:
         checkpoints.save(0, states, {}, -1)
         checkpoints.wait()
     directory.write_finished(states)

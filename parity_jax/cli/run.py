@@ -33,7 +33,7 @@ from parity_jax.analysis.results import Results
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
-    UserCodeError,
+    early,
     in_code_of,
     require,
     to_dict,
@@ -120,11 +120,8 @@ def configured(
     config: str, overrides: Sequence[Override]
 ) -> tuple[ModuleType, Experiment]:
     """The experiment's module, and its config with the overrides."""
-    try:
+    with early():
         module = load_experiment(config.partition(":")[0])
-    except UserCodeError as error:
-        error.is_early = True
-        raise
     return module, built(module, config, overrides)
 
 
@@ -132,11 +129,8 @@ def built(module: ModuleType, config: str, overrides: Sequence[Override]) -> Exp
     """The config that an experiment's module gives, with the overrides."""
     file, _, scale = config.partition(":")
     scales = [o.value for o in overrides if o.path == SCALE]
-    try:
+    with early():
         experiment = read_experiment(module, file, [scale or None, *scales][-1])
-    except UserCodeError as error:
-        error.is_early = True
-        raise
     return apply(experiment, [o for o in overrides if o.path != SCALE])
 
 
@@ -175,8 +169,9 @@ def main(argv: Sequence[str]) -> None:
             set_up_jax()
             module, experiment = configured(own.config, overrides)
             if own.dry_run:
-                show(experiment)
-                forecast(experiment, own.only, print)
+                with early():
+                    show(experiment)
+                    forecast(experiment, own.only, print)
                 return
 
         workdir = local_path("workdir", own.workdir)

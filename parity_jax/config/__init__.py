@@ -7,6 +7,7 @@ A config is a frozen dataclass beside what it configures. A bad value raises
 from parity_jax.config.checks import (
     ConfigError,
     UserCodeError,
+    early,
     in_code_of,
     require,
     require_finite,
@@ -32,6 +33,7 @@ __all__ = [
     "Label",
     "UserCodeError",
     "differences",
+    "early",
     "from_dict",
     "import_object",
     "in_code_of",

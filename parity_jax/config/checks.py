@@ -33,10 +33,20 @@ def in_code_of(where: str) -> Iterator[None]:
     """Names the user's own code in whatever it raises."""
     try:
         yield
-    except (ConfigError, UserCodeError):
+    except (ConfigError, UserCodeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise UserCodeError(where, error) from error
+
+
+@contextmanager
+def early() -> Iterator[None]:
+    """Says of an error in the user's own code that nothing was written before."""
+    try:
+        yield
+    except UserCodeError as error:
+        error.is_early = True
+        raise
 
 
 def _short(value: Any) -> str:

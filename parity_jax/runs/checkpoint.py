@@ -9,7 +9,7 @@ Whatever Orbax raises for a damaged file or a full disk becomes a `CheckpointErr
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from parity_jax.config import differences, lines_of
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError
 from parity_jax.types import StageState, path_text
@@ -40,12 +41,17 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Checkpoints of one run, at explicit steps; saving is asynchronous and atomic.
 
+    Each tells the run that it is of, by what decides its numbers (`run`); one of
+    another run, wherever it comes from, is as one that is damaged.
+
     Opened read-only, nothing in the directory is created, tidied up or deleted: another
     process may be writing there.
     """
 
-    def __init__(self, directory: Path, read_only: bool = False):
-        self.directory = directory.absolute()
+    def __init__(
+        self, directory: Path, run: Mapping[str, Any], read_only: bool = False
+    ):
+        self.directory, self.run = directory.absolute(), run
         options = ocp.CheckpointManagerOptions(
             create=not read_only, cleanup_tmp_directories=not read_only
         )
@@ -61,7 +67,8 @@ class Checkpoints:
         for the save before; CheckpointError for what went wrong with either.
         """
         arrays = to_arrays(states) | to_arrays({"metrics": metrics})
-        head = {"step": step, "recorded": recorded, "sha256": digest(arrays)}
+        head = {"step": step, "recorded": recorded, "run": self.run}
+        head |= {"sha256": digest(arrays)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave(head)
         )
@@ -85,10 +92,7 @@ class Checkpoints:
 
     def read(self, step: int) -> Saved:
         """What was saved at a step; CheckpointError if it is missing or damaged."""
-        where = self.directory / str(step)
-        if step not in self.steps():
-            known = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"{where}: no such checkpoint (there are: {known})")
+        where = self._place(step)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
         )
@@ -96,11 +100,36 @@ class Checkpoints:
             saved = self._manager.restore(step, args=args)
             arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
             head = dict(saved["digest"])
-            recorded = head.pop("recorded")
+            recorded, run = head.pop("recorded"), head.pop("run", None)
             is_whole = head == {"step": step, "sha256": digest(arrays)}
         if not is_whole:
             raise CheckpointError(f"{where}: content does not match its digest")
+        self._require_own(where, run)
         return Saved(step, recorded, arrays)
+
+    def check(self, step: int) -> None:
+        """CheckpointError unless a checkpoint is there and of this run; quick."""
+        where = self._place(step)
+        args = ocp.args.Composite(digest=ocp.args.JsonRestore())
+        with _one_line(where, "cannot be read"):
+            head = self._manager.restore(step, args=args)["digest"]
+        self._require_own(where, head.get("run"))
+
+    def _place(self, step: int) -> Path:
+        """Where a checkpoint is; CheckpointError if there is none of this step."""
+        where = self.directory / str(step)
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{where}: no such checkpoint (there are: {known})")
+        return where
+
+    def _require_own(self, where: Path, run: Any) -> None:
+        """Fields that came later, with a default, are not asked for."""
+        if not isinstance(run, Mapping):
+            raise CheckpointError(f"{where}: does not tell its run (an older version)")
+        found = differences(run, _restricted(self.run, run))
+        if found:
+            raise CheckpointError(f"{where}: is of another run: {lines_of(found)}")
 
     def read_latest(self, warn: Callable[[str], None]) -> Saved | None:
         """The newest whole checkpoint; damaged newer ones are reported and deleted.
@@ -140,6 +169,13 @@ def _one_line(where: Path, what: str) -> Iterator[None]:
     except Exception as error:
         text = str(error).strip() or repr(error)
         raise CheckpointError(f"{where}: {what}: {text.splitlines()[0]}") from error
+
+
+def _restricted(value: Any, fields: Any) -> Any:
+    """The part of a plain dict that another one has the fields of."""
+    if not isinstance(value, Mapping) or not isinstance(fields, Mapping):
+        return value
+    return {k: _restricted(v, fields[k]) for k, v in value.items() if k in fields}
 
 
 def to_arrays(tree: Any) -> Arrays:

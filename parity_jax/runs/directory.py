@@ -1,7 +1,7 @@
 """The files of a run and of an experiment: the only place that knows their names."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from parity_jax.runs.files import RunError, lock, read_as, read_json, write_json
 from parity_jax.runs.lineage import Lineage
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.resolve import ResolvedRun
-from parity_jax.types import StageState
+from parity_jax.types import DIVERGED, RUNNING, STATUS_TEXT, StageState
 
 # Object storage has no atomic rename and no locks, which runs rely on.
 REMOTE = ("gs://", "s3://", "http://", "https://", "hdfs://")
@@ -34,10 +34,22 @@ def local_path(name: str, text: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a complete run says of its members."""
+    """What a complete run says of its members, and of its records."""
 
     step: tuple[int, ...]
     status: tuple[int, ...]
+    records_sha256: str  # of metrics.jsonl but its seconds
+
+    def __post_init__(self) -> None:
+        allowed = f"must be of as many members as step={self.step}"
+        is_right = len(self.status) == len(self.step)
+        require(is_right, "status", self.status, allowed)
+        known = {*self.status} <= {*STATUS_TEXT}
+        require(known, "status", self.status, f"must be of {[*STATUS_TEXT]}")
+
+    @property
+    def has_only_diverged(self) -> bool:
+        return {*self.status} == {DIVERGED}
 
 
 class RunDirectory:
@@ -48,6 +60,7 @@ class RunDirectory:
         self._config = path / "config.json"
         self._lineage = path / "lineage.json"
         self._finished = path / "finished.json"
+        self._checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path / "metrics.jsonl")
 
     @property
@@ -81,8 +94,37 @@ class RunDirectory:
             return None
         return read_as(Finished, self._finished)
 
+    def verified_finish(self) -> Finished | None:
+        """`read_finished`; RunError unless config, records and checkpoint agree."""
+        finished = self.read_finished()
+        if finished is None:
+            return None
+        run, records = self.read_config(), self.metrics.read()
+        end, num = records[-1].step if records else 0, len(run.labels)
+        planned = run.schedule.num_steps if records else 0  # an imported run has none
+        running = {
+            s
+            for s, x in zip(finished.step, finished.status, strict=True)
+            if x == RUNNING
+        }
+        if len(finished.step) != num:
+            text = f"tells of {len(finished.step)} members, {self._config} of {num}"
+        elif finished.records_sha256 != self.metrics.sha256():
+            text = f"{self.metrics.path} is not as it was when the run ended"
+        elif running - {end} or (running and end != planned):
+            text = f"members at step {sorted(running)}, the last record at {end}"
+            text += f", {self._config} ends at {planned}"
+        elif self.saved_steps()[-1:] != [end]:
+            text = f"the checkpoint of its last step, {end}, is gone"
+        else:
+            with self.saved() as checkpoints:
+                checkpoints.check(end)
+            return finished
+        raise RunError(f"{self._finished}: damaged: {text}")
+
     def write_finished(self, states: StageState) -> None:
-        finished = Finished(tuple(states.step.tolist()), tuple(states.status.tolist()))
+        ends = (tuple(states.step.tolist()), tuple(states.status.tolist()))
+        finished = Finished(*ends, self.metrics.sha256())
         write_json(self._finished, to_dict(finished))
 
     def reopen(self) -> None:
@@ -97,18 +139,18 @@ class RunDirectory:
         started = self.read_lineage().process.when
         return max(0.0, self._finished.stat().st_mtime - started.timestamp())
 
-    @contextmanager
-    def checkpoints(self, read_only: bool = False) -> Iterator[Checkpoints]:
-        """The checkpoints, closed at the end."""
-        checkpoints = Checkpoints(self.path / "checkpoints", read_only)
-        try:
-            yield checkpoints
-        finally:
-            checkpoints.close()
+    def checkpoints(self, run: ResolvedRun) -> AbstractContextManager[Checkpoints]:
+        """Those of a run, to be written; closed at the end."""
+        return closing(Checkpoints(self._checkpoints, run.decisive))
+
+    def saved(self) -> AbstractContextManager[Checkpoints]:
+        """Those of the run that config.json tells, to be read; closed at the end."""
+        run = self.read_config().decisive
+        return closing(Checkpoints(self._checkpoints, run, read_only=True))
 
     def saved_steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        with self.checkpoints(read_only=True) as checkpoints:
+        with closing(Checkpoints(self._checkpoints, {}, read_only=True)) as checkpoints:
             return checkpoints.steps()
 
     def trained_steps(self) -> int:

@@ -10,13 +10,7 @@ what is wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    closing,
-    contextmanager,
-    nullcontext,
-)
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +18,8 @@ import jax
 
 from parity_jax.config import (
     ConfigError,
-    UserCodeError,
     differences,
-    in_code_of,
+    early,
     kind_of,
     lines_of,
     require,
@@ -34,7 +27,7 @@ from parity_jax.config import (
 )
 from parity_jax.experiment import Experiment
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
-from parity_jax.population import Population
+from parity_jax.population import Population, check_devices
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
@@ -48,10 +41,13 @@ from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
     ResolvedRun,
     check_parent,
+    check_steps,
+    in_own_code,
     listed,
     make_program,
     resolve,
     select,
+    under_run,
 )
 from parity_jax.runs.start import parent_of, start, steps_of_parent
 
@@ -81,14 +77,12 @@ def run_experiment(
     another process works in (RunError). Complete runs are skipped. When `should_stop`
     says so, the run in progress saves its state and StoppedError is raised.
     """
-    runs, home = resolve(experiment), ExperimentDirectory(workdir)
-    try:
+    home = ExperimentDirectory(workdir)
+    with early():
+        runs = resolve(experiment)
         jobs = plan(runs, home, select(list(runs), list(only)))
         if rehearse is not None and jobs:
             rehearse(jobs)
-    except UserCodeError as error:
-        error.is_early = True
-        raise
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(job.directory.locked())
@@ -96,32 +90,18 @@ def run_experiment(
         for job in jobs:
             if should_stop():
                 raise StoppedError(f"stopped before {job.name}")
-            with named_if_out_of_memory(job):
+            with named_if_out_of_memory(job.name, job.run):
                 execute(job, quiet, should_stop)
-    return all(is_complete(run, home.run(name)) for name, run in runs.items())
+    done = {name: is_complete(run, home.run(name)) for name, run in runs.items()}
+    for name, is_done in done.items():
+        finished = home.run(name).read_finished()
+        if is_done and finished is not None and finished.has_only_diverged:
+            raise RunError(f"{name}: all members diverged; their states are saved")
+    return all(done.values())
 
 
 @contextmanager
-def under_run(name: str) -> Iterator[None]:
-    """Puts the run before its own field; the evaluation file is the experiment's."""
-    try:
-        yield
-    except ConfigError as error:
-        if error.name == "eval_file":
-            raise
-        field = f"runs.{name}.{error.name}"
-        raise ConfigError(field, error.value, error.allowed) from None
-
-
-def in_own_code(run: ResolvedRun) -> AbstractContextManager[None]:
-    """Names the user's own task, model and stage in what they raise, if there are."""
-    kinds = [kind_of(type(part)) for part in (run.task, run.model, run.stage)]
-    own = [kind for kind in kinds if ":" in kind]
-    return in_code_of(", ".join(own)) if own else nullcontext()
-
-
-@contextmanager
-def named_if_out_of_memory(job: Job) -> Iterator[None]:
+def named_if_out_of_memory(name: str, run: ResolvedRun) -> Iterator[None]:
     """Says which run asked for too much memory, and what of it to lower."""
     try:
         yield
@@ -129,8 +109,8 @@ def named_if_out_of_memory(job: Job) -> Iterator[None]:
         text = str(error).strip().splitlines()[:1]
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "".join(text):
             raise RunError(
-                f"run {job.name} ({len(job.program.labels)} members, "
-                f"{job.run.stage.sequences_per_step} sequences a step) is out of "
+                f"run {name} ({len(run.labels)} members, "
+                f"{run.stage.sequences_per_step} sequences a step) is out of "
                 f"memory ({''.join(text)}); lower its batch, prompts or generations, "
                 "the evaluation's prompts, or population.vmap_width"
             ) from error
@@ -149,13 +129,17 @@ def plan(
     jobs: list[Job] = []
     for name, run in runs.items():
         directory, has_trained = home.run(name), name in trained
-        if name not in names or is_complete(run, directory):
+        if name not in names:
+            continue
+        if is_complete(run, directory):
+            tell_schedule(name, run, directory)
             continue
         if has_trained:
             check_settings(directory.read_lineage())
         elif run.parent.path:
-            check_start(name, run, directory, [job.name for job in jobs])
-        with under_run(name), in_own_code(run):
+            check_start(name, run, directory, {job.name: job for job in jobs})
+        check_devices(run.population)
+        with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
             program = make_program(run)
             scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
@@ -172,12 +156,28 @@ def check_home(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> list[
 
 
 def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> None:
-    """ConfigError if the directory holds runs of another experiment, or is a run."""
+    """ConfigError if it cannot be an experiment's, or holds runs of another one."""
+    check_place(home.path, [home.run(name).path for name in runs])
     strangers = [d.path.name for d in home.runs() if d.path.name not in runs]
     allowed = f"holds runs of another experiment: {', '.join(strangers)}"
     require(not strangers, "workdir", str(home.path), allowed)
     is_run = home.has_config() and RunDirectory(home.path).has_lineage()
     require(not is_run, "workdir", str(home.path), "is the directory of a run")
+
+
+def check_place(path: Path, runs: list[Path]) -> None:
+    """ConfigError unless directories can be here, and none is inside of a run's."""
+    name = str(path)
+    try:
+        for place in (path, *path.parents, *runs, *(p / "checkpoints" for p in runs)):
+            is_free = place.is_dir() or not (place.exists() or place.is_symlink())
+            require(is_free, "workdir", name, f"{place} must be a directory")
+    except OSError as error:  # of a name that is too long, say
+        reason = error.strerror or str(error)
+        raise ConfigError("workdir", name, f"cannot be: {reason}") from None
+    around = [p for p in path.resolve().parents if RunDirectory(p).has_lineage()]
+    allowed = f"is inside the directory of a run, {around[0] if around else ''}"
+    require(not around, "workdir", name, allowed)
 
 
 # What may change of a run that has trained: the schedule from here on, the layout, and
@@ -219,18 +219,35 @@ def field_of(name: str, path: str) -> str:
 
 def is_complete(run: ResolvedRun, directory: RunDirectory) -> bool:
     """Whether the run has ended, at the step at which it ends now."""
-    if directory.trained_steps() <= 0 or directory.read_finished() is None:
+    if directory.trained_steps() <= 0 or directory.verified_finish() is None:
         return False
     return directory.read_config().schedule.num_steps == run.schedule.num_steps
 
 
+# Of a schedule, what leaves nothing behind.
+PASSING = ("num_steps", "chunk_seconds")
+
+
+def tell_schedule(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
+    """A run that has ended records and saves nothing again; says so if it is asked."""
+    was, now = to_dict(directory.read_config().schedule), to_dict(run.schedule)
+    found = [d for d in differences(was, now) if d.path not in PASSING]
+    if found:
+        told = f"{name} has ended and stays as it is: {lines_of(found)}"
+        Report(name).warn(told)
+
+
 def check_start(
-    name: str, run: ResolvedRun, directory: RunDirectory, before: list[str]
+    name: str, run: ResolvedRun, directory: RunDirectory, before: dict[str, Job]
 ) -> None:
     """ConfigError unless the parent is there, or is among those run before."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
-    if sibling in before:
-        return  # what it will have was checked
+    if sibling in before:  # what it will have was checked, but for what is past
+        trained, schedule = parent.trained_steps(), before[sibling].run.schedule
+        to_come = [s for s in schedule.saved_steps() if s > max(trained, 0) or not s]
+        saved = sorted({*parent.saved_steps(), *to_come})
+        check_steps(name, {*run.parent_steps}, saved)
+        return
     if not sibling and is_hf_folder(parent.path):
         check_folder(name, run, HfFolder(parent.path))
         return
@@ -245,11 +262,15 @@ def check_start(
         allowed = f"is an experiment's directory; name one of its runs: {runs}"
         raise ConfigError(field, where, allowed)
     parent.read_lineage()  # the run's own will continue it
+    parent.verified_finish()
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
     allowed = "is not finished; parent_step can name one of its checkpoints: "
     require(is_ready, field, where, allowed + listed(saved))
     check_parent(name, run, parent.read_config(), where, wanted, saved)
+    with parent.saved() as checkpoints:
+        for step in sorted(wanted):
+            checkpoints.check(step)
 
 
 def check_folder(name: str, run: ResolvedRun, folder: HfFolder) -> None:
@@ -268,7 +289,7 @@ def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
     """Run one stage from where it stands to its end."""
     name, run, directory, program, _ = job
     warn = Report(name).warn
-    with directory.checkpoints() as checkpoints:
+    with directory.checkpoints(run) as checkpoints:
         started = start(run, directory, program, checkpoints, warn)
         states, metrics, step, recorded, note = started
         report = Report(
@@ -280,7 +301,8 @@ def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
         )
         report.line(f"{name}: {len(program.labels)} members, {note}")
         files = (checkpoints, directory.metrics)
-        training = Training(run.schedule, program, *files, report)
+        kind = kind_of(type(run.stage))
+        training = Training(kind, run.schedule, program, *files, report)
         with closing(report):
             states = training.run(states, metrics, step, recorded, should_stop)
     directory.write_finished(states)

@@ -8,7 +8,14 @@ import jax
 
 from parity_jax.experiment import Experiment
 from parity_jax.population import check_devices, layout, memory_limit, memory_needed
-from parity_jax.runs.resolve import ResolvedRun, make_program, resolve, select
+from parity_jax.runs.resolve import (
+    ResolvedRun,
+    in_own_code,
+    make_program,
+    resolve,
+    select,
+    under_run,
+)
 
 
 def forecast(
@@ -28,7 +35,10 @@ def forecast(
 def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> float:
     """Say what the run will cost; its seconds."""
     check_devices(run.population)
-    program, schedule = make_program(run), run.schedule
+    schedule = run.schedule
+    with under_run(name), in_own_code(run):
+        program = make_program(run)
+        program.shapes()
     num = len(program.labels)
     mesh, width = layout(run.population, num, run.mesh)
     devices = [*mesh.devices.flat]

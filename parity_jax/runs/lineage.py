@@ -1,9 +1,12 @@
 """Where a run comes from: lineage.json and the parameters of its parent."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ class Process:
     packages: FrozenDict[str, str]
     commit: str | None  # of this code; None outside a checkout of it
     settings: FrozenDict[str, str]  # of JAX that decide numbers
+    own_code: FrozenDict[str, str]  # sha256 of the files of the user's own modules
 
     @property
     def when(self) -> datetime.datetime:
@@ -75,8 +79,8 @@ class Lineage:
         return replace(self, continued=(*self.continued, Continuation(step, now)))
 
 
-def this_process() -> Process:
-    """What this process runs on."""
+def this_process(own_modules: Iterable[str] = ()) -> Process:
+    """What this process runs on, with these modules of the user's own."""
     device = jax.devices()[0]
     return Process(
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -84,7 +88,14 @@ def this_process() -> Process:
         packages=FrozenDict({n: importlib.metadata.version(n) for n in PACKAGES}),
         commit=git_commit(),
         settings=FrozenDict(settings()),
+        own_code=FrozenDict({n: module_sha256(n) for n in own_modules}),
     )
+
+
+def module_sha256(name: str) -> str:
+    """Digest of the file of a module; empty if it has none."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 # Settings that change what is computed, and those that change its last bits only.
@@ -110,7 +121,8 @@ ROUNDING = (
 
 def settings() -> dict[str, str]:
     """Those of this process, with the compiler's flags."""
-    found = {name: str(getattr(jax.config, name)) for name in (*DECISIVE, *ROUNDING)}
+    values = jax.config.values
+    found = {name: str(values.get(name)) for name in (*DECISIVE, *ROUNDING)}
     return found | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
@@ -144,4 +156,5 @@ def plain(process: Process) -> dict[str, Any]:
         "packages": dict(process.packages),
         "commit": process.commit,
         "settings": dict(process.settings),
+        "own_code": dict(process.own_code),
     }

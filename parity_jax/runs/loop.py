@@ -11,6 +11,7 @@ from parity_jax.experiment import Schedule
 from parity_jax.metrics import Metrics
 from parity_jax.population import Population
 from parity_jax.runs.checkpoint import Checkpoints
+from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import StoppedError
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.progress import Report
@@ -22,13 +23,14 @@ class Training:
 
     def __init__(
         self,
+        stage: str,  # its kind
         schedule: Schedule,
         population: Population,
         checkpoints: Checkpoints,
         metrics_file: MetricsFile,
         report: Report,
     ):
-        self.schedule, self.population = schedule, population
+        self.stage, self.schedule, self.population = stage, schedule, population
         self.checkpoints, self.metrics_file = checkpoints, metrics_file
         self.report, self.pace = report, Pace(schedule.chunk_seconds)
 
@@ -61,6 +63,7 @@ class Training:
                 self.pace.measured(num_steps, time.monotonic() - started)
                 seconds += time.monotonic() - started
                 step = max(step, 0) + num_steps
+                self.check_members(step, states)
             shown = self.record(target, states, metrics, seconds)
             step = recorded = target
             metrics = self.population.no_metrics()
@@ -72,6 +75,19 @@ class Training:
                 self.stop(step, states, {}, recorded)
         self.settle()
         return states
+
+    def check_members(self, step: int, states: StageState) -> None:
+        """RunError for a stage that does not count its steps or ends for no reason."""
+        where = f"{self.stage}: a step of it left"
+        for own, status in zip(
+            states.step.tolist(), states.status.tolist(), strict=True
+        ):
+            if status not in STATUS_TEXT:
+                known = ", ".join(map(str, STATUS_TEXT))
+                raise RunError(f"{where} status={status}: must be one of {known}")
+            if status == RUNNING and own != step:
+                allowed = "must go up by 1"
+                raise RunError(f"{where} step={own} after step {step}: {allowed}")
 
     def record(
         self, step: int, states: StageState, metrics: Metrics, seconds: float

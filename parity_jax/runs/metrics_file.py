@@ -5,8 +5,11 @@ Members are in the order of the axes in config.json; null is "not computed". Sec
 a train record are those of its steps, of an eval record those of the evaluation.
 """
 
+import hashlib
 import json
+import math
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,11 @@ class MetricsFile:
     def __init__(self, path: Path):
         self.path = path
 
+    def sha256(self) -> str:
+        """Digest of all records but their seconds."""
+        plain = [(r.split, r.step, sorted(r.values.items())) for r in self.read()]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that was cut off.
 
@@ -57,7 +65,7 @@ class MetricsFile:
 
     def read(self, num_members: int | None = None) -> list[Record]:
         """The whole records, without a last line that was cut off; RunError names one
-        that is not a record, or not of so many members.
+        that is not a record, not of so many members, or not in its place.
         """
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         records: list[Record] = []
@@ -70,6 +78,17 @@ class MetricsFile:
             if not is_right:
                 raise RunError(f"{self.path}: line {number} is damaged")
             records.append(record)
+        for split in SPLITS:
+            own = [(n, r) for n, r in enumerate(records, 1) if r.split == split]
+            for (_, before), (number, record) in pairwise(own):
+                where = f"{self.path}: line {number} is damaged"
+                if record.step <= before.step:
+                    text = f"step {record.step} of {split} after step {before.step}"
+                    raise RunError(f"{where}: {text}")
+                if record.values.keys() != before.values.keys():
+                    other = sorted(record.values.keys() ^ before.values.keys())
+                    told = f"{', '.join(other)} not in each record of {split}"
+                    raise RunError(f"{where}: {told}")
         return records
 
     def last(self, split: str | None = None) -> Record | None:
@@ -100,8 +119,10 @@ def is_record(record: Record, num_members: int | None) -> bool:
     return (
         record.split in SPLITS
         and type(record.step) is int
-        and isinstance(record.seconds, int | float)
+        and record.step >= 0
+        and _is_number(record.seconds)
         and isinstance(record.values, dict)
+        and bool(record.values)
         and all(_is_row(row, num_members) for row in record.values.values())
     )
 
@@ -109,7 +130,11 @@ def is_record(record: Record, num_members: int | None) -> bool:
 def _is_row(row: Any, num_members: int | None) -> bool:
     if not isinstance(row, list) or num_members not in (None, len(row)):
         return False
-    return all(x is None or type(x) in (int, float) for x in row)
+    return all(x is None or _is_number(x) for x in row)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def numbers(values_P: jax.Array | np.ndarray) -> list[float | None]:

@@ -7,7 +7,9 @@ equal to its config.json.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from parity_jax.config import (
     ConfigError,
     Label,
     differences,
+    in_code_of,
+    kind_of,
     lines_of,
     require,
     to_dict,
@@ -89,10 +93,33 @@ class ResolvedRun:
         return member_labels(self.axes)
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers of every member at every step, as plain data."""
+        names = ("task", "model", "stage", "hypers", "parent")
+        order = {"order of axes": [*self.axes], "axes": to_dict(self.axes)}
+        return {name: to_dict(getattr(self, name)) for name in names} | order
+
+    @property
+    def own_modules(self) -> list[str]:
+        """The modules of the user's own that it names, as `package.module:name`."""
+        found = texts([to_dict(part) for part in (self.task, self.model, self.stage)])
+        named = {text.partition(":")[0] for text in found if ":" in text}
+        return sorted(named & {*sys.modules})
+
+    @property
     def parent_steps(self) -> list[int]:
         """For every member the step of its parent; -1 is the parent's newest."""
         step = self.parent.step
         return [int(label.get("parent_step", step)) for label in self.labels]
+
+
+def texts(value: Any) -> list[str]:
+    """All texts in plain data."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return [text for item in value for text in texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
@@ -179,19 +206,47 @@ def resolved_file(path: str) -> EvalFile:
 def check(name: str, config: RunConfig, run: ResolvedRun) -> None:
     """ConfigError unless model, task, stage and the numbers of all members agree."""
     try:
-        run.model.check(run.task)
-        for label in run.labels:
-            numbers = {k: v for k, v in label.items() if k in BOUNDS}
-            hypers = dataclasses.replace(run.hypers, **numbers)
-            check_hypers(hypers)
-            run.task.check(hypers)
-            run.stage.check(run.model, hypers)
+        with in_own_code(run):
+            check_parts(run)
     except ConfigError as error:
         where = error.name.partition(".")[0]
         is_shared = where in ("task", "model") and getattr(config, where) is None
         number = "hypers." if error.name in BOUNDS else ""
         prefix = "" if is_shared else f"runs.{name}.{number}"
         raise ConfigError(prefix + error.name, error.value, error.allowed) from None
+
+
+def check_parts(run: ResolvedRun) -> None:
+    """What model, task and stage check themselves, of every member."""
+    run.model.check(run.task)
+    for label in run.labels:
+        numbers = {k: v for k, v in label.items() if k in BOUNDS}
+        hypers = dataclasses.replace(run.hypers, **numbers)
+        check_hypers(hypers)
+        run.task.check(hypers)
+        run.stage.check(run.model, hypers)
+    num = run.stage.sequences_per_step
+    allowed = "must be a whole number, at least 1"
+    require(type(num) is int and num >= 1, "stage.sequences_per_step", num, allowed)
+
+
+@contextmanager
+def under_run(name: str) -> Iterator[None]:
+    """Puts the run before its own field; the evaluation file is the experiment's."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.name == "eval_file":
+            raise
+        field = f"runs.{name}.{error.name}"
+        raise ConfigError(field, error.value, error.allowed) from None
+
+
+def in_own_code(run: ResolvedRun) -> AbstractContextManager[None]:
+    """Names the user's own task, model and stage in what they raise, if there are."""
+    kinds = [kind_of(type(part)) for part in (run.task, run.model, run.stage)]
+    own = [kind for kind in kinds if ":" in kind]
+    return in_code_of(", ".join(own)) if own else nullcontext()
 
 
 def check_parent(
@@ -211,11 +266,16 @@ def check_parent(
         )
     ]
     require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
+    check_steps(name, wanted, saved)
+    with under(f"runs.{name}"):
+        parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
+
+
+def check_steps(name: str, wanted: Collection[int], saved: Sequence[int]) -> None:
+    """ConfigError unless the parent has a checkpoint at all these steps."""
     for step in sorted(wanted):
         allowed = f"must be a checkpoint of the parent: {listed(saved)}"
         require(step in saved, f"runs.{name}.parent_step", step, allowed)
-    with under(f"runs.{name}"):
-        parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
 
 
 def listed(steps: Sequence[int]) -> str:

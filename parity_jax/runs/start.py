@@ -53,7 +53,7 @@ def start(
             f"{directory.path}: has trained, but all checkpoints are gone; to start "
             "again, delete the directory"
         )
-    lineage, now = directory.read_lineage(), this_process()
+    lineage, now = directory.read_lineage(), this_process(run.own_modules)
     found = differences(plain(lineage.last_process), plain(now))
     before = directory.read_config()
     for part in ("population", "mesh"):
@@ -115,7 +115,8 @@ def fresh_start(
     checkpoints.keep_only(())
     directory.metrics.rewind(-1)
     stage, (parent, imported) = kind_of(type(run.stage)), origin[-2:]
-    begin(run, directory, Lineage(stage, this_process(), parent, imported=imported))
+    now = this_process(run.own_modules)
+    begin(run, directory, Lineage(stage, now, parent, imported=imported))
     return states, program.no_metrics(), -1, -1, origin.note
 
 
@@ -154,7 +155,7 @@ def parent_params(
     step_P = np.array(steps_of_parent(run, source))
     own_P: Arrays = {}
     hashes, diverged_P = {}, np.zeros(len(index_P), bool)
-    with source.checkpoints(read_only=True) as checkpoints:
+    with source.saved() as checkpoints:
         for step in sorted(set(step_P.tolist())):
             saved = checkpoints.read(step).arrays
             arrays, is_here_P = subtree(saved, "params"), step_P == step
@@ -198,5 +199,7 @@ def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:
     if "parent_step" in run.axes or parent.read_finished() is None:
         return run.parent_steps
     planned = parent.read_config().schedule.num_steps
-    is_last = run.parent.step in (-1, planned)
-    return [parent.trained_steps() if is_last else run.parent.step] * len(run.labels)
+    if run.parent.step not in (-1, planned):
+        return run.parent_steps
+    parent.verified_finish()
+    return [parent.trained_steps()] * len(run.labels)

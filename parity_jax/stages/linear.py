@@ -48,6 +48,7 @@ from parity_jax.models.model import Model, ModelConfig
 from parity_jax.stages.rollout import (
     RolloutConfig,
     Sampler,
+    check_noise,
     resolve_rewards,
     rollout_metrics,
 )
@@ -127,6 +128,7 @@ class LinearStarConfig(StageConfig):
     def check(self, model: ModelConfig, hypers: Hypers) -> None:
         check_linear(model)
         check_unpriced(hypers)
+        check_noise(self.rollout, hypers)
 
 
 def check_linear(model: ModelConfig) -> None:

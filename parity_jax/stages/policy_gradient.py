@@ -40,6 +40,7 @@ from parity_jax.stages.rollout import (
     Rollout,
     RolloutConfig,
     Sampler,
+    check_noise,
     resolve_rewards,
     rollout_metrics,
 )
@@ -121,6 +122,7 @@ class PolicyGradientConfig(StageConfig):
         return make_policy_gradient(self, task, model, evaluate)
 
     def check(self, model: ModelConfig, hypers: Hypers) -> None:
+        check_noise(self.rollout, hypers)
         idle = self.rollout.num_generations == 2 and self.scale_rewards == "group"
         allowed = (
             "has no size with num_generations=2 and scale_rewards='group': the std of "

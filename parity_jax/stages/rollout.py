@@ -21,7 +21,8 @@ from parity_jax.models.model import Model
 from parity_jax.objectives import LengthPrice, is_zero_std, priced_reward
 from parity_jax.responses import has_ended, num_tokens
 from parity_jax.stages.stage import StepKeys
-from parity_jax.tasks.task import Reward, Task
+from parity_jax.tasks.contract import check_reward
+from parity_jax.tasks.task import BINARY, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
 
 POOL = 0x9E3779B9  # folded into the member's key: the fixed pool is outside all steps
@@ -72,6 +73,7 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
             function = import_object(name, "rollout.rewards")
             require(callable(function), "rollout.rewards", name, "must name a function")
             functions.append(own_reward(name, function))
+            check_reward(name, functions[-1], task)
         elif name in task.rewards:
             functions.append(task.rewards[name])
         else:
@@ -80,20 +82,34 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
 
 
 def own_reward(name: str, function: Reward) -> Reward:
-    """A user's function whose result must be one number of each response.
+    """A user's function whose result must be one real number of each response.
 
     Broadcasting a reward of another shape would pay responses for their neighbours.
     """
 
     def reward(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
         with in_code_of(name):
-            value = jnp.asarray(function(prompt, response_BxGxT, data))
+            value = function(prompt, response_BxGxT, data)
+            is_complex = jnp.iscomplexobj(value)
+            value = jnp.asarray(value, None if is_complex else jnp.float32)
+        allowed = "must be real numbers"
+        require(not is_complex, f"{name} type", str(value.dtype), allowed)
         expected = response_BxGxT.shape[:2]
         allowed = f"must return an array of shape {expected}, one reward a response"
         require(value.shape == expected, f"{name} shape", value.shape, allowed)
-        return value.astype(jnp.float32)
+        return value
 
     return reward
+
+
+def check_noise(cfg: RolloutConfig, hypers: Hypers) -> None:
+    """ConfigError for noise on rewards that need not be 0 or 1."""
+    others = [name for name in cfg.rewards if name not in BINARY]
+    allowed = f"must be 0 with the reward {', '.join(others)}: noise flips 0 and 1, "
+    allowed += f"which only {' and '.join(BINARY)} must be"
+    for name in ("false_positive", "false_negative"):
+        value = getattr(hypers, name)
+        require(value == 0 or not others, name, value, allowed)
 
 
 def training_prompts(

@@ -30,6 +30,7 @@ from parity_jax.stages.rollout import (
     Rollout,
     RolloutConfig,
     Sampler,
+    check_noise,
     resolve_rewards,
     rollout_metrics,
 )
@@ -71,6 +72,7 @@ class StarConfig(StageConfig):
 
     def check(self, model: ModelConfig, hypers: Hypers) -> None:
         check_unpriced(hypers)
+        check_noise(self.rollout, hypers)
 
 
 def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> Stage:

@@ -7,20 +7,24 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from parity_jax.config import ConfigError, in_code_of, kind_of, require
 from parity_jax.hypers import Hypers
-from parity_jax.tasks.task import Task, TaskConfig
+from parity_jax.responses import response_mask
+from parity_jax.tasks.task import BINARY, Reward, Task, TaskConfig
 from parity_jax.types import Prompt
 
 B, G = 3, 2  # sizes that cannot be taken for each other
+NUM_DRAWN = 32  # prompts whose values are looked at
 
 
 def check_task(cfg: TaskConfig, task: Task) -> None:
     """ConfigError unless all arrays have the shapes and types of the contract.
 
-    Only shapes are computed. An exception in the task's own code is a UserCodeError.
+    Of a task of the user's own a few values are drawn as well; else only shapes are
+    computed. An exception in the task's own code is a UserCodeError.
     """
     name, fmt = kind_of(type(cfg)), task.format
     allowed = "must be in [0, vocab_size) and differ from the pad id"
@@ -30,7 +34,7 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     allowed = f"must be in [1, max_len={fmt.max_len}]"
     inside = 1 <= fmt.short_len <= fmt.max_len
     require(inside, f"{name} short_len", fmt.short_len, allowed)
-    for reward in ("e2e", "cot"):
+    for reward in BINARY:
         required = "must have the rewards 'e2e' and 'cot'"
         require(reward in task.rewards, f"{name} rewards", [*task.rewards], required)
 
@@ -55,19 +59,74 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     with named(f"{name}.solution"):
         chex.assert_shape(solution.short, (B, T))
         chex.assert_shape(solution.worked, (B, None, T))
-    response = jax.ShapeDtypeStruct((B, G, T), jnp.int32)
+    response = shape_of_responses(task)
     with named(f"{name}.is_long"):
         is_long = shape_of("is_long", task.is_long, response)
         chex.assert_shape(is_long, (B, G))
         chex.assert_type(is_long, bool)
     for reward, function in task.rewards.items():
-        value = shape_of(f"rewards[{reward!r}]", function, prompt, response, task.data)
-        with named(f"{name}.rewards[{reward!r}]"):
-            chex.assert_shape(value, (B, G))
-            chex.assert_type(value, float)
+        check_reward(f"{name}.rewards[{reward!r}]", function, task)
     found = shape_of("diagnostics", task.diagnostics, prompt, response, task.data)
     with named(f"{name}.diagnostics"):
         chex.assert_shape([x for pair in found.values() for x in pair], (B, G))
+    if ":" in name:
+        check_values(name, task)
+
+
+def check_values(name: str, task: Task) -> None:
+    """ConfigError unless drawn tokens, masks and rewards are what they must be."""
+    fmt = task.format
+
+    def draw(key: Array, data: Any) -> Any:
+        k_prompt, k_batch, k_response = jax.random.split(key, 3)
+        prompt = task.sample_prompts(k_prompt, NUM_DRAWN, data)
+        batch = task.demonstrate(k_batch, prompt, Hypers(p_cot=0.5), data)
+        solution = task.solution(prompt, data)
+        shape = batch.response.shape
+        drawn_BxT = jax.random.randint(k_response, shape, 0, task.vocab_size)
+        both_BxGxT = jnp.stack([batch.response, drawn_BxT], 1)
+        tokens = {
+            "sample_prompts": prompt.token,
+            "demonstrate": batch.response,
+            "solution": (solution.short, solution.worked),
+        }
+        rewards = {r: task.rewards[r](prompt, both_BxGxT, data) for r in BINARY}
+        is_mask = batch.mask == response_mask(batch.response, fmt)
+        return tokens, rewards, is_mask
+
+    with in_code_of(name):
+        drawn = jax.jit(draw)(jax.random.key(0), task.data)
+    tokens, rewards, is_mask = jax.device_get(drawn)
+    allowed = f"must be tokens in [0, vocab_size={task.vocab_size})"
+    for method, arrays in tokens.items():
+        found = np.unique(np.concatenate([x.ravel() for x in jax.tree.leaves(arrays)]))
+        wrong = [v for v in found.tolist() if not 0 <= v < task.vocab_size]
+        require(not wrong, f"{name}.{method}", wrong[:3], allowed)
+    allowed = "must be true up to and including the end of a response, and false behind"
+    require(bool(is_mask.all()), f"{name}.demonstrate mask", "another", allowed)
+    for reward, value in rewards.items():
+        wrong = [v for v in np.unique(value).tolist() if v not in (0, 1)]
+        require(not wrong, f"{name}.rewards[{reward!r}]", wrong, "must be 0 or 1")
+
+
+def shape_of_responses(task: Task) -> jax.ShapeDtypeStruct:
+    """Responses of the contract's sizes."""
+    return jax.ShapeDtypeStruct((B, G, task.format.max_len), jnp.int32)
+
+
+def check_reward(where: str, reward: Reward, task: Task) -> None:
+    """ConfigError unless a reward is one float of each response; shapes only."""
+
+    def rewarded(key: Array, response_BxGxT: Array, data: Any) -> Array:
+        prompt = task.sample_prompts(key, B, data)
+        with in_code_of(where):
+            return reward(prompt, response_BxGxT, data)
+
+    key = jax.random.key(0)
+    value = jax.eval_shape(rewarded, key, shape_of_responses(task), task.data)
+    with named(where):
+        chex.assert_shape(value, (B, G))
+        chex.assert_type(value, float)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from parity_jax.config import Configured
 from parity_jax.hypers import Hypers
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
-# (prompt, response_BxGxT, the task's data) -> reward_BxG in [0, 1]
+# (prompt, response_BxGxT, the task's data) -> reward_BxG
 Reward = Callable[[Prompt, Array, Any], Array]
+BINARY = ("e2e", "cot")  # rewards that every task has, 0 or 1
 
 # By name a number of each response and whether the response has it, BxG both.
 Diagnostics = dict[str, tuple[Array, Array]]

@@ -1,0 +1,54 @@
+"""Whether a stage's functions return what everything else relies on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from parity_jax.config import require
+from parity_jax.metrics import Mean
+from parity_jax.types import StageState, path_text
+
+
+def check_step(before: StageState, after: Any, metrics: Any) -> None:
+    """ConfigError unless a step keeps the form of the state; of shapes only."""
+    is_state, kind = isinstance(after, StageState), type(after).__name__
+    require(is_state, "stage.step", kind, "must return a StageState and metrics")
+    old, new = forms(before), forms(after)
+    for name in {**old, **new}:
+        there, here = old.get(name, "nothing"), new.get(name, "nothing")
+        allowed = f"must be {there}, as init makes it"
+        require(there == here, f"stage.step {name}", here, allowed)
+    check_means("stage.step", metrics, ())
+    require("loss" in metrics, "stage.step", [*metrics], "must have the metric 'loss'")
+
+
+def check_scores(scores: Any, num_members: int) -> None:
+    """ConfigError unless evaluation gives means of every member, at least one."""
+    check_means("stage.evaluate", scores, (num_members,))
+    require(bool(scores), "stage.evaluate", scores, "must return at least one score")
+
+
+def check_means(where: str, metrics: Any, shape: tuple[int, ...]) -> None:
+    """ConfigError unless these are metrics: a real number of a member each."""
+    is_right, kind = isinstance(metrics, Mapping), type(metrics).__name__
+    require(is_right, where, kind, "must return metrics by their names")
+    for name, mean in metrics.items():
+        is_right = isinstance(name, str) and isinstance(mean, Mean)
+        allowed = "must be a metrics.Mean under a name"
+        require(is_right, f"{where} {name}", type(mean).__name__, allowed)
+        for part in (mean.total, mean.count):
+            own = part.shape[len(shape) :]
+            require(own == (), f"{where} {name}", own, "must be one number, shape ()")
+            is_real = jnp.issubdtype(part.dtype, jnp.floating)
+            is_real |= jnp.issubdtype(part.dtype, jnp.integer)
+            require(
+                is_real, f"{where} {name}", str(part.dtype), "must be a real number"
+            )
+
+
+def forms(state: StageState) -> dict[str, str]:
+    """Type and shape of every leaf, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {path_text(path): f"{x.dtype}{[*x.shape]}" for path, x in leaves}

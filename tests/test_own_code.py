@@ -1,0 +1,222 @@
+"""Code of a user's own that breaks its contract is refused before it is trained on."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import WalkConfig, train, walk, walks
+
+from parity_jax.config import ConfigError, UserCodeError
+from parity_jax.hypers import Hypers
+from parity_jax.metrics import Mean
+from parity_jax.runs import RunDirectory, RunError, resolve
+from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
+from parity_jax.stages.rollout import own_reward, resolve_rewards
+from parity_jax.tasks import ParityConfig
+from parity_jax.tasks.contract import check_task
+
+# Rewards, named "test_own_code:..".
+
+
+def transposed(prompt, response_BxGxT, data):
+    return jnp.zeros(response_BxGxT.shape[1::-1])
+
+
+def imaginary(prompt, response_BxGxT, data):
+    return (response_BxGxT[..., 0] != 0) * (1 + 2j)
+
+
+def five(prompt, response_BxGxT, data):
+    return jnp.full(response_BxGxT.shape[:2], 5.0)
+
+
+@pytest.mark.parametrize(
+    ("reward", "part"),
+    [
+        ("transposed", "must return an array of shape (3, 2)"),
+        ("imaginary", "type='complex64': must be real numbers"),
+    ],
+)
+def test_an_own_reward_is_checked_at_sizes_that_differ(reward, part):
+    cfg = RolloutConfig(4, 4, rewards=(f"test_own_code:{reward}",))
+    with pytest.raises(ConfigError, match=reward) as info:
+        resolve_rewards(cfg, ParityConfig(2).make())
+    assert part in str(info.value)
+
+
+def test_whole_numbers_beyond_32_bits_are_rewards_too():
+    large = own_reward("mine:f", lambda *_: np.full((3, 2), 2**40))
+    assert large(None, jnp.zeros((3, 2, 1)), ()).tolist() == [[2.0**40] * 2] * 3
+
+
+@pytest.mark.parametrize("name", ["false_positive", "false_negative"])
+@pytest.mark.parametrize("kind", [PolicyGradientConfig, StarConfig])
+def test_noise_is_for_rewards_that_are_0_or_1(kind, name):
+    rollout = RolloutConfig(64, 2, rewards=("cot",))
+    own = dataclasses.replace(rollout, rewards=("test_own_code:five",))
+    kind(rollout=rollout).check(None, Hypers(**{name: 0.5}))
+    kind(rollout=own).check(None, Hypers())
+    with pytest.raises(ConfigError, match=f"^{name}=0.5: must be 0 with the reward"):
+        kind(rollout=own).check(None, Hypers(**{name: 0.5}))
+
+
+# Algorithms
+
+
+@dataclass(frozen=True)
+class OddConfig(WalkConfig):
+    """A walk with one thing wrong."""
+
+    mode: str = ""
+
+    @property
+    def sequences_per_step(self):
+        return {"text": "8", "negative": -8, "raises": 8}[self.mode]
+
+    def check(self, model, hypers):
+        if self.mode == "raises":
+            raise ZeroDivisionError("in my check")
+
+
+@pytest.mark.parametrize("mode", ["text", "negative"])
+def test_sequences_per_step_is_a_number(mode):
+    with pytest.raises(ConfigError, match=r"run\.stage\.sequences_per_step=.*at least"):
+        resolve(walks(run=walk(stage=OddConfig(mode=mode))))
+
+
+def test_an_exception_in_an_own_check_is_the_users(tmp_path):
+    stage = OddConfig(mode="raises")
+    with pytest.raises(UserCodeError, match="OddConfig: ZeroDivisionError") as info:
+        train(walks(run=walk(stage=stage)), tmp_path / "run")
+    assert info.value.is_early and not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class SpoiltConfig(WalkConfig):
+    """A walk whose step or evaluation has one thing wrong."""
+
+    mode: str = ""
+
+    def make(self, task, model, evaluate):
+        stage = super().make(task, model, evaluate)
+
+        def step(state, data):
+            new, metrics = stage.step(state, data)
+            match self.mode:
+                case "stands":
+                    new = new._replace(step=state.step)
+                case "status":
+                    new = new._replace(status=jnp.int32(77))
+                case "half":
+                    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), new.params)
+                    new = new._replace(params=params)
+                case "state":
+                    return {}, metrics
+                case "vector":
+                    metrics["v"] = Mean(jnp.ones(3), jnp.ones(3))
+                case "array":
+                    metrics["v"] = jnp.float32(3)
+                case "loss":
+                    metrics = {}
+            return new, metrics
+
+        def scores(state, data):
+            match self.mode:
+                case "no score":
+                    return {}
+                case "vector score":
+                    return {"v": Mean(jnp.ones(3), jnp.ones(3))}
+                case "array score":
+                    return {"v": jnp.float32(3)}
+            return stage.evaluate(state, data)
+
+        return stage._replace(step=step, evaluate=scores)
+
+
+@pytest.mark.parametrize(
+    ("mode", "part"),
+    [
+        ("half", "stage.step params.w='bfloat16[3]': must be float32[3], as init"),
+        ("state", "stage.step='dict': must return a StageState"),
+        ("vector", "stage.step v=(3,): must be one number"),
+        ("array", "stage.step v='ShapeDtypeStruct': must be a metrics.Mean"),
+        ("loss", "must have the metric 'loss'"),
+        ("no score", "stage.evaluate={}: must return at least one score"),
+        ("vector score", "stage.evaluate v=(3,): must be one number"),
+        ("array score", "must be a metrics.Mean"),
+    ],
+)
+def test_a_stage_that_breaks_the_form_is_refused_before_it_runs(tmp_path, mode, part):
+    with pytest.raises(ConfigError) as info:
+        train(walks(run=walk(stage=SpoiltConfig(mode=mode))), tmp_path / "run")
+    assert str(info.value).startswith("runs.run.stage.") and part in str(info.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "part"),
+    [("stands", "step=0 after step 1"), ("status", "status=77")],
+)
+def test_a_stage_that_breaks_its_promise_stops_after_the_first_chunk(
+    tmp_path, mode, part
+):
+    experiment = walks(run=walk(stage=SpoiltConfig(mode=mode)))
+    with pytest.raises(RunError, match=f"SpoiltConfig.*{part}"):
+        train(experiment, tmp_path)
+    assert [r.step for r in RunDirectory(tmp_path / "run").metrics.read()] == [0]
+
+
+# Tasks
+
+
+@dataclass(frozen=True)
+class OddTaskConfig(ParityConfig):
+    """Parity with one thing wrong."""
+
+    mode: str = ""
+
+    def make(self):
+        task, mode = super().make(), self.mode
+        sample, demonstrate = task.sample_prompts, task.demonstrate
+
+        class Odd(type(task)):
+            def sample_prompts(self, key, num_prompts, data):
+                prompt = sample(key, num_prompts, data)
+                shift = {"above": 7, "negative": -9}.get(mode, 0)
+                return prompt._replace(token=prompt.token + shift)
+
+            def demonstrate(self, key, prompt, hypers, data):
+                batch = demonstrate(key, prompt, hypers, data)
+                shift = 50 if mode == "response" else 0
+                mask = {"all": True, "none": False}.get(mode)
+                if mask is not None:
+                    batch = batch._replace(mask=jnp.full_like(batch.mask, mask))
+                return batch._replace(response=batch.response + shift)
+
+        odd = object.__new__(Odd)
+        odd.__dict__ |= task.__dict__
+        if mode == "reward":
+            odd.rewards = task.rewards | {"cot": five}
+        return odd
+
+
+@pytest.mark.parametrize(
+    ("mode", "part"),
+    [
+        ("above", "sample_prompts=[9, 10, 11]: must be tokens in [0, vocab_size=5)"),
+        ("negative", "sample_prompts=[-7, -6, -5]: must be tokens"),
+        ("response", "demonstrate=["),
+        ("all", "demonstrate mask='another': must be true up to and including"),
+        ("none", "demonstrate mask='another'"),
+        ("reward", "rewards['cot']=[5.0]: must be 0 or 1"),
+    ],
+)
+def test_values_of_an_own_task_are_looked_at(mode, part):
+    check_task(OddTaskConfig(4), OddTaskConfig(4).make())
+    cfg = OddTaskConfig(4, mode=mode)
+    with pytest.raises(ConfigError) as info:
+        check_task(cfg, cfg.make())
+    assert part in str(info.value) and "\n" not in str(info.value)
