@@ -168,22 +168,40 @@ def test_nothing_starts_from_parents_that_all_diverged(tmp_path):
     with pytest.raises(RunError, match="the parents of all members diverged") as info:
         train(walks(first=first, child=walk("first")), tmp_path)
     assert "\n" not in str(info.value)
+    for _ in range(2):  # nor is it a success when the command is given again
+        with pytest.raises(RunError, match=r"^first: all members diverged; their"):
+            train(walks(first=first), tmp_path)
     assert RunDirectory(tmp_path / "first").saved_steps()[-1] < 100
 
 
 def test_a_parent_without_its_last_checkpoint_is_refused(first, tmp_path):
     """An older one would do as well, but it is not what was asked for."""
     shutil.rmtree(first / "checkpoints" / "4")
+    gone = (
+        f"{first}/finished.json: damaged: the checkpoint of its last step, 4, is gone"
+    )
     for run in (walk(str(first)), walk(str(first), parent_step=4)):
-        text = refused(run, tmp_path)
-        assert text == "runs.child.parent_step=4: " + (
-            "must be a checkpoint of the parent: 0, 2"
-        )
+        assert refused(run, tmp_path, RunError) == gone
     home = first.parent
     before = sorted(home.rglob("*"))
-    with pytest.raises(ConfigError, match=r"runs\.child\.parent_step=4: must be a"):
+    with pytest.raises(RunError, match="its last step, 4, is gone"):
         train(walks(first=walk(), child=walk("first")), home)
     assert sorted(home.rglob("*")) == before
+
+
+def test_a_step_that_is_past_cannot_be_saved_any_more(first, tmp_path):
+    """It is known before the parent trains on."""
+    train_until(2, walks(first=walk()), tmp_path)
+    past = walk(checkpoint_steps=(1,))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError) as info:
+        train(walks(first=past, child=walk("first", parent_step=1)), tmp_path)
+    assert str(info.value) == "runs.child.parent_step=1: " + (
+        "must be a checkpoint of the parent: 0, 2, 4"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    coming = walk(checkpoint_steps=(3,))
+    assert train(walks(first=coming, child=walk("first", parent_step=3)), tmp_path)
 
 
 def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):

@@ -5,8 +5,9 @@ import pytest
 import xarray as xr
 
 from parity_jax.analysis import Check, Claim
-from parity_jax.analysis.claims import read_claims, write_claims
+from parity_jax.analysis.claims import plain_claims, read_claims, write_claims
 from parity_jax.analysis.legend import LEGEND
+from parity_jax.analysis.plots import png_of
 from parity_jax.analysis.scores import by_member
 from parity_jax.runs import RunError
 
@@ -90,3 +91,44 @@ def test_a_file_that_holds_no_claims_is_an_error(tmp_path, text):
     path.write_text(text)
     with pytest.raises(RunError, match=r"claims\.json: damaged"):
         read_claims(path)
+
+
+def test_of_nothing_nothing_is_true():
+    nobody = SCORES.isel(seed=[])
+    for check in (
+        Check.at_least(nobody, 0),
+        Check.below(nobody, 0),
+        Check.within(nobody, 0, 1.0),
+        Check.equal(nobody, 0),
+    ):
+        assert not check.holds
+    with pytest.raises(ValueError, match="claim 'C1' needs a check"):
+        Claim.of("C1")
+
+
+def made_by_hand(**fields):
+    whole = dict(id="a", claim="b", measured=1, relation="", expected=0, tolerance=0)
+    return Claim(**whole | {"holds": True} | fields)
+
+
+@pytest.mark.parametrize(
+    ("claims", "part"),
+    [
+        (None, "a list of Claims, not NoneType"),
+        ({}, "a list of Claims, not dict"),
+        (["a"], "must return Claims, not str"),
+        ([made_by_hand(measured=float("nan"))], "not JSON compliant"),
+        ([made_by_hand(measured=np.ones(2))], "not JSON serializable"),
+        ([made_by_hand(holds=1)], "is not as Claim.of makes them"),
+    ],
+)
+def test_what_is_no_list_of_claims_is_an_error(claims, part):
+    with pytest.raises((TypeError, ValueError), match=part):
+        plain_claims(claims)
+    assert plain_claims(c for c in [made_by_hand()])[0]["id"] == "a"
+
+
+def test_a_figure_is_one_of_matplotlib():
+    for other in (None, "figure"):
+        with pytest.raises(TypeError, match="must return a Figure, not"):
+            png_of(other)

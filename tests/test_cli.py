@@ -188,6 +188,23 @@ MISTAKES = [
     ("stray", ("stray", "options start with --")),
     ("--only=grop", ("only='grop'", "did you mean 'grpo'")),
     ("--workdir=", ("workdir=''", "must be the path")),
+    ("--workdir=a\\b", ("workdir=", "must not contain a backslash")),
+    ("--workdir=/proc/version", ("workdir=", "/proc/version must be a directory")),
+    ("--workdir=/proc/version/x", ("workdir=", "/proc/version must be a directory")),
+    (f"--workdir={'a' * 300}", ("workdir=", "File name too long")),
+    ("--only=", ("--only=", "names no run")),
+    ("--helpfull", ("--help lists the flags",)),
+    ("--profile=/proc/version", ("--profile=", "must be a directory")),
+    ("--config.axes.learning_rate=1e39", ("axes.learning_rate", "as float32 can")),
+    ("--config.runs.grpo.hypers.learning_rate=1e-50", ("e-50", "as float32 can")),
+    ("--config.evaluate.temperatures=1e39", ("temperatures", "as float32 can")),
+    (
+        "--config.axes.seed=0,0",
+        ("axes.seed=(0, 0): values of an",),
+    ),
+    ("--config.axes.seed=1_0", ("1_0", "must be a number")),
+    (f"--config.evaluate.num_prompts={2**40}", ("num_prompts", "must be at most")),
+    ("--config.population.num_devices=99", ("num_devices=99", "must be at most 2")),
     ("--workdir=gs://bucket/run", ("gs://bucket/run", "file system")),
     ("--flagfile=/nonexistent", ("nonexistent",)),
     ("--config=nowhere.py", ("nowhere.py", "must be an experiment file")),
@@ -229,6 +246,8 @@ BROKEN = {
     "import": ("import nowhere_at_all", "ModuleNotFoundError"),
     "raises": ("def get_config():\n    raise KeyError('x')", "KeyError"),
     "nothing": ("x = 1", "must define get_config"),
+    "exits": ("import sys\nsys.exit(0)", "SystemExit"),
+    "stops": ("def get_config():\n    raise SystemExit('x')", "SystemExit: x"),
     "returns": ("def get_config():\n    return {}", "must return an Experiment"),
 }
 
@@ -244,7 +263,7 @@ def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports
     last = said.splitlines()[-1]
     assert last.startswith("error: ") and part in last
     assert ("Traceback" in said or "SyntaxError" in said) == (
-        name in ("syntax", "import", "raises")
+        name in ("syntax", "import", "raises", "exits", "stops")
     )
 
 
@@ -304,6 +323,48 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
     assert code == 2 and not (tmp_path / "run").exists()
     last = said.splitlines()[-1]
     assert "needy.py: claims, rehearsed" in last and "t0.5/p_long" in last
+
+
+ANALYSES = {
+    "claims": ("def claims(r): raise SystemExit(0)", "SystemExit: 0"),
+    "figure": ("def figure(r): return None", "must return a Figure, not NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_returns_what_it_must(name, place, tmp_path, capsys, fresh_imports):
+    """Known, and said of its file, before anything is trained."""
+    text, part = ANALYSES[name]
+    file = f"only_{name}.py"
+    write(place / file, f"from tiny_run import get_config\n{text}\n")
+    code, said = in_process(
+        capsys, "run", f"--config={place / file}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 2 and not (tmp_path / "run").exists()
+    last = said.splitlines()[-1]
+    assert f"{file}: {name}, rehearsed" in last and part in last
+
+
+def test_debug_shows_a_traceback_however_it_is_typed(place, tmp_path, capsys):
+    wrong = (*options(place, tmp_path / "run"), "--config.model.dept=3")
+    for flag in ("--debug", "--debug=true", "--debug=1"):
+        code, said = in_process(capsys, *wrong, flag)
+        assert code == 2 and "Traceback" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_stop_while_the_program_starts_is_one_line(number, monkeypatch, capsys):
+    """Most of the first second is spent on imports."""
+
+    def stopped(name):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("importlib.import_module", stopped)
+    code, said = in_process(capsys, "list")
+    one_line(code, 75, said, "stopped")
+    assert signal.getsignal(number) == before
 
 
 def test_a_damaged_run_is_one_line_and_exit_code_1(place, finished):

@@ -1,6 +1,8 @@
 """What a run depends on beside its config: settings, packages, code, an edited file."""
 
 import dataclasses
+import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -9,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from small_runs import digests, stop, train, train_until, walk, walks
 
+from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import ConfigError
 from parity_jax.runs import RunDirectory, lineage
 
@@ -172,3 +176,93 @@ def test_damage_is_told_in_a_line_and_by_nothing_else(workdir, stopped):
     code, said = launch(workdir)
     assert code == 1 and len(said.splitlines()) == 1, said
     assert said.startswith("error: no whole checkpoint is left: ")
+
+
+OWN = """
+import jax.numpy as jnp
+from small_runs import WalkConfig
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mine(WalkConfig):
+    pass
+"""
+
+
+def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
+    """lineage.json has the digest of its file, whatever the repository says."""
+    file = tmp_path / "walk_of_mine.py"
+    file.write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stage = importlib.import_module("walk_of_mine").Mine()
+    experiment = walks(run=walk(stage=stage))
+    train_until(2, experiment, tmp_path / "run")
+    own = RunDirectory(tmp_path / "run/run").read_lineage().process.own_code
+    digest = hashlib.sha256(OWN.encode()).hexdigest()
+    assert own == {"walk_of_mine": digest}
+    file.write_text(OWN + "\n# another reward\n")
+    assert train(experiment, tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"own_code.walk_of_mine is '{digest}' there" in line
+    del sys.modules["walk_of_mine"]
+
+
+@pytest.fixture
+def setting():
+    """Changes settings of JAX, for one test."""
+    before = {}
+
+    def change(name, value):
+        before[name] = jax.config.values[name]
+        jax.config.update(name, value)
+
+    yield change
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "was"),
+    [
+        ("jax_random_seed_offset", 7, 0),
+        ("jax_high_dynamic_range_gumbel", True, False),
+    ],
+)
+def test_settings_that_change_what_is_drawn_are_refused(
+    workdir, setting, name, value, was
+):
+    setting(name, value)
+    with pytest.raises(ConfigError) as info:
+        train(walks(run=walk()), workdir)
+    told = f"{name.upper()}='{value}': must be {was}, as when the run began"
+    assert str(info.value) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_disable_jit", True),
+        ("jax_transfer_guard", "disallow"),
+        ("jax_numpy_dtype_promotion", "strict"),
+    ],
+)
+def test_settings_under_which_nothing_works_are_refused(setting, name, value):
+    setting(name, value)
+    with pytest.raises(ConfigError, match=name.upper()):
+        set_up_jax()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_ENABLE_X64", "foo"),
+        ("MPLBACKEND", "garbage"),
+        ("XLA_FLAGS", "--garbage=1"),
+    ],
+)
+def test_a_variable_that_means_nothing_is_one_line(workdir, name, value):
+    before = contents_of_files(workdir)
+    code, said = launch(workdir, **{name: value})
+    assert code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
+    assert value in said and contents_of_files(workdir) == before

@@ -13,6 +13,8 @@ from kills import start
 from small_runs import contents, read, train, train_until, walk, walks
 
 from parity_jax.analysis import Results
+from parity_jax.analysis.snapshot import open_snapshot
+from parity_jax.hypers import Hypers
 from parity_jax.runs import RunDirectory, RunError, run_experiment
 from parity_jax.runs.checkpoint import CheckpointError, digest
 from parity_jax.runs.interrupt import StoppedError
@@ -267,3 +269,140 @@ def test_two_processes_cannot_work_in_one_directory(started):
     other.join()
     with RunDirectory(started / "run").locked():  # the kernel let go of it
         pass
+
+
+def changed_lines(path, change):
+    """Records edited by hand: change(lines) gives what is written instead."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+
+
+def with_values(lines, split, index, **values):
+    """One record of a split with other values."""
+    own = [line for line in lines if line["split"] == split][index]
+    own["values"] = {k: v for k, v in (own["values"] | values).items() if v}
+    return lines
+
+
+EDITS = {
+    "cut": lambda lines: lines[:-1],
+    "evaluation gone": lambda lines: [
+        line for line in lines if (line["split"], line["step"]) != ("eval", 2)
+    ],
+    "first gone": lambda lines: lines[1:],
+    "reversed": lambda lines: lines[::-1],
+    "twice": lambda lines: [*lines, lines[-1]],
+    "negative step": lambda lines: [lines[0] | {"step": -5}, *lines[1:]],
+    "seconds": lambda lines: [lines[0] | {"seconds": True}, *lines[1:]],
+    "nan": lambda lines: with_values(lines, "eval", 1, token=[float("nan"), 0.0]),
+    "number": lambda lines: with_values(lines, "eval", 1, token=[5.0, 5.0]),
+    "metric gone": lambda lines: with_values(lines, "eval", 1, token=None),
+    "empty": lambda lines: [lines[0] | {"values": {}}, *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_records_of_a_finished_run_are_never_used(whole, tmp_path, edit):
+    """Neither by the run, nor by an analysis, nor by a child."""
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    changed_lines(workdir / "run/metrics.jsonl", EDITS[edit])
+    refused(workdir)
+    with pytest.raises(RunError, match="damaged"):
+        _ = Results(workdir)["run"]
+    with pytest.raises(RunError, match="damaged"):
+        train(walks(child=walk(str(workdir / "run"))), tmp_path / "child")
+    assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.parametrize("edit", ["reversed", "twice", "negative step", "metric gone"])
+def test_records_are_in_their_places(started, edit):
+    changed_lines(started / "run/metrics.jsonl", EDITS[edit])
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line \d+ is damaged"):
+        train(EXPERIMENT, started)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"step": [6], "status": [0]},
+        {"step": [6]},
+        {"status": [77, 0]},
+        {"step": [9, 9]},
+        {"step": [4, 6]},
+        {"records_sha256": ""},
+    ],
+)
+def test_the_end_of_a_run_agrees_with_the_rest_of_it(whole, tmp_path, part):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    path = workdir / "run/finished.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    assert refused(workdir).startswith(f"{path}: damaged: ")
+
+
+def test_a_run_without_its_last_checkpoint_is_not_complete(whole, tmp_path):
+    """Nor does a child start from the one before, as if that were the last."""
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "run/checkpoints/6")
+    assert "the checkpoint of its last step, 6, is gone" in refused(workdir)
+    changed_lines(
+        workdir / "run/metrics.jsonl",
+        lambda lines: [line for line in lines if line["step"] < 5],
+    )
+    for experiment in (
+        walks(run=walk(num_steps=6), child=walk("run")),
+        walks(child=walk(str(workdir / "run"))),
+    ):
+        with pytest.raises(RunError, match="is not as it was when the run ended"):
+            train(experiment, workdir if "run" in experiment.runs else tmp_path / "c")
+
+
+def another(tmp_path):
+    """A finished run whose numbers are others."""
+    other = walk(num_steps=6, hypers=Hypers(learning_rate=2e-2))
+    train(walks(run=other), tmp_path / "another")
+    return tmp_path / "another/run"
+
+
+def test_a_checkpoint_of_another_run_is_never_used(whole, started, tmp_path, capsys):
+    place = started / "run/checkpoints/6"
+    shutil.rmtree(place)
+    shutil.copytree(another(tmp_path) / "checkpoints/6", place)
+    shutil.copy(whole / "run/finished.json", started / "run")
+    text = refused(started, CheckpointError)
+    assert text.startswith(f"{place}: is of another run: hypers.learning_rate is 0.02")
+    (started / "run/finished.json").unlink()
+    train(EXPERIMENT, started)
+    assert "continuing from step 4 instead" in capsys.readouterr().err
+    assert contents(started) == contents(whole)
+
+
+@pytest.mark.parametrize("seeds", [[1, 0], [0, 1, 2], [0]])
+def test_a_parent_whose_members_were_renamed_is_refused(whole, tmp_path, seeds):
+    """A child would start each member from the parameters of another."""
+    parent = shutil.copytree(whole, tmp_path / "parent") / "run"
+    config = json.loads((parent / "config.json").read_text())
+    config["axes"]["seed"] = seeds
+    (parent / "config.json").write_text(json.dumps(config))
+    experiment = walks(child=walk(str(parent), parent_step=4), seeds=(0,))
+    with pytest.raises(RunError) as info:
+        train(experiment, tmp_path / "child")
+    assert not (tmp_path / "child").exists()
+    with pytest.raises(RunError, match=r"is of another run: axes\.seed is"):
+        open_snapshot(RunDirectory(parent), 4)
+    (parent / "finished.json").unlink()
+    with pytest.raises(RunError, match=r"is of another run: axes\.seed is"):
+        train(experiment, tmp_path / "child")
+    assert "\n" not in str(info.value)
+
+
+def test_a_checkpoint_that_tells_no_run_is_of_an_older_version(started):
+    (path,) = [
+        p
+        for p in (started / "run/checkpoints/6/digest").rglob("*")
+        if p.is_file() and "sha256" in p.read_text()
+    ]
+    head = json.loads(path.read_text())
+    del head["run"]
+    path.write_text(json.dumps(head))
+    with pytest.raises(CheckpointError, match="does not tell its run"):
+        read(started / "run", 6)

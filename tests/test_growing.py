@@ -69,11 +69,14 @@ def test_a_run_that_is_to_grow_is_not_done(workdir):
 SCHEDULE = {"eval_every": 1, "log_every": 2, "checkpoint_every": 1}
 
 
-def test_the_schedule_and_the_layout_may_change_afterwards(workdir, finished):
+def test_what_has_ended_stays_as_it_is_and_says_so(workdir, finished, capsys):
     run = dataclasses.replace(RUN, **SCHEDULE)
     layout = PopulationConfig(num_devices=1, vmap_width=2)
     assert train(dataclasses.replace(walks(run=run), population=layout), workdir)
     assert contents(workdir) == contents(finished)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: run has ended and stays as it is: ")
+    assert "eval_every is 3 there, 1 here" in told and len(told.splitlines()) == 1
 
 
 def test_the_schedule_may_change_while_a_run_trains(finished, tmp_path, capsys):
@@ -155,6 +158,8 @@ def test_wherever_a_run_comes_from_it_is_not_taken_for_another(finished, tmp_pat
     refused(changed_run(hypers=Hypers(p_cot=0.5)), whole)
     assert "holds runs of another experiment: run" in refused(walks(other=RUN), whole)
     assert "is the directory of a run" in refused(walks(other=RUN), whole / "run")
+    inside = whole / "run" / "checkpoints"
+    assert "is inside the directory of a run" in refused(walks(other=RUN), inside)
     assert train(walks(run=RUN), alone) and train(walks(run=RUN), whole)
 
 

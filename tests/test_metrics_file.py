@@ -13,9 +13,10 @@ from parity_jax.analysis import load_metrics
 from parity_jax.config import ConfigError
 from parity_jax.metrics import Mean
 from parity_jax.runs import ExperimentDirectory, RunDirectory, RunError, resolve
-from parity_jax.runs.files import read_json, write_json
+from parity_jax.runs.files import read_json, whole_directory, write_json
 from parity_jax.runs.lineage import Lineage, ParentEntry, this_process
 from parity_jax.runs.metrics_file import MetricsFile
+from parity_jax.runs.progress import Report
 
 
 def mean(*values):
@@ -38,9 +39,11 @@ def run(tmp_path):
     axes = FrozenDict({"p_cot": (0.1, 0.2)})
     file = began(tmp_path, resolve(walks(run=walk(axes=axes)))["run"]).metrics
     first = {"loss": mean(1.0, 2.0, 3.0, 4.0), "tokens": mean(5, 6, 7, 8)}
+    first |= {"kl": mean(*[None] * 4)}
     second = {"loss": mean(0.5, None, 0.25, 0.1), "tokens": mean(1, None, 1, 1)}
     file.append("train", 1, 0.12345, first)
-    file.append("train", 3, 0.1, second | {"kl": mean(1, 1, 1, 1)})
+    second |= {"kl": mean(1, 1, 1, 1)}
+    file.append("train", 3, 0.1, second)
     file.append("eval", 3, 0.1, {"greedy/accuracy": mean(0.5, 1, 1, 1)})
     return tmp_path
 
@@ -123,7 +126,10 @@ def test_rewind_drops_later_records_and_a_cut_off_line(run):
     assert file.path.read_text() == whole
     file.rewind(1)
     assert [r.step for r in file.read()] == [1]
-    file.append("train", 2, 0.0, {"loss": mean(1, 1, 1, 1)})
+    ones = mean(1, 1, 1, 1)
+    with pytest.raises(RunError, match="recorded other metrics of train: kl, tokens"):
+        file.append("train", 2, 0.0, {"loss": ones})
+    file.append("train", 2, 0.0, dict.fromkeys(("loss", "tokens", "kl"), ones))
     assert [r.step for r in file.read()] == [1, 2]
     with pytest.raises(RunError, match="the records up to step 5 are gone"):
         file.rewind(5)
@@ -148,3 +154,33 @@ def test_write_json_is_atomic(tmp_path):
     write_json(path, [1, 2])
     assert read_json(path) == [1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_cannot_be_written_leaves_no_part(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(OSError):
+        write_json(tmp_path / "x.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_whole_directory_touches_no_other(tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine.txt").touch()
+    with pytest.raises(KeyError), whole_directory(tmp_path / "out") as part:
+        (part / "file").touch()
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["out.part"]
+    with whole_directory(tmp_path / "new" / "out") as part:
+        (part / "file").touch()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+    mode = (tmp_path / "new").stat().st_mode
+    assert (tmp_path / "new" / "out").stat().st_mode == mode
+    assert (tmp_path / "new" / "out" / "file").exists()
+    assert (tmp_path / "out.part" / "mine.txt").exists()
+
+
+def test_a_report_prints_names_as_they_are(capsys):
+    Report("run").warn("p[/b]/[red]run: damaged")
+    Report("run", quiet=False).line("p[/b]/[red]run")
+    warning, line = capsys.readouterr().err.splitlines()
+    assert warning == "warning: p[/b]/[red]run: damaged" and line == "p[/b]/[red]run"

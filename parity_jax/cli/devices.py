@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import jax
-from jaxlib import xla_client
 
 from parity_jax.cli.door import one_line
 from parity_jax.config import ConfigError, require
@@ -23,7 +22,6 @@ def set_up_jax() -> None:
     """One CPU device per core (members run side by side); keep compiled programs."""
     with suppress(RuntimeError):  # this process uses JAX already: its devices stay
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-        check_xla_flags(os.environ.get("XLA_FLAGS", ""))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         with suppress(RuntimeError):  # no home: compile anew each time
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -39,16 +37,3 @@ def set_up_jax() -> None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         allowed = f"no such device here ({one_line(error)})"
         raise ConfigError("JAX_PLATFORMS", platforms, allowed) from None
-
-
-def check_xla_flags(text: str) -> None:
-    """ConfigError for flags that XLA does not know, for which it ends the process."""
-    if not text:
-        return
-    child = os.fork()  # 20 ms; no thread of JAX is there yet
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        xla_client.CompileOptions()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    require(status == 0, "XLA_FLAGS", text, "XLA does not know one of these flags")

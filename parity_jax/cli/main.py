@@ -13,6 +13,7 @@ parity-jax COMMAND --help tells more; parity-jax --version the versions.
 
 import importlib
 import importlib.metadata
+import os
 import signal
 import sys
 import traceback
@@ -48,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
     debug = any(text.lower() in DEBUG for text in rest)
     try:
         with interruptible():
+            check_xla_flags(os.environ.get("XLA_FLAGS", ""))
             door = importlib.import_module("parity_jax.cli.door")
             module = importlib.import_module(f"parity_jax.cli.{command}")
     except KeyboardInterrupt:
@@ -60,6 +62,22 @@ def run(argv: Sequence[str]) -> int:
         print(f"error: cannot start: {line}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1  # of JAX_.. or MPLBACKEND
     return door.through_the_door(lambda: module.main(rest), debug)
+
+
+def check_xla_flags(text: str) -> None:
+    """ValueError for flags that XLA does not know, at which it ends the process."""
+    if not text or "jax" in sys.modules:  # they were read already
+        return
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            importlib.import_module("jaxlib.xla_client").CompileOptions()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise ValueError(f"XLA_FLAGS={text!r}: XLA does not know one of these flags")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._names: dict[str, set[str]] = {}  # of the metrics, by split
 
     def sha256(self) -> str:
         """Digest of all records but their seconds."""
@@ -52,10 +53,17 @@ class MetricsFile:
         kept = [r for r in records if r.step <= step]
         if step >= 0 and (not kept or kept[-1].step != step):
             raise RunError(f"{self.path}: the records up to step {step} are gone")
+        self._names = {r.split: {*r.values} for r in kept}
         lines = (json.dumps(r._asdict(), allow_nan=False) + "\n" for r in kept)
         write_text(self.path, "".join(lines))
 
     def append(self, split: str, step: int, seconds: float, metrics: Metrics) -> None:
+        """Write a record; RunError if those before have other metrics."""
+        known = self._names.setdefault(split, {*metrics})
+        if known != {*metrics}:
+            other = ", ".join(sorted(known ^ {*metrics}))
+            text = f"an older version recorded other metrics of {split}: {other}"
+            raise RunError(f"{self.path}: {text}; it cannot go on here")
         values = {name: numbers(mean.value()) for name, mean in metrics.items()}
         record = Record(split, step, round(seconds, 3), values)
         with self.path.open("a") as file:
