@@ -98,6 +98,8 @@ def test_files_of_a_run(workdir):
         expected = {"config.json", "lineage.json", "checkpoints", "metrics.jsonl"}
         assert files == expected | {"finished.json", ".lock"}
         finished = json.loads((workdir / name / "finished.json").read_text())
+        digest_of_records = RunDirectory(workdir / name).metrics.sha256()
+        assert finished.pop("records_sha256") == digest_of_records
         assert finished == {"step": [last] * 2, "status": [0, 0]}
     found = RunDirectory(workdir / "first").metrics.read()
     assert [r.step for r in found if r.split == "train"] == [1, 2, 3, 4]

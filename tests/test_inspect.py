@@ -154,12 +154,13 @@ def test_a_parent_that_changed_or_is_gone_is_told(workdir, tmp_path):
         entry = ancestry(directory)[1]
         return entry["run"], entry["content"]
 
-    assert content() == (str(workdir / "pretrain"), "unchanged")
-    beside = str(run / "pretrain")  # the recorded place is gone: it moved with the run
+    beside = str(run / "pretrain")  # of the same experiment, which was copied
+    assert content() == (beside, "unchanged")
     assert content(run="/nowhere/pretrain") == (beside, "unchanged")
-    changed = content(params_sha256=(digest({}),))
-    assert changed == (str(workdir / "pretrain"), "CHANGED")
+    assert content(params_sha256=(digest({}),)) == (beside, "CHANGED")
     assert content(step=(3,))[1] == "not found"
+    shutil.rmtree(run / "pretrain")
+    assert content() == (str(workdir / "pretrain"), "unchanged")
     assert content(run="/nowhere/other") == ("/nowhere/other", "not found")
     # a parent of the same name is not the run itself, and the line has an end
     assert content(run="/nowhere/grpo") == ("/nowhere/grpo", "not found")
@@ -411,8 +412,9 @@ def test_any_task_is_played_and_inspected(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--temperature=0", "temperature=0.0: must be positive and finite"),
-        ("--temperature=inf", "temperature=inf: must be positive and finite"),
+        ("--temperature=0", "temperature=0.0: must be finite and >= 0.001"),
+        ("--temperature=1e-30", "temperature=1e-30: must be finite and >= 0.001"),
+        ("--temperature=inf", "temperature=inf: must be finite and >= 0.001"),
         ("--top_k=-1", "top_k=-1: must be 0 (all tokens) or positive"),
         ("--top_p=0", "top_p=0.0: must be in (0, 1]"),
         ("--top_p=nan", "top_p=nan: must be in (0, 1]"),
@@ -422,6 +424,13 @@ def test_any_task_is_played_and_inspected(
 def test_bad_numbers(workdir, say, option, message):
     code, printed, error = say("play", workdir / "grpo", option)
     assert (code, printed, error) == (2, "", f"error: {message}\n")
+
+
+def test_a_closed_standard_input_is_one_line(workdir, say, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    code, printed, error = say("play", workdir / "grpo")
+    assert (code, printed) == (2, "")
+    assert error == "error: stdin=None: is closed; prompts are read from it\n"
 
 
 class Stopped:

@@ -178,6 +178,9 @@ def put(
     allowed = f"must have shape {expected}"
     is_right = tensor.shape == expected
     require(is_right, f"{piece.theirs}.shape", tensor.shape, allowed)
+    is_real = jnp.issubdtype(tensor.dtype, jnp.floating)
+    kind = str(tensor.dtype)
+    require(is_real, f"{piece.theirs}.dtype", kind, "must be floating point numbers")
     whole, start = jax.device_put(tensor, sharding_of(piece, leaves, tensor.ndim)), 0
     is_finite = bool(jax.jit(lambda x: jnp.isfinite(x).all())(whole))
     require(is_finite, piece.theirs, "nan or inf", "must be finite")
