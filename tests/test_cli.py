@@ -379,6 +379,7 @@ def test_too_little_memory_is_told_before_the_first_step(place, tmp_path):
     size = "--config.runs.pretrain.stage.batch_size=100000000"
     code, said = launch(place, *options(place, tmp_path / "run"), size, "--quiet")
     one_line(code, 1, said, "run pretrain", "out of memory", "GiB", "lower its batch")
+    assert not (tmp_path / "run").exists()
     rest = ("--only=pretrain", "--quiet")
     code, said = launch(place, *options(place, tmp_path / "run"), *rest)
     assert (code, said) == (0, "")  # what has trained nothing may change

@@ -132,13 +132,14 @@ def test_the_decision_to_stop_is_read_from_the_logits():
 # Given prompts
 
 
-def test_evaluation_on_given_prompts(tmp_path):
+def test_evaluation_on_given_prompts(tmp_path, monkeypatch):
     """A model that knows only positions says "+." to every prompt."""
     task = ParityConfig(4).make()
     file = tmp_path / "held_out.txt"
     # A byte order mark, blank lines and spaces at the end of a line do not count.
-    file.write_text("\ufeff++++=\n\n++--=+.  \n+---=\n")  # two even, one odd
-    given = read_prompts(str(file), task)
+    file.write_text("\ufeff++++=\n\n++--=+.  \n+---\n")  # two even, one odd
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = read_prompts("~/held_out.txt", task)
     assert given.mask is None
     assert [task.to_text(row) for row in given.token] == ["++++=", "++--=", "+---="]
     model = make_table(task)

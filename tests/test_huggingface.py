@@ -333,6 +333,9 @@ def test_wrong_tensors_are_named():
         "is missing": {k: x for k, x in tensors.items() if k != name},
         r"must have shape \(24, 16\)": tensors | {name: tensors[name].T},
         "is unknown": tensors | {"model.layers.2.mlp.up_proj.weight": tensors[name]},
+        "dtype='int64': must be floating": tensors | {name: tensors[name].astype(int)},
+        "'nan or inf': must be finite": tensors | {name: tensors[name] * np.nan},
+        "must be finite": tensors | {name: tensors[name].astype(float) * 1e300},
     }
     for message, changed in changes.items():
         with pytest.raises(ConfigError, match=message):

@@ -92,33 +92,15 @@ def play(directory: RunDirectory, member: Label, args: argparse.Namespace) -> No
         f"a prompt is like {prompt_text(task, examples, 0)}",
         soft_wrap=True,
     )
-    end = common_end(task, examples)
     for n, line in enumerate(sys.stdin):
         try:
-            prompt = read_prompt(task, line.strip(), end)
+            token_L = task.read_prompt(line.strip())
         except ValueError as error:
             console.print(f"error: {error}", soft_wrap=True)
             continue
+        prompt = Prompt(jnp.array(token_L)[None])
         key = jax.random.fold_in(jax.random.key(args.seed), n)
         show(console, task, answer(key, params, prompt, temperature), temperature)
-
-
-def common_end(task: Task, examples: Prompt) -> str:
-    """The text of the token that ends all prompts; empty if there is none."""
-    last = np.unique(examples.token[:, -1])
-    return task.to_text(last) if len(last) == 1 else ""
-
-
-def read_prompt(task: Task, text: str, end: str) -> Prompt:
-    """A typed prompt, whose end may be left out; ValueError says what is wrong."""
-    try:
-        token_L = task.read_prompt(text)
-    except ValueError as error:
-        try:
-            token_L = task.read_prompt(text + end)
-        except ValueError:
-            raise error from None
-    return Prompt(jnp.array(token_L)[None])
 
 
 def show(console: Output, task: Task, answers: Answers, temperature: float) -> None:

@@ -201,11 +201,13 @@ class Multiplication:
         return tokens
 
     def read_prompt(self, line: str) -> np.ndarray:
-        """The prompt of `a * b||` or of a line that goes on; an answer is checked."""
+        """The prompt `a * b` of a line, also if `||` and an answer, which is checked,
+        follow.
+        """
         self.from_text(line)
-        question, bar, response = line.partition("||")
+        question, _, response = line.partition("||")
         numbers = question.split(" * ")
-        if not bar or len(numbers) != 2:
+        if len(numbers) != 2:
             raise ValueError("must begin with two numbers, as in '1 2 * 3 4||'")
         for number in numbers:
             num_digits = len(number.split(" "))

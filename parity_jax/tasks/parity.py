@@ -161,9 +161,11 @@ class Parity:
         return np.array([token[symbol] for symbol in text], np.int32)
 
     def read_prompt(self, line: str) -> np.ndarray:
-        token, d = self.from_text(line)[: self.prompt_len], self.num_bits
+        """The prompt that a line begins with; one of bits alone needs no "="."""
+        whole = line if "=" in line else line + "="
+        token, d = self.from_text(whole)[: self.prompt_len], self.num_bits
         if len(token) <= d or (token[:d] < PLUS).any() or token[d] != SEP:
-            raise ValueError(f"must begin with {d} bits and '=', as in '+-='")
+            raise ValueError(f"must begin with {d} bits, as in '+-' or '+-='")
         return token
 
     def _finish(self, sign_BxM: Array) -> Array:

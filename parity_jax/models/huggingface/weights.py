@@ -181,7 +181,9 @@ def put(
     is_real = jnp.issubdtype(tensor.dtype, jnp.floating)
     kind = str(tensor.dtype)
     require(is_real, f"{piece.theirs}.dtype", kind, "must be floating point numbers")
-    whole, start = jax.device_put(tensor, sharding_of(piece, leaves, tensor.ndim)), 0
+    with np.errstate(over="ignore"):  # of float64: what is infinite is refused
+        whole = jax.device_put(tensor, sharding_of(piece, leaves, tensor.ndim))
+    start = 0
     is_finite = bool(jax.jit(lambda x: jnp.isfinite(x).all())(whole))
     require(is_finite, piece.theirs, "nan or inf", "must be finite")
     for name, shape, matrix in zip(piece.parameters, shapes, matrices, strict=True):
