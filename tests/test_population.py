@@ -299,3 +299,20 @@ def test_no_key_is_used_twice():
             jax.jit(lambda k: jax.random.normal(k) + jax.random.normal(k))(
                 jax.random.key(0)
             )
+
+
+def test_what_cannot_fit_is_known_before_anything_runs():
+    """Of a trace, loops included, and of states; nothing is compiled for it."""
+
+    def steps(x):
+        def step(_, carry):
+            return carry + jnp.ones((10**8, 10**5)).sum()
+
+        return jax.lax.fori_loop(0, 3, step, x)
+
+    program = Program(jax.jit(steps), jax.local_devices())
+    with pytest.raises(MemoryError, match=r"^37252\.9 GiB needed, "):
+        program.eval_shape(jnp.float32(0))
+    with pytest.raises(MemoryError, match="GiB needed"):
+        program.require_room(jax.ShapeDtypeStruct((10**8, 10**5), jnp.float32))
+    program.require_room(jax.ShapeDtypeStruct((3,), jnp.float32))
