@@ -6,8 +6,8 @@ parity-jax inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--evaluate]
 DIR is the directory of a run (runs/headline/grpo), or of an experiment or a sweep: then
 its runs are told in a line each; or the folder of a Hugging Face model. --evaluate
 scores the checkpoint again, on the prompts of the run's own evaluation. The first wrong
-token of a response stands in brackets. Nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory (one
-line says what), 75: stopped by a signal.
+token of a response stands in brackets. Nothing is written. Exit code 0: done, 2: a bad
+argument, 1: a damaged directory (one line says what), 75: stopped by a signal.
 """
 
 import json
