@@ -224,6 +224,18 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("argument", ["--config.model.dept=3", "--dry_run"])
+def test_a_trace_is_left_by_nothing_that_does_not_run(
+    place, argument, tmp_path, capsys, fresh_imports
+):
+    trace = tmp_path / "trace"
+    code, said = in_process(
+        capsys, *options(place, tmp_path / "run"), f"--profile={trace}", argument
+    )
+    one_line(code, 2, said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def spliced(result):
     code, said = result
     return code, 2, said
