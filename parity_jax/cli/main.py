@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
 SIGNALS = [getattr(signal, f"SIG{n}") for n in ("TERM", "INT", "HUP", "USR1", "USR2")]
@@ -48,13 +49,10 @@ def run(argv: Sequence[str]) -> int:
         return 2
     debug = any(text.lower() in DEBUG for text in rest)
     try:
-        with interruptible():
+        with stopping_at_once():
             check_xla_flags(os.environ.get("XLA_FLAGS", ""))
             door = importlib.import_module("parity_jax.cli.door")
             module = importlib.import_module(f"parity_jax.cli.{command}")
-    except KeyboardInterrupt:
-        print("error: stopped", file=sys.stderr)
-        return 75
     except Exception as error:  # the door is not there yet
         if debug:
             traceback.print_exc()
@@ -80,13 +78,19 @@ def check_xla_flags(text: str) -> None:
         raise ValueError(f"XLA_FLAGS={text!r}: XLA does not know one of these flags")
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """End here: nothing is written yet, and imports do not bear an exception."""
+    os.write(2, b"error: stopped\n")
+    os._exit(75)
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Signals that ask to stop raise KeyboardInterrupt, unless they are ignored."""
+def stopping_at_once() -> Iterator[None]:
+    """Signals that ask to stop end the process, unless they are ignored."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     before = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
     for number in before:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     try:
         yield
     finally:
