@@ -428,6 +428,8 @@ def test_help_is_no_error(command, capsys):
 
 def test_versions(capsys):
     assert run(["--version"]) == 0
-    assert re.match(r"parity_jax \S+, jax \S+, flax", capsys.readouterr().out)
+    line = r"parity_jax \S+.*, python 3\S+, jax \S+, jaxlib \S+, flax \S+, optax .*"
+    out = capsys.readouterr().out
+    assert re.fullmatch(line + r"orbax-checkpoint .*, cpu: cpu x 2\n", out)
     assert run(["rum"]) == 2
     assert "must be one of run, " in capsys.readouterr().err

@@ -8,11 +8,10 @@
     export_hf    a member as a Hugging Face model
     import_hf    a Hugging Face model as a run
 
-parity-jax COMMAND --help tells more; parity-jax --version the versions.
+parity-jax COMMAND --help tells more; parity-jax --version the versions and the device.
 """
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -25,7 +24,6 @@ from types import FrameType
 COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
 SIGNALS = [getattr(signal, f"SIG{n}") for n in ("TERM", "INT", "HUP", "USR1", "USR2")]
 DEBUG = ("--debug", "--debug=true", "--debug=1")
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def main() -> None:
@@ -39,11 +37,10 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(__doc__)
         return 0 if argv else 2
-    if argv[0] == "--version":
-        print(versions())
-        return 0
     command, *rest = argv
-    if command not in COMMANDS:
+    if command == "--version":
+        command = "version"
+    elif command not in COMMANDS:
         known = ", ".join(COMMANDS)
         print(f"error: command={command!r}: must be one of {known}", file=sys.stderr)
         return 2
@@ -96,10 +93,3 @@ def stopping_at_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def versions() -> str:
-    """Of this package and of those that decide its numbers."""
-    parts = [f"parity_jax {importlib.metadata.version('parity-jax')}"]
-    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    return ", ".join(parts)
