@@ -5,7 +5,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flax.core import FrozenDict
@@ -136,12 +136,15 @@ class Experiment:
     eval_file: str = ""  # evaluation on its prompts, one a line; empty: on fresh ones
     population: PopulationConfig = field(default_factory=PopulationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)  # devices of one member
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
 
     def __post_init__(self) -> None:
         check_axes(self.axes)
         allowed = "is for the axes of a run that has a parent"
         steps = self.axes.get("parent_step")
         require(steps is None, "axes.parent_step", steps, allowed)
+        twice = len({*self.log}) < len(self.log)
+        require(not twice, "log", list(self.log), "names one twice")
         seeds, allowed = self.axes.get("seed"), "must name at least one seed"
         require(bool(seeds), "axes.seed", seeds, allowed)
         for name, run in self.runs.items():

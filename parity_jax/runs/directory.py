@@ -62,6 +62,8 @@ class RunDirectory:
         self._finished = path / "finished.json"
         self._checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path / "metrics.jsonl")
+        self.tensorboard = path / "tensorboard"  # where its files are, if it is told
+        self.wandb = path / "wandb"
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from parity_jax.config import (
 from parity_jax.experiment import Experiment
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.population import Population, check_devices
+from parity_jax.runs.curves import check_tools, followed
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
@@ -80,6 +81,7 @@ def run_experiment(
     home = ExperimentDirectory(workdir)
     with early():
         runs = resolve(experiment)
+        check_tools(experiment.log)
         jobs = plan(runs, home, select(list(runs), list(only)))
         if rehearse is not None and jobs:
             rehearse(jobs)
@@ -91,7 +93,7 @@ def run_experiment(
             if should_stop():
                 raise StoppedError(f"stopped before {job.name}")
             with named_if_out_of_memory(job.name, job.run):
-                execute(job, quiet, should_stop)
+                execute(job, experiment.log, quiet, should_stop)
     done = {name: is_complete(run, home.run(name)) for name, run in runs.items()}
     for name, is_done in done.items():
         finished = home.run(name).read_finished()
@@ -285,7 +287,9 @@ def check_folder(name: str, run: ResolvedRun, folder: HfFolder) -> None:
     folder.shapes()  # all files can be read
 
 
-def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
+def execute(
+    job: Job, log: Sequence[str], quiet: bool, should_stop: Callable[[], bool]
+) -> None:
     """Run one stage from where it stands to its end."""
     name, run, directory, program, _ = job
     warn = Report(name).warn
@@ -303,7 +307,7 @@ def execute(job: Job, quiet: bool, should_stop: Callable[[], bool]) -> None:
         files = (checkpoints, directory.metrics)
         kind = kind_of(type(run.stage))
         training = Training(kind, run.schedule, program, *files, report)
-        with closing(report):
+        with closing(report), followed(log, run, directory):
             states = training.run(states, metrics, step, recorded, should_stop)
     directory.write_finished(states)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class MetricsFile:
     def __init__(self, path: Path):
         self.path = path
         self._names: dict[str, set[str]] = {}  # of the metrics, by split
+        self.followers: list[Callable[[Record], None]] = []  # told what was appended
 
     def sha256(self) -> str:
         """Digest of all records but their seconds."""
@@ -70,6 +72,8 @@ class MetricsFile:
             file.write(json.dumps(record._asdict(), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        for tell in self.followers:
+            tell(record)
 
     def read(self, num_members: int | None = None) -> list[Record]:
         """The whole records, without a last line that was cut off; RunError names one
