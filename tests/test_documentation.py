@@ -59,7 +59,7 @@ def commands(text):
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
     found = re.findall(
         r"^[^\n`]*?(?:parity-jax|python -m) "
-        r"((?:run|list|inspect|report|export_hf|launch\.sweep|launch\.status) .*)$",
+        r"((?:run|list|watch|inspect|report|export_hf|launch\.(?:sweep|status)) .*)$",
         joined,
         re.M,
     )

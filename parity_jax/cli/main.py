@@ -2,6 +2,7 @@
 
     run          an experiment: train, then claims and figure
     list         the experiments of a folder, a line each
+    watch        curves of a run while it trains
     inspect      what is in a checkpoint
     play         type a prompt, see what a member answers
     report       the claims of finished runs in one table
@@ -21,7 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-COMMANDS = ("run", "list", "inspect", "play", "report", "export_hf", "import_hf")
+COMMANDS = (
+    "run",
+    "list",
+    "watch",
+    "inspect",
+    "play",
+    "report",
+    "export_hf",
+    "import_hf",
+)
 SIGNALS = [getattr(signal, f"SIG{n}") for n in ("TERM", "INT", "HUP", "USR1", "USR2")]
 DEBUG = ("--debug", "--debug=true", "--debug=1")
 

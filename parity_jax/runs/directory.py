@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity_jax.config import require, to_dict
+from parity_jax.config import Label, require, to_dict
 from parity_jax.experiment import Experiment
+from parity_jax.population import member_labels
 from parity_jax.runs.checkpoint import Checkpoints
 from parity_jax.runs.files import RunError, lock, read_as, read_json, write_json
 from parity_jax.runs.lineage import Lineage
@@ -180,6 +181,14 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError):
             raise RunError(f"{self._config}: damaged: has no num_steps") from None
 
+    def labels(self) -> list[Label]:
+        """The members, whatever else its config says."""
+        content = read_json(self._config)
+        try:
+            return member_labels({k: tuple(v) for k, v in content["axes"].items()})
+        except (AttributeError, KeyError, TypeError):
+            raise RunError(f"{self._config}: damaged: has no axes") from None
+
     def last_change(self) -> float | None:
         """When something was last written, in seconds of the epoch; None: never."""
         files = (self._lineage, self.path / "checkpoints", self.metrics.path)
@@ -209,6 +218,11 @@ class ExperimentDirectory:
         """The runs that began here."""
         found = [p.parent for p in sorted(self.path.glob("*/config.json"))]
         return [RunDirectory(path) for path in found]
+
+    def planned(self) -> list[RunDirectory]:
+        """All its runs, whatever else its config says."""
+        content = read_json(self._config)
+        return [self.run(name) for name in content["runs"]]
 
     def has_config(self) -> bool:
         return self._config.exists()

@@ -1,0 +1,46 @@
+"""The terminal's view of runs: the numbers of metrics.jsonl, at any moment."""
+
+import pytest
+from small_runs import records, train, train_until, walk, walks
+
+from parity_jax.cli.main import run
+from parity_jax.cli.watch import BARS, sparkline
+
+
+def watched(path, capsys):
+    assert run(["watch", str(path), "--once"]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_experiment_that_was_stopped_and_then_finished(tmp_path, capsys):
+    experiment = walks(walk=walk(), later=walk("walk"))
+    train_until(3, experiment, tmp_path)
+    out = watched(tmp_path, capsys)
+    assert "walk  step 3/4  not running here" in out and "later  has not begun" in out
+    train(experiment, tmp_path)
+    out = watched(tmp_path, capsys)
+    assert "walk  step 4/4  finished" in out and "later  step 4/4  finished" in out
+    accuracy = records(tmp_path / "later")[-1].values["greedy/accuracy"]
+    row = next(
+        x for x in watched(tmp_path / "later", capsys).splitlines() if "seed=1" in x
+    )
+    assert f"{accuracy[1]:.3f}" in row
+    assert run(["watch", str(tmp_path)]) == 0  # ends by itself: all have finished
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([0, 7], BARS[0] + BARS[7]),
+        (range(8), BARS),
+        ([2.0, 2.0], BARS[0] * 2),
+        ([0, 2, 4, 6, 7, 15], BARS[0] + BARS[3] + BARS[7]),  # means 1, 5, 11
+    ],
+)
+def test_bars_by_hand(values, bars):
+    assert sparkline([*values], 3 if len(values) == 6 else 40) == bars
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    assert run(["watch", str(tmp_path)]) == 2
+    assert "must be a directory that a run" in capsys.readouterr().err
