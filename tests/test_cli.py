@@ -305,8 +305,8 @@ def needs_what_is_not_measured(results):
 @pytest.mark.parametrize(
     ("reward", "part"),
     [
-        ("shape_of_prompts", "must return an array of shape (4, 4)"),
-        ("scalar", "must return an array of shape (4, 4)"),
+        ("shape_of_prompts", "must return an array of shape (3, 2)"),
+        ("scalar", "must return an array of shape (3, 2)"),
         ("two_arguments", "TypeError"),
         ("fails", "ZeroDivisionError: never pays"),
         ("nowhere", "cannot be imported"),
