@@ -9,13 +9,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import wandb
 from small_runs import records, train, train_until, walk, walks
 
 from parity_jax.config import ConfigError
 from parity_jax.config.overrides import apply, parse
 from parity_jax.experiment import Experiment
 from parity_jax.metrics import Mean
-from parity_jax.runs import RunDirectory
+from parity_jax.runs import RunDirectory, RunError
 from parity_jax.runs.curves import followed as tell
 from parity_jax.runs.resolve import resolve
 
@@ -161,6 +162,19 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"log='wandb'.*'parity-jax\[wandb\]'"):
         train(followed("wandb"), tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_without_an_account_one_line_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(**options):
+        raise wandb.errors.UsageError("No API key configured.\nSee ..")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    run, line = resolve(followed())["walk"], "wandb: No API key configured. .WANDB_MODE"
+    with (
+        pytest.raises(RunError, match=line),
+        tell(["wandb"], run, RunDirectory(tmp_path)),
+    ):
+        raise AssertionError("it must not begin")
 
 
 def test_a_log_is_one_of_two_and_named_once():

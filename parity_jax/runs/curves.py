@@ -144,8 +144,8 @@ class WeightsAndBiases:
             )
         except wandb.errors.Error as error:
             text = str(error).strip().splitlines()[0]
-            hint = "`wandb login`, or WANDB_MODE=offline"
-            raise RunError(f"wandb: {text}; {hint}") from error
+            hint = "WANDB_MODE=offline needs no account"
+            raise RunError(f"wandb: {text} ({hint})") from error
         self.run.define_metric("*", step_metric="step")
         self.is_finished = False
 
