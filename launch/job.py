@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -27,7 +27,7 @@ from parity_jax.cli.arguments import Parser
 from parity_jax.cli.door import fail, through_the_door
 from parity_jax.config import require, to_dict
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.files import lock, read_as, write_json
+from parity_jax.runs.files import RunError, lock, read_as, write_json
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError, stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob
@@ -64,8 +64,16 @@ class Record:
         self._life = self.path / "life.json"
 
     def read(self) -> Life | None:
-        """The newest life; None if there was none."""
-        return read_as(Life, self._life) if self._life.exists() else None
+        """The newest life; None if there was none, or its file is damaged.
+
+        It tells about a job, which is what its runs have on disk.
+        """
+        if not self._life.exists():
+            return None
+        with suppress(RunError):
+            life: Life = read_as(Life, self._life)
+            return life
+        return None
 
     def write(self, life: Life) -> None:
         write_json(self._life, to_dict(life))

@@ -77,7 +77,15 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         require(name not in grid, "--grid", text, f"{name} is swept twice")
         twice = [v for v in parts if parts.count(v) > 1]
         require(not twice, "--grid", text, f"has {''.join(twice[:1])} twice")
+        parent, _, axis = name.rpartition(".")
+        allowed = f"must name the axis alone: {axis}"
+        require(parent.rpartition(".")[2] != "axes", "--grid", text, allowed)
         grid[name] = parts
+    for name, values in grid.items():
+        parent, _, number = name.rpartition(".")
+        idle = number in grid and parent.endswith("hypers")
+        allowed = f"has no effect beside the axis {number}"
+        require(not idle, f"--grid={name}", ",".join(values), allowed)
     return grid
 
 

@@ -55,7 +55,8 @@ class MeshConfig:
 def mesh_of(cfg: MeshConfig, devices: Sequence[Any]) -> Mesh:
     """The devices as member x fsdp x tensor; ConfigError if they are too few."""
     allowed = f"must be at most the number of devices, {len(devices)}"
-    require(cfg.size <= len(devices), "mesh.fsdp * mesh.tensor", cfg.size, allowed)
+    asked = f"fsdp={cfg.fsdp} x tensor={cfg.tensor}"
+    require(cfg.size <= len(devices), "mesh", asked, allowed)
     num_groups = len(devices) // cfg.size
     shape = (num_groups, cfg.fsdp, cfg.tensor)
     chosen = np.array(devices[: num_groups * cfg.size]).reshape(shape)

@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 import tracemalloc
 
 import jax
@@ -602,3 +605,61 @@ def test_inspecting_a_folder(folder, say):
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"hidden_act": "relu"})
     assert "cannot be a parent here: hidden_act='relu'" in say("inspect", folder)[1]
+
+
+def test_a_folder_with_two_sets_of_weights_is_refused(folder):
+    cfg = MODELS["llama_scaled_tied"]
+    write_weights(folder, to_state_dict(cfg, random_params(cfg)[0]), MAX_BYTES)
+    with pytest.raises(FolderError, match="which one is meant"):
+        HfFolder(folder).shapes()
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.int8, np.bool_])
+def test_types_of_numbers_that_are_not_read_are_refused(dtype, tmp_path):
+    cfg = MODELS["llama"]
+    tensors = dict(to_state_dict(cfg, random_params(cfg)[0]))
+    name = "model.norm.weight"
+    tensors[name] = tensors[name].astype(dtype)
+    write_export(tmp_path, cfg, random_params(cfg)[0], "llama")
+    write_weights(tmp_path, tensors.items(), MAX_BYTES)
+    with pytest.raises(ConfigError, match=rf"{name}\.dtype='.*': must be F32, BF16"):
+        HfFolder(tmp_path).load(cfg, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"original_max_position_embeddings": 4}, "original_max_position_embeddings=4"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}},
+            "rope_theta=",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+            "rope_parameters.factor=2.0: must be 8.0, as in rope",
+        ),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_type='default': must be"),
+    ],
+)
+def test_rotary_options_that_contradict_each_other_are_refused(change, message):
+    """transformers takes one of them, whichever; logits would differ in silence."""
+    kind = "llama_scaled_tied"
+    config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG, "llama")
+    with pytest.raises(ConfigError, match=message):
+        from_hf_config(config | change)
+
+
+def test_a_model_that_knows_more_tokens_than_its_task(tmp_path, say, monkeypatch):
+    """What it says of them is shown as their ids, in inspect and in play."""
+    cfg = llama(1, 16, **TINY, vocab_size=64)
+    write_export(tmp_path / "hf", cfg, random_params(cfg)[0], "llama")
+    config = read_json(tmp_path / "hf" / "config.json")
+    write_json(tmp_path / "hf" / "config.json", config)
+    assert say("import_hf", tmp_path / "hf", tmp_path / "run")[0] == 0
+    code, printed, error = say("inspect", tmp_path / "run", "--prompts=3")
+    assert (code, error) == (0, "")
+    assert re.search(r"<\d\d>", printed)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("+-++-\n"))
+    code, printed, error = say("play", tmp_path / "run")
+    assert (code, error) == (0, "")
+    assert re.search(r"<\d\d>", printed)

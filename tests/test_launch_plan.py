@@ -116,6 +116,11 @@ MISTAKES = [
     (["--grid=seed=a"], ("--grid=seed='a'", "must be numbers")),
     (["--grid=seed=0,1", "--grid=seed=2"], ("seed is swept twice",)),
     (["--grid=seed=0,0"], ("has 0 twice",)),
+    (["--grid=axes.seed=0,1"], ("must name the axis alone: seed",)),
+    (
+        ["--grid=runs.walk.hypers.p_cot=0.1,0.2", "--grid=p_cot=0.3,0.4"],
+        ("has no effect beside the axis p_cot",),
+    ),
     (["--grid=task.num_bits=4,04"], ("job='num_bits=04'", "the same as job")),
     (["--grid=seed"], ("must be NAME=VALUE",)),
     (

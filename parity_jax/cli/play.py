@@ -45,7 +45,7 @@ from parity_jax.evaluate import MIN_TEMPERATURE
 from parity_jax.experiment import MAX_SEED
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path
-from parity_jax.tasks import Task, vocabulary
+from parity_jax.tasks import Task
 from parity_jax.types import Prompt
 
 MIN_PROBABILITY = 0.0005  # of an alternative that is shown
@@ -123,14 +123,14 @@ def show(console: Output, task: Task, answers: Answers, temperature: float) -> N
 
 def token_cells(task: Task, answers: Answers, g: int) -> list[str]:
     """For every token of an answer: itself, its probability, what else was likely."""
-    cells, words = [], vocabulary(task)
+    cells = []
     for t in range(min(int(answers.length[0, g]) + 1, answers.token.shape[-1])):
         chosen = int(answers.token[0, g, t])
         probability_V = np.asarray(answers.probability[0, g, t])
         others = [v for v in np.argsort(-probability_V) if v != chosen]
         likely = [v for v in others if probability_V[v] >= MIN_PROBABILITY]
         parts = [
-            f"{words[v]} {probability_V[v]:.3f}"
+            f"{task.to_text(np.array([v])).strip()} {probability_V[v]:.3f}"
             for v in (chosen, *likely[:NUM_ALTERNATIVES])
         ]
         cells.append(parts[0] + f"  ({', '.join(parts[1:])})" * (len(parts) > 1))

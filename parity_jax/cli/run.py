@@ -40,6 +40,7 @@ from parity_jax.config import (
 )
 from parity_jax.config.overrides import Override, apply, parse
 from parity_jax.experiment import Experiment
+from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.execute import Job
@@ -109,7 +110,10 @@ def read_experiment(module: ModuleType, path: str, scale: str | None) -> Experim
     allowed = "this experiment has only one scale"
     require(scale is None or takes_scale, SCALE, scale, allowed)
     with in_code_of(path):
-        experiment = module.get_config(*([] if scale is None else [scale]))
+        try:
+            experiment = module.get_config(*([] if scale is None else [scale]))
+        except FolderError as error:  # of weights that the file names
+            raise ConfigError("config", path, str(error)) from None
     allowed = "get_config must return an Experiment"
     is_right = isinstance(experiment, Experiment)
     require(is_right, "config", type(experiment).__name__, allowed)

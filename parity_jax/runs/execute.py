@@ -284,7 +284,7 @@ def check_folder(name: str, run: ResolvedRun, folder: HfFolder) -> None:
     require(not pinned, f"runs.{name}.parent_member", pinned, allowed)
     with under_run(name):
         folder.check(run.model, run.task.make())
-    folder.shapes()  # all files can be read
+    folder.check_types()  # so that all files can be read
 
 
 def execute(

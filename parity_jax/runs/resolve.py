@@ -232,11 +232,11 @@ def check_parts(run: ResolvedRun) -> None:
 
 @contextmanager
 def under_run(name: str) -> Iterator[None]:
-    """Puts the run before its own field; the evaluation file is the experiment's."""
+    """Puts the run before its own field; file and mesh are the experiment's."""
     try:
         yield
     except ConfigError as error:
-        if error.name == "eval_file":
+        if error.name in ("eval_file", "mesh"):
             raise
         field = f"runs.{name}.{error.name}"
         raise ConfigError(field, error.value, error.allowed) from None

@@ -17,7 +17,7 @@ from flax.core import FrozenDict
 
 from parity_jax.config import to_dict
 from parity_jax.runs.directory import ExperimentDirectory
-from parity_jax.runs.files import lock, read_as, write_json
+from parity_jax.runs.files import RunError, lock, read_as, write_json
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,14 @@ class SweepDirectory:
 
     def read(self) -> Sweep:
         """What is swept; RunError if the file is missing or damaged."""
-        return read_as(Sweep, self._sweep)
+        sweep: Sweep = read_as(Sweep, self._sweep)
+        names = [job.name for job in sweep.jobs]
+        places = [*names, *(job.directory for job in sweep.jobs)]
+        bad = [name for name in names if names.count(name) > 1]
+        bad += [place for place in places if Path(place).name != place]
+        if bad:
+            raise RunError(f"{self._sweep}: damaged: job {bad[0]!r}")
+        return sweep
 
     def write(self, sweep: Sweep) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from jax import Array
 from parity_jax.config import require
 from parity_jax.hypers import Hypers
 from parity_jax.responses import is_end, num_tokens, response_mask
-from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
+from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig, texts_of
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
 PAD, EOS = 0, 1
@@ -185,7 +185,7 @@ class Multiplication:
         return scores
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
-        text = " ".join(SYMBOLS[np.asarray(token_T)])
+        text = " ".join(texts_of(SYMBOLS, token_T))
         return text.replace(" ||", "||").replace("|| ", "||")
 
     def from_text(self, text: str) -> np.ndarray:

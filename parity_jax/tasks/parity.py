@@ -18,7 +18,7 @@ from jax import Array
 from parity_jax.config import require
 from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
-from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
+from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig, texts_of
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
 PAD, EOS, SEP, PLUS, MINUS = range(5)
@@ -150,7 +150,7 @@ class Parity:
         return jnp.cumprod(token_signs(prompt.token[:, : self.num_bits]), 1)
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
-        return "".join(SYMBOLS[np.asarray(token_T)])
+        return "".join(texts_of(SYMBOLS, token_T))
 
     def from_text(self, text: str) -> np.ndarray:
         token = {symbol: i for i, symbol in enumerate(SYMBOLS)}

@@ -57,7 +57,7 @@ class Task(Protocol):
         ...
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
-        """Tokens as a readable line (on the host)."""
+        """Tokens as a readable line (on the host), unknown ones as their ids."""
         ...
 
     def from_text(self, text: str) -> np.ndarray:
@@ -78,6 +78,12 @@ class TaskConfig(Configured):
 
     def check(self, hypers: Hypers) -> None:
         """ConfigError for numbers that mean nothing in this task."""
+
+
+def texts_of(symbols: np.ndarray, token_T: Array | np.ndarray) -> list[str]:
+    """The text of every token; <48> for one that only a model of more tokens knows."""
+    tokens = np.asarray(token_T).tolist()
+    return [symbols[t] if t < len(symbols) else f"<{t}>" for t in tokens]
 
 
 def vocabulary(task: Task) -> list[str]:

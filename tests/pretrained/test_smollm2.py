@@ -111,7 +111,8 @@ def test_logits_and_64_greedy_tokens_of_ten_prompts(ours, theirs, prompts):
 
 
 def test_from_the_folder_to_a_run_and_back(tmp_path):
-    """The command of the README, then an export whose weights are the same bytes."""
+    """The README's commands; weights that have not trained are the same bytes."""
+    experiment = Path(__file__).parents[1] / "outside" / "hf_experiment.py"
 
     def type_in(*words):
         command = [sys.executable, "-m", "parity_jax.cli", *map(str, words)]
@@ -121,9 +122,15 @@ def test_from_the_folder_to_a_run_and_back(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    task = '{"kind": "parity", "num_bits": 4}'
-    type_in("import_hf", FOLDER, "imported", f"--task={task}")
-    type_in("export_hf", "imported", "back")
+    tiny = ["--config.runs.sft.num_steps=1", "--config.runs.sft.stage.batch_size=4"]
+    tiny += ["--config.evaluate.num_prompts=2", "--config.evaluate.temperatures=()"]
+    tiny += ["--config.population.num_devices=1"]
+    command = ["run", f"--config={experiment}:{FOLDER}", "--workdir=runs/from_hf"]
+    type_in(*command, "--only=sft", *tiny)
+    told = type_in("inspect", "runs/from_hf/sft", "--prompts=0", "--step=0")
+    assert f"imported from {FOLDER.resolve()}" in told
+    export = ["export_hf", "runs/from_hf/sft", "back", "--member=seed=0"]
+    type_in(*export, "--step=0")
     there = load_file(FOLDER / "model.safetensors")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert there.keys() == back.keys()
@@ -132,11 +139,4 @@ def test_from_the_folder_to_a_run_and_back(tmp_path):
     copied = (tmp_path / "back" / "tokenizer.json").read_bytes()
     assert copied == (FOLDER / "tokenizer.json").read_bytes()
     assert "llama, 134,515,008 parameters" in type_in("inspect", FOLDER)
-    experiment = Path(__file__).parents[1] / "outside" / "hf_experiment.py"
-    tiny = ["--config.runs.sft.num_steps=2", "--config.runs.sft.stage.batch_size=4"]
-    tiny += ["--config.evaluate.num_prompts=2", "--config.evaluate.temperatures=()"]
-    tiny += ["--config.population.num_devices=1"]
-    command = ["run", f"--config={experiment}:{FOLDER}", "--workdir=runs/from_hf"]
-    type_in(*command, "--only=sft", *tiny)
-    assert "imported from" in type_in("inspect", "runs/from_hf/sft", "--prompts=0")
     AutoModelForCausalLM.from_pretrained(tmp_path / "back")

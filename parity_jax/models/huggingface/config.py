@@ -271,7 +271,17 @@ def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
         kind = value.get("rope_type", value.get("type", "default"))
         allowed = "must be default or llama3"
         require(kind in ("default", "llama3"), f"{name}.rope_type", kind, allowed)
-        options |= value | ({"rope_type": kind} if value else {})
+        said = value | ({"rope_type": kind} if value else {})
+        said.pop("type", None)
+        for key in sorted({*said} & {*options}):
+            allowed = f"must be {options[key]}, as in rope_scaling"
+            same = said[key] == options[key]
+            require(same, f"{name}.{key}", said[key], allowed)
+        options |= said
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        if key in config and key in options:
+            allowed = f"must be {options[key]}, as among the rotary options"
+            require(is_same(config[key], options[key]), key, config[key], allowed)
     partial = options.get("partial_rotary_factor", 1.0)
     require(is_same(partial, 1.0), "partial_rotary_factor", partial, "must be 1.0")
     return options

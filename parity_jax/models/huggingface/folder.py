@@ -20,6 +20,7 @@ from parity_jax.config import (
     ConfigError,
     differences,
     lines_of,
+    require,
     to_dict,
     unknown_name,
 )
@@ -44,6 +45,7 @@ TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
+TYPES = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 # Fields of a model that its weights do not depend on.
 FREE = ("dtype", "scan", "remat", "init_std")
 
@@ -88,6 +90,9 @@ class HfFolder:
     def files(self) -> dict[str, Path]:
         """The file of every tensor, by its name."""
         if (self.path / INDEX).is_file():
+            if (self.path / WEIGHTS).is_file():
+                both = f"has {WEIGHTS} and {INDEX}: which one is meant? Take one away"
+                raise FolderError(f"{self.path}: {both}")
             index = read_mapping(self.path / INDEX).get("weight_map")
             if not isinstance(index, dict) or not all(
                 isinstance(name, str) for name in index.values()
@@ -155,8 +160,15 @@ class HfFolder:
             allowed = f"must be as in {self.path / CONFIG}: {lines_of(found)}"
             raise ConfigError(found[0].path, found[0].new, allowed)
 
+    def check_types(self) -> None:
+        """ConfigError for a tensor whose numbers are of a type that is not read."""
+        for name, (_, dtype) in self.shapes().items():
+            allowed = f"must be {', '.join(TYPES)}"
+            require(dtype in TYPES, f"{name}.dtype", dtype, allowed)
+
     def load(self, cfg: ModelConfig, template: Any) -> Params:
         """The weights as parameters like the template's arrays, see `weights.load`."""
+        self.check_types()
         assert isinstance(cfg, TransformerConfig)  # `check` sees to it
         return load(cfg, template, [*self.files], self.read)
 
