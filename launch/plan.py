@@ -81,11 +81,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         allowed = f"must name the axis alone: {axis}"
         require(parent.rpartition(".")[2] != "axes", "--grid", text, allowed)
         grid[name] = parts
-    for name, values in grid.items():
+    for name, swept in grid.items():
         parent, _, number = name.rpartition(".")
         idle = number in grid and parent.endswith("hypers")
         allowed = f"has no effect beside the axis {number}"
-        require(not idle, f"--grid={name}", ",".join(values), allowed)
+        require(not idle, f"--grid={name}", ",".join(swept), allowed)
     return grid
 
 
