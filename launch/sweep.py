@@ -168,16 +168,16 @@ def load(configs: Sequence[str]) -> dict[str, ModuleType]:
 
 
 def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
-    """Trace on CPU devices, of which there are as many as a member may be spread over.
+    """Trace on CPU devices, of which there are as many as any run asks for.
 
     The accelerator is the jobs': a process that only plans holds no memory of it, and a
     host that submits may have none.
     """
     runs = [run for each in experiments for run in each.runs.values()]
-    most = max(run.mesh.size for run in runs)
+    most = max(max(run.mesh.size, run.population.num_devices) for run in runs)
     with suppress(RuntimeError):  # this process uses JAX already
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(most, 1))
+        jax.config.update("jax_num_cpu_devices", most)
 
 
 def check(

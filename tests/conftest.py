@@ -10,4 +10,5 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 import jax
 
 jax.config.update("jax_num_cpu_devices", 2)  # members are sharded in test_population
+jax.devices()  # the backend starts here: no command under test says how many
 jax.config.update("jax_numpy_rank_promotion", "raise")
