@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ["NPROC"] = "64"  # threads: collectives of eight devices wait for each other
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
 )

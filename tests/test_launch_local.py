@@ -147,30 +147,35 @@ def test_the_launcher_may_be_killed_at_any_moment(tmp_path, fresh_imports):
 
 
 def test_what_fails_harms_no_other_job(tmp_path):
-    """One diverges, one has a file in its place, one is killed; two finish later."""
+    """One diverges, the others finish; started again it fails again."""
     workdir = tmp_path / "sweep"
     field = "runs.run.hypers.learning_rate"
     grid = [f"--grid={field}=1e30,1e-3,2e-3", "--config.runs.run.log_every=1"]
+    code, _, told = swept(workdir, *grid)
+    last = told.splitlines()[-1]
+    assert code == 1, told
+    assert last.startswith("error: 2 finished, 1 failed; learning_rate=1e30: "), told
+    found = jobs(workdir)
+    assert "diverged" in found["learning_rate=1e30"]["note"]
+    assert found["learning_rate=1e30"]["diverged"] == 2
+    assert found["learning_rate=2e-3"]["state"] == "finished"
+    code, out, told = typed(status, workdir, "--relaunch=failed")
+    assert code == 1 and out == "1 jobs started again\n", told
+    found = jobs(workdir)
+    assert found["learning_rate=1e-3"]["attempts"] == 1
+    assert found["learning_rate=1e30"]["attempts"] == 2
+
+
+def test_a_file_in_the_place_of_a_job_is_refused_before_any_is_launched(tmp_path):
+    workdir = tmp_path / "sweep"
+    grid = ["--grid=runs.run.hypers.learning_rate=1e-3,2e-3"]
     assert swept(workdir, "--engine=none", *grid)[0] == 0
     blocked = workdir / "learning_rate=1e-3" / "run"
     blocked.parent.mkdir()
     blocked.write_text("")
-    code, out, told = swept(workdir, *grid)
-    last = told.splitlines()[-1]
-    assert code == 1 and last.startswith(
-        "error: 1 finished, 2 failed; learning_rate=1e30: "
-    )
-    found = jobs(workdir)
-    assert "the parents of all members diverged" in found["learning_rate=1e30"]["note"]
-    assert found["learning_rate=1e30"]["diverged"] == 2
-    assert "run" in found["learning_rate=1e-3"]["note"]
-    assert found["learning_rate=2e-3"]["state"] == "finished"
-    blocked.unlink()
-    code, out, told = typed(status, workdir, "--relaunch=failed")
-    assert code == 1 and out == "2 jobs started again\n", told
-    found = jobs(workdir)
-    assert found["learning_rate=1e-3"]["state"] == "finished"
-    assert found["learning_rate=1e30"]["attempts"] == 2
+    code, _, told = swept(workdir, *grid)
+    assert code == 2 and "learning_rate=1e-3" in told.splitlines()[-1], told
+    assert jobs(workdir)["learning_rate=2e-3"]["state"] == "planned"
 
 
 def test_a_job_that_is_killed_is_told(tmp_path):

@@ -100,7 +100,7 @@ def test_what_fails_harms_no_other_job(slurm, tmp_path):
     states = {name: job["state"] for name, job in found.items()}
     assert states == {
         "learning_rate=1e-3": "lost",
-        "learning_rate=1e30": "finished",
+        "learning_rate=1e30": "failed",
         "learning_rate=2e-3": "finished",
     }
 
