@@ -23,8 +23,8 @@ submitted), 75: stopped, the same command continues.
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -44,7 +44,7 @@ from launch.table import print_table
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import analyse, load_experiment
-from parity_jax.config import ConfigError, UserCodeError, require
+from parity_jax.config import ConfigError, early, require
 from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
 from parity_jax.runs.directory import local_path
@@ -202,16 +202,6 @@ def check(
                 rehearse(each.experiment, directory.path, jobs, shown)
             sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
     return {each.job.directory: sizes[each.bucket] for each in experiments}
-
-
-@contextmanager
-def early() -> Iterator[None]:
-    """What the user's own code raises here is raised before anything is launched."""
-    try:
-        yield
-    except UserCodeError as error:
-        error.is_early = True
-        raise
 
 
 def state_bytes(job: execute.Job) -> int:
