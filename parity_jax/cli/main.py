@@ -5,6 +5,7 @@
     watch        curves of a run while it trains
     inspect      what is in a checkpoint
     play         type a prompt, see what a member answers
+    diagnose     whether RL has anything to amplify in a checkpoint
     report       the claims of finished runs in one table
     export_hf    a member as a Hugging Face model
     import_hf    a Hugging Face model as a run
@@ -28,6 +29,7 @@ COMMANDS = (
     "watch",
     "inspect",
     "play",
+    "diagnose",
     "report",
     "export_hf",
     "import_hf",

@@ -5,6 +5,13 @@ D(p) shows a long demonstration (running parities) with probability p and a shor
 "the paper", and beyond it where a module says so. Float64 numpy, no JAX.
 """
 
+from parity_jax.theory.amplification import (
+    first_token_flow_time,
+    majority_at_k_of,
+    pass_at_k_of,
+    star_rounds_to,
+    star_share,
+)
 from parity_jax.theory.bounds import bound_chain, bound_first, bound_gate
 from parity_jax.theory.extensions import (
     greedy_threshold,
@@ -50,15 +57,18 @@ __all__ = [
     "bound_chain",
     "bound_first",
     "bound_gate",
+    "first_token_flow_time",
     "fit_logits",
     "greedy",
     "greedy_threshold",
     "grpo_gain",
     "majority_at_k",
+    "majority_at_k_of",
     "mixture_leap",
     "noisy_accuracy",
     "p_long",
     "pass_at_k",
+    "pass_at_k_of",
     "pg_crossing_state",
     "pg_expected_update",
     "pg_flow_time",
@@ -70,6 +80,8 @@ __all__ = [
     "star_fixed_point",
     "star_p",
     "star_rounds",
+    "star_rounds_to",
+    "star_share",
     "star_state_step",
     "star_trajectory",
     "state_accuracy",

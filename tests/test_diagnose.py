@@ -1,0 +1,135 @@
+"""Diagnoses of policies whose odds are known, and the command on a run."""
+
+import json
+from dataclasses import asdict
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import logit
+from scipy.stats import binomtest
+from small_worlds import SURE, Heads, make_heads
+from tiny import tiny_experiment
+
+from parity_jax import theory
+from parity_jax.analysis.diagnosis import diagnose, draw_samples, share_of
+from parity_jax.cli.main import run
+from parity_jax.runs import run_experiment
+from parity_jax.tasks import ParityConfig
+
+TASK = ParityConfig(8).make()
+
+
+def mixture(p, **changes):
+    """The ideal policy of D(p)."""
+    A, C = (1 + p) / 2, 2 * p / (1 + p)
+    heads = Heads(first=logit(A), gate_right=logit(C) if p else -SURE)
+    return heads._replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """By name the diagnosis of a policy."""
+    policies = {
+        "rare": mixture(0.1),
+        "frequent": mixture(0.5),
+        "none": mixture(0.0),
+        "blind": mixture(0.25, chain=0.0),
+        "half": mixture(0.25, chain=logit(0.95)),
+    }
+    prompt = TASK.sample_prompts(jax.random.key(1), 512, ())
+    drawn = draw_samples(
+        jax.random.key(2), TASK, make_heads(TASK), [*policies.values()], prompt, 16
+    )
+    return {
+        name: diagnose(samples, "reinforce", 8)
+        for name, samples in zip(policies, drawn, strict=True)
+    }
+
+
+def test_verdicts(found):
+    verdicts = {name: each.verdict for name, each in found.items()}
+    assert verdicts == {
+        "rare": "solve",
+        "frequent": "long",
+        "none": "nothing",
+        "blind": "nothing",
+        "half": "lengthen",
+    }
+    assert "none of 8192 samples" in found["none"].sentence
+    assert not found["none"].star_shares and found["none"].flow_time is None
+
+
+def test_numbers_are_the_theorys(found):
+    rare = found["rare"]
+    assert rare.p_long.low < 0.1 < rare.p_long.high
+    assert rare.accuracy_long.value == pytest.approx(rare.accuracy_long.high) == 1
+    assert rare.accuracy_short.low < 0.5 < rare.accuracy_short.high
+    assert (rare.length_long, rare.length_short) == (8, 1)
+    assert rare.greedy["p_long"] == 0 and rare.threshold == 1 / 3
+    measured = {name: both[0] for name, both in rare.success.items()}
+    assert measured["pass@4"] == pytest.approx(theory.pass_at_k(0.1, 4), abs=0.02)
+    assert measured["maj@8"] == pytest.approx(theory.majority_at_k(0.1, 8), abs=0.05)
+    for value, predicted in rare.success.values():
+        assert value == pytest.approx(predicted, abs=0.05)
+    assert rare.star_rounds == theory.star_rounds(0.1)
+    expected = theory.pg_flow_time(rare.p_long.value, 1 - rare.accuracy_short.value)
+    assert rare.flow_time == pytest.approx(expected)
+    half = found["half"].accuracy_long.value
+    assert half == pytest.approx((1 + 0.9**7) / 2, abs=0.04)
+
+
+def test_intervals_count_what_is_independent():
+    rng = np.random.default_rng(0)
+    right_BxK = rng.random((400, 4)) < 0.3
+    number_B, count_B = right_BxK.sum(1), np.full(400, 4)
+    alone = share_of(number_B, count_B)
+    oracle = binomtest(int(number_B.sum()), 1600).proportion_ci(method="wilson")
+    assert (alone.low, alone.high) == pytest.approx((oracle.low, oracle.high), abs=4e-3)
+    same = share_of(4 * right_BxK[:, 0], count_B)  # a prompt's samples are all alike
+    oracle = binomtest(int(right_BxK[:, 0].sum()), 400).proportion_ci(method="wilson")
+    assert (same.low, same.high) == pytest.approx((oracle.low, oracle.high), abs=1e-3)
+    never = share_of(np.zeros(400), count_B)
+    assert never.value == never.low == 0 and 0 < never.high < 0.01
+    assert np.isnan(share_of(np.zeros(3), np.zeros(3)).value)
+
+
+def test_the_command(tmp_path, capsys):
+    run_experiment(tiny_experiment(), tmp_path / "run", quiet=True)
+    target = str(tmp_path / "run" / "grpo")
+    few = ["--prompts=8", "--samples=2"]
+    assert run(["diagnose", target, *few, "--json", f"--output={tmp_path}/out"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [*data["members"]] == ["seed=0", "seed=1"] and data["step"] == 2
+    assert data["members"]["seed=1"]["num_samples"] == 2
+    assert json.loads((tmp_path / "out" / "diagnosis.json").read_text()) == data
+    assert (tmp_path / "out" / "diagnosis.png").read_bytes()[1:4] == b"PNG"
+    assert run(["diagnose", target, *few, "--member=seed=1"]) == 0
+    page = capsys.readouterr().out
+    sentence = data["members"]["seed=1"]["sentence"]
+    assert f"**{sentence}**" in page and "seed=0" not in page
+    assert (
+        page.replace(" at step", "")
+        and sentence in (tmp_path / "out" / "diagnosis.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--prompts=0", "prompts=0: must be positive"),
+        ("--samples=0", "samples=0: must be in [1, 1024]"),
+        ("--estimator=ppo", "estimator='ppo'"),
+        ("--generations=1", "generations=1: must be >= 2"),
+        ("--seed=-1", "seed=-1"),
+        ("--output=/", "output='/': must not exist yet"),
+    ],
+)
+def test_bad_arguments(tmp_path, capsys, flag, words):
+    assert run(["diagnose", str(tmp_path), flag]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_nothing_is_lost_as_json(found):
+    for each in found.values():
+        assert asdict(each)["verdict"] == each.verdict
