@@ -144,7 +144,7 @@ def test_the_scale_of_the_paper(name, checkout):
         return
     assert large != small
     forget({*sys.modules} - before)
-    with pytest.raises(ConfigError, match="valid: cpu, paper"):
+    with pytest.raises(ConfigError, match=r"valid: cpu, (long, )?paper"):
         configured(f"{file}:papr", [])
 
 
