@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/c8_c11_timing.py \
                --workdir=runs/c8_c11_timing [--config.scale=paper]
-Device     2 CPU cores, about 9 minutes; paper scale: one GPU
+Device     2 CPU cores, about 12 minutes; paper scale: one GPU
 Expected   GRPO from a checkpoint at which the chain is learned generalises; from one
            before, answers may grow but stay wrong; at p_cot = 0.01 the length grows
            from almost every checkpoint; at p_cot = 0 nothing is there to be amplified
@@ -17,8 +17,10 @@ import xarray as xr
 from flax.core import FrozenDict
 from lab import SMALL, choose, solved
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 from parity_jax.analysis import Check, Claim, Results, last
+from parity_jax.analysis.plots import INK, SKY
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
@@ -28,6 +30,10 @@ from parity_jax.tasks import ParityConfig
 from parity_jax.theory import majority_at_k, pass_at_k
 
 RARE, FREQUENT = 0.01, 0.25
+# From white to a colour on which dark text still has a contrast of 6; grey: no value.
+LIGHT = LinearSegmentedColormap.from_list("light", ("white", SKY)).with_extremes(
+    bad="#dddddd"
+)
 
 
 class Scale(NamedTuple):
@@ -37,7 +43,7 @@ class Scale(NamedTuple):
     model: TransformerConfig = SMALL
     batch_size: int = 64
     checkpoints: tuple[int, ...] = (50, 150, 400, 1200, 4800)  # from which RL starts
-    p_cot: tuple[float, ...] = (0.0, RARE, FREQUENT)
+    p_cot: tuple[float, ...] = (0.0, RARE, 0.05, FREQUENT)
     num_prompts: int = 32  # of an update
     num_updates: int = 40
     seeds: tuple[int, ...] = (0, 1)
@@ -136,8 +142,8 @@ def figure(results: Results) -> plt.Figure:
     num_bits = results.experiment.task.num_bits
     p_long, right = before["t1/p_long"], before["t1/accuracy_long"]
     length = after["greedy/length_mean"] / num_bits
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True, layout="tight")
-    # empty: under 0.5% of samples
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), sharey=True, layout="tight")
+    # grey: under 0.5% of samples
     draw_map(axes[0], right.where(p_long >= 0.005), "long samples right, before RL")
     draw_map(axes[1], p_long, "P(long) at temperature 1, before RL")
     draw_map(axes[2], after["greedy/accuracy"], "greedy accuracy after RL")
@@ -152,22 +158,14 @@ def figure(results: Results) -> plt.Figure:
 
 
 def draw_map(ax: Axes, values: xr.DataArray, title: str) -> None:
-    """Mean over seeds as colour, their range as text."""
+    """Mean over seeds as colour, their range as text; grey where there is none."""
     values = values.transpose("p_cot", "parent_step", "seed")
     mean = values.mean("seed")
-    image = ax.imshow(mean, "cividis", aspect="auto", vmin=0, vmax=1, origin="lower")
-    rgba = image.to_rgba(mean.values)
+    ax.imshow(mean, LIGHT, aspect="auto", vmin=0, vmax=1, origin="lower")
     for i, j in np.argwhere(mean.notnull().values):
         text = f"{float(values[i, j].min()):.2f} - {float(values[i, j].max()):.2f}"
-        color = readable_on(rgba[i, j])
-        ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+        ax.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK)
     ax.set_xticks(range(mean.sizes["parent_step"]), mean["parent_step"].values)
     ax.set_yticks(range(mean.sizes["p_cot"]), [f"{p:g}" for p in mean["p_cot"].values])
     ax.set_xlabel("pre-training step that RL starts from")
     ax.set_title(title, loc="left", fontsize=9)
-
-
-def readable_on(rgba: np.ndarray) -> str:
-    """Black or white, whichever stands out more against a colour's luminance."""
-    luminance = rgba[:3] ** 2.2 @ (0.2126, 0.7152, 0.0722)
-    return "white" if luminance < 0.18 else "black"  # at 0.18 both have contrast 4.6
