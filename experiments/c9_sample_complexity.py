@@ -2,14 +2,16 @@
 
 Command    parity-jax run --config=experiments/c9_sample_complexity.py \
                --workdir=runs/c9_sample_complexity [--config.scale=paper]
-Device     2 CPU cores, about 8 minutes; paper scale: one GPU
+Device     2 CPU cores, about 18 minutes; paper scale: one GPU
 Expected   next-token prediction alone has to learn the parity of d bits: sequences grow
            exponentially in d; with GRPO after it only the chain has to be learned:
            sequences grow like a low power of d
 Figure     the paper's sample complexity to 95% greedy accuracy (small d)
+
+A target is reached somewhere between two evaluations, or beyond the budget: members
+count by that interval in both fits, whether they got there or not.
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -18,11 +20,12 @@ import xarray as xr
 from flax.core import FrozenDict
 from lab import SMALL, choose
 from matplotlib.axes import Axes
-from scipy import stats
+from scipy import optimize, stats
+from scipy.special import log_ndtr
 
 from parity_jax.analysis import Check, Claim, Results
 from parity_jax.analysis.overlays import overlay
-from parity_jax.analysis.plots import ACCENT, BLUE, GREY, dots, label_line
+from parity_jax.analysis.plots import ACCENT, BLUE, dots, label_line
 from parity_jax.config import label_text
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
@@ -32,7 +35,6 @@ from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfi
 from parity_jax.tasks import ParityConfig
 
 TARGET = 0.95  # greedy accuracy, in two evaluations in a row
-NUM_RESAMPLES = 2000  # of the members, for the intervals of the fits
 
 
 class Scale(NamedTuple):
@@ -52,12 +54,13 @@ SCALES = {
     "cpu": Scale(
         model=SMALL,
         batch_size=64,
-        num_steps={5: 600, 6: 800, 7: 2000, 8: 4000, 16: 900},
-        switches=(300, 600),
+        num_steps={5: 600, 6: 1500, 7: 3000, 8: 5000, 9: 3000}
+        | dict.fromkeys((10, 11, 12, 13, 16), 800),
+        switches=(150, 300, 600),
         p_cot=(0.1, 0.2),
         num_updates=30,
-        eval_every=100,
-        seeds=(0, 1),
+        eval_every=50,
+        seeds=(0, 1, 2),
     ),
     "paper": Scale(
         model=mistral(2, 128),
@@ -109,30 +112,36 @@ def get_config(scale: str = "cpu") -> Experiment:
 
 
 def sequences_used(results: Results) -> xr.Dataset:
-    """Sequences to the target over (bits, p_cot, seed); NaN where it is not reached.
+    """Between which numbers of sequences the target is reached, by bits and member.
 
-    alone: next-token prediction; with_rl: with GRPO, from the best of the checkpoints;
-    budget: what next-token prediction alone was given.
+    alone_low, alone_high    of next-token prediction alone
+    with_rl_low, ..          with GRPO, from the checkpoint that needs the fewest
     """
-    per_d = {
-        run.task.num_bits: xr.Dataset(
-            {
-                "alone": reached(results[name]),
-                "with_rl": reached(results[f"{name}_grpo"]).min("parent_step"),
-                "budget": results[name]["sequences"].max(),
-            }
+    per_d = {}
+    for name, run in results.runs.items():
+        if run.parent.path:
+            continue
+        alone, with_rl = reached(results[name]), reached(results[f"{name}_grpo"])
+        parts = {"alone": alone, "with_rl": with_rl.min("parent_step")}
+        per_d[run.task.num_bits] = xr.merge(
+            [part.rename(low=f"{k}_low", high=f"{k}_high") for k, part in parts.items()]
         )
-        for name, run in results.runs.items()
-        if not run.parent.path
-    }
     return xr.concat(per_d.values(), xr.Variable("bits", list(per_d)))
 
 
-def reached(scores: xr.Dataset) -> xr.DataArray:
-    """Sequences until the first of two evaluations in a row at the target, else NaN."""
+def reached(scores: xr.Dataset) -> xr.Dataset:
+    """The interval (low, high] of sequences in which the target is reached.
+
+    high is the first of two evaluations in a row at the target, low the one before it
+    (0 if there is none). If it is not reached low is the last one, high infinite.
+    """
     good = scores["greedy/accuracy"] >= TARGET
     twice = good & good.shift(step=-1, fill_value=False)
-    return scores["sequences"].where(twice).min("step")
+    sequences = scores["sequences"] + xr.zeros_like(scores["greedy/accuracy"])
+    before = sequences.shift(step=1, fill_value=0)
+    high = sequences.where(twice, np.inf).min("step")
+    low = before.where(twice, np.inf).min("step")
+    return xr.Dataset({"low": np.minimum(low, sequences.max("step")), "high": high})
 
 
 class Fit(NamedTuple):
@@ -140,57 +149,101 @@ class Fit(NamedTuple):
 
     intercept: float
     slope: np.ndarray  # and the low and high end of its 95% interval
-    residual: float  # standard deviation of ln(sequences) about the line
+    spread: float  # standard deviation of ln(sequences) about the line
+    log_likelihood: float
 
 
-def fit(used: xr.DataArray, scale_of_d: np.ufunc) -> Fit:
-    """Least squares over the members that got there; NaN below 3 values of d."""
-    members = used.where(used > 0).stack(member=used.dims).dropna("member")
-    x, y = scale_of_d(members["bits"].values), np.log(members.values)
-    if len(set(x)) < 3:
-        return Fit(np.nan, np.full(3, np.nan), np.nan)
-    slope, intercept = np.polyfit(x, y, 1)
-    with warnings.catch_warnings(action="ignore"):  # of draws of a single d: NaN
-        slopes = stats.bootstrap(
-            (x, y),
-            lambda x, y: np.polyfit(x, y, 1)[0] if np.ptp(x) else np.nan,
-            n_resamples=NUM_RESAMPLES,
-            paired=True,
-            vectorized=False,
-            method="percentile",
-            random_state=np.random.default_rng(0),
-        ).bootstrap_distribution
-    interval = np.nanquantile(slopes, [0.025, 0.975])
-    residual = np.std(y - slope * x - intercept, ddof=2)
-    return Fit(intercept, np.array([slope, *interval]), residual)
+def fit(low: xr.DataArray, high: xr.DataArray, scale_of_d: np.ufunc) -> Fit:
+    """Maximum likelihood of intervals with normal errors of ln(sequences).
+
+    The interval of the slope is that of the likelihood ratio. NaN where the target is
+    reached at fewer than 3 values of d, which bound no slope.
+    """
+    low, high = xr.broadcast(low, high)
+    x = scale_of_d((low["bits"] + 0 * low).values.ravel().astype(float))
+    is_reached = np.isfinite(high.values.ravel())
+    if len({*x[is_reached]}) < 3:
+        return Fit(np.nan, np.full(3, np.nan), np.nan, np.nan)
+    with np.errstate(divide="ignore"):
+        edges = [np.log(each.values.ravel()) for each in (low, high)]
+    centre = x - x.mean()
+
+    def loss(slope: float, at: np.ndarray) -> float:
+        level, log_spread = at
+        z = [(e - level - slope * centre) / np.exp(log_spread) for e in edges]
+        return -float(log_mass(*z).sum())
+
+    def best(slope: float) -> optimize.OptimizeResult:
+        level = float(np.median((edges[1] - slope * centre)[is_reached]))
+        return optimize.minimize(
+            lambda at: loss(slope, at), (level, np.log(0.5)), method="Nelder-Mead"
+        )
+
+    first = np.polyfit(centre[is_reached], edges[1][is_reached], 1)[0]
+    found = optimize.minimize_scalar(lambda b: best(b).fun, (first, first + 0.1))
+    slope, least = float(found.x), float(found.fun)
+    bound = least + stats.chi2.ppf(0.95, 1) / 2
+
+    def end(side: int) -> float:
+        """Where the profile of the likelihood falls below the bound."""
+        step = 0.1
+        while best(slope + side * step).fun < bound and step < 1e3:
+            step *= 2
+        if step >= 1e3:
+            return side * np.inf
+        return optimize.brentq(
+            lambda b: best(b).fun - bound, slope, slope + side * step, xtol=1e-3
+        )
+
+    level, log_spread = best(slope).x
+    return Fit(
+        level - slope * x.mean(),
+        np.array([slope, end(-1), end(1)]),
+        float(np.exp(log_spread)),
+        -least,
+    )
 
 
-def growth(used: xr.DataArray) -> dict[str, dict[str, Any]]:
-    """Both fits by p_cot: [value, low, high], and the residuals of ln(sequences)."""
+def log_mass(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """ln of what a standard normal has between low and high, exact in both tails."""
+    is_right = low > 0
+    low, high = np.where(is_right, -high, low), np.where(is_right, -low, high)
+    with np.errstate(divide="ignore"):
+        return log_ndtr(high) + np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))
+
+
+def growth(used: xr.Dataset, name: str) -> dict[str, dict[str, Any]]:
+    """Both fits by p_cot: [value, low, high], spread and likelihood of each."""
     found = {}
     for p in used["p_cot"].values.tolist():
-        exponential, power = (fit(used.sel(p_cot=p), x) for x in (np.positive, np.log))
+        low, high = (used[f"{name}_{end}"].sel(p_cot=p) for end in ("low", "high"))
+        exponential, power = (fit(low, high, x) for x in (np.positive, np.log))
         found[label_text({"p_cot": p})] = {
             "factor per bit": np.exp(exponential.slope),
             "power of d": power.slope,
-            "residual, exponential": exponential.residual,
-            "residual, power": power.residual,
+            "spread, exponential": exponential.spread,
+            "spread, power": power.spread,
+            "log-likelihood, exponential": exponential.log_likelihood,
+            "log-likelihood, power": power.log_likelihood,
+            "members there": int(np.isfinite(high).sum()),
+            "members censored": int(np.isinf(high).sum()),
         }
     return found
 
 
 def claims(results: Results) -> list[Claim]:
-    """Growth over the d that reach the target; at the largest d who reaches it."""
+    """Growth over all d; at the largest d who reaches the target."""
     used = sequences_used(results)
-    alone, with_rl = growth(used["alone"]), growth(used["with_rl"])
+    alone, with_rl = growth(used, "alone"), growth(used, "with_rl")
     factors = [found["factor per bit"][1] for found in alone.values()]
     powers = [found["power of d"][2] for found in with_rl.values()]
     low = {"low end of factor per bit": Check.above(factors, 2)}
     high = {"high end of power of d": Check.below(powers, 3)}
     largest = used.isel(bits=-1)
-    ratio = largest["budget"] / largest["with_rl"]
+    there = int(np.isfinite(largest["alone_high"]).sum())
+    ratio = largest["alone_low"] / largest["with_rl_high"]
     at_largest = {
-        "reached alone": Check.equal(int(largest["alone"].count()), 0),
+        "reached alone": Check.equal(there, 0),
         "budget / needed with GRPO": Check.above(ratio, 1),
     }
     return [
@@ -201,18 +254,22 @@ def claims(results: Results) -> list[Claim]:
 
 
 def draw_fitted(
-    ax: Axes, used: xr.DataArray, color: str, label: str, scale_of_d: np.ufunc
+    ax: Axes, used: xr.Dataset, name: str, color: str, label: str, scale_of_d: np.ufunc
 ) -> None:
-    """A dot for every member, the fitted line dashed."""
-    dots(ax, used["bits"], used, color, ms=4, alpha=1)
-    known = used.dropna("bits", how="all")
-    if known.size:
-        first, end = (int(known["bits"][i]) for i in (0, -1))
-        fitted, d = fit(used, scale_of_d), np.linspace(first, end, 50)
-        line = np.exp(fitted.intercept + fitted.slope[0] * scale_of_d(d))
-        overlay(ax, d, line, "fit", color)
-        y = float(known.isel(bits=-1).max())
-        label_line(ax, end, y, label, color, xytext=(8, -4))
+    """A dot for every member that got there, the fitted line dashed."""
+    low, high = used[f"{name}_low"], used[f"{name}_high"]
+    there = high.where(np.isfinite(high))
+    dots(ax, used["bits"], there, color, ms=4, alpha=0.8)
+    missing = low.where(np.isinf(high))
+    dots(ax, used["bits"], missing, color, marker="^", ms=7, alpha=1, mfc="none")
+    fitted = fit(low, high, scale_of_d)
+    d = np.linspace(float(used["bits"][0]), float(used["bits"][-1]), 50)
+    line = np.exp(fitted.intercept + fitted.slope[0] * scale_of_d(d))
+    shown = line <= 10 * float(low.max())  # the rest of the line is far above all data
+    if shown.any():
+        overlay(ax, d[shown], line[shown], "fit", color)
+        end = (d[shown][-1], line[shown][-1])
+        label_line(ax, *end, label, color, xytext=(6, 0))
 
 
 def figure(results: Results) -> plt.Figure:
@@ -220,18 +277,19 @@ def figure(results: Results) -> plt.Figure:
     used = sequences_used(results)
     shares = used["p_cot"].values
     figure, axes = plt.subplots(
-        1, len(shares), figsize=(4.2 * len(shares), 3.6), sharey=True, squeeze=False
+        1, len(shares), figsize=(5 * len(shares), 4), sharey=True, squeeze=False
     )
     for ax, p_cot in zip(axes[0], shares, strict=True):
         at = used.sel(p_cot=p_cot)
-        draw_fitted(ax, at["alone"], BLUE, "next-token\nprediction alone", np.positive)
-        draw_fitted(ax, at["with_rl"], ACCENT, "with GRPO", np.log)
-        missing = at["alone"].isnull().any("seed")
-        ax.plot(used["bits"], at["budget"].where(missing), "^", color=GREY, ms=7)
+        alone = "next-token\nprediction alone,\nexponential in d"
+        draw_fitted(ax, at, "alone", BLUE, alone, np.positive)
+        draw_fitted(ax, at, "with_rl", ACCENT, "with GRPO,\npower of d", np.log)
         ax.set(xlabel="bits d", title=f"p_cot = {p_cot:g}", yscale="log")
         ax.set_ylabel(
             f"sequences to {TARGET:.0%} greedy accuracy\n"
-            "(triangle: some seed not there alone)"
+            "(open triangle: not there after so many)"
         )
+        ax.set_xticks(used["bits"].values)
+        ax.tick_params(labelleft=True)
     figure.tight_layout()
     return figure
