@@ -7,7 +7,7 @@ import xarray as xr
 from parity_jax.analysis import Check, Claim
 from parity_jax.analysis.claims import plain_claims, read_claims, write_claims
 from parity_jax.analysis.legend import LEGEND
-from parity_jax.analysis.plots import png_of
+from parity_jax.analysis.plots import pictures_of
 from parity_jax.analysis.scores import by_member
 from parity_jax.runs import RunError
 
@@ -131,4 +131,4 @@ def test_what_is_no_list_of_claims_is_an_error(claims, part):
 def test_a_figure_is_one_of_matplotlib():
     for other in (None, "figure"):
         with pytest.raises(TypeError, match="must return a Figure, not"):
-            png_of(other)
+            pictures_of(other)

@@ -341,6 +341,7 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
 ANALYSES = {
     "claims": ("def claims(r): raise SystemExit(0)", "SystemExit: 0"),
     "figure": ("def figure(r): return None", "must return a Figure, not NoneType"),
+    "answer": ("def answer(r): return 'yes'", "must return an Answer, not str"),
 }
 
 

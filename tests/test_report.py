@@ -4,8 +4,8 @@ import os
 import signal
 from dataclasses import replace
 from datetime import datetime
-from html.parser import HTMLParser
 
+import html5lib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -14,17 +14,14 @@ from flax.core import FrozenDict
 from tiny import tiny_experiment
 
 from parity_jax.analysis import Check, Claim
-from parity_jax.analysis import report as analysis_report
 from parity_jax.analysis.claims import write_claims
 from parity_jax.analysis.legend import LEGEND, SECTIONS
-from parity_jax.analysis.report import (
-    expected,
-    gather,
-    order,
-    provenance,
-    summary,
-    tolerance,
-)
+from parity_jax.analysis.plots import pictures_of
+from parity_jax.analysis.report import entries as report_entries
+from parity_jax.analysis.report import gather
+from parity_jax.analysis.report.entries import provenance
+from parity_jax.analysis.report.figures import MAX_SVG
+from parity_jax.analysis.report.words import expected, order, summary, tolerance
 from parity_jax.cli import main
 from parity_jax.runs import ExperimentDirectory, resolve
 from parity_jax.runs.files import read_json, write_json
@@ -32,6 +29,7 @@ from parity_jax.runs.lineage import Continuation, Lineage, Process
 from parity_jax.types import StageState
 
 STARTED = "2026-01-01T00:00:00+00:00"
+COMMAND = "parity-jax run --config=c9_x.py --workdir=runs/c9_x"
 NONE = FrozenDict()
 PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", NONE, NONE)
 
@@ -66,8 +64,11 @@ def run_dir(tmp_path):
     write_claims(home.claims, claims)
     figure, ax = plt.subplots()
     ax.plot([[0, 1, 2], [1, 3, 0]])  # antialiased colours, more than the report keeps
-    figure.savefig(home.figure)
-    plt.close(figure)
+    png, svg = pictures_of(figure)
+    home.figure.write_bytes(png)
+    home.drawing.write_bytes(svg)
+    home.command.write_text(f"{COMMAND}\n")
+    write_json(home.answer, {"question": "Is a|b?", "answer": "It is <1>."})
     return home.path
 
 
@@ -91,25 +92,20 @@ def refused(said, code, *parts):
     assert line.startswith("error: ") and all(part in line for part in parts), line
 
 
-class Cells(HTMLParser):
-    """Texts of table cells, with the class of each."""
+def parsed(path):
+    """A page as a tree; an error for anything that is no HTML."""
+    text = path.read_text()
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
 
-    def __init__(self, text):
-        super().__init__()
-        self.cells, self.inside = [], False
-        self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
-        if tag == "td":
-            self.inside = True
-            self.cells.append(["", dict(attrs).get("class")])
-
-    def handle_endtag(self, tag):
-        self.inside &= tag != "td"
-
-    def handle_data(self, data):
-        if self.inside:
-            self.cells[-1][0] += data
+def rows_of(part):
+    """Texts of the cells of every row below an element, heads apart."""
+    rows = [["".join(cell.itertext()) for cell in row] for row in part.iter("tr")]
+    return [
+        row
+        for row, each in zip(rows, part.iter("tr"), strict=True)
+        if each[0].tag == "td"
+    ]
 
 
 def test_minutes_commits_and_devices_come_from_the_runs(run_dir):
@@ -117,6 +113,7 @@ def test_minutes_commits_and_devices_come_from_the_runs(run_dir):
     assert found.commits == ("abc", "abd+")
     assert found.devices == ("cpu: cpu x 2",)
     assert found.minutes == 3.0  # 90 seconds each
+    assert found.command == COMMAND
 
 
 def test_later_processes_count_and_time_never_runs_backwards(run_dir):
@@ -147,8 +144,8 @@ def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path, say):
     assert notes in text
     assert read_json(output / "report.json")[0]["claims"][1]["holds"] is False
     files = ("report.md", "report.json", "report.html")
-    files += tuple(f"c9_x/{x}" for x in ("figure.png", "claims.json", "notes.md"))
-    files += ("c9_x/provenance.json",)
+    files += tuple(f"c9_x/{x}" for x in ("figure.png", "figure.svg", "claims.json"))
+    files += tuple(f"c9_x/{x}" for x in ("notes.md", "answer.json", "provenance.json"))
     before = {name: (output / name).read_bytes() for name in files}
     assert say("report", output / "c9_x", f"--output={output}")[0] == 0
     after = {name: (output / name).read_bytes() for name in files}
@@ -157,18 +154,54 @@ def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path, say):
 
 
 def test_the_page_shows_what_the_markdown_says(run_dir, tmp_path, say):
+    """It is HTML, its links lead somewhere, its filters know every claim."""
     output = tmp_path / "a result"
+    (output / "c9_x").mkdir(parents=True)
+    (output / "c9_x" / "notes.md").write_text("*Why* <C2> fails.")
     assert say("report", run_dir, f"--output={output}")[0] == 0
-    shown = (output / "report.html").read_text()
-    assert "p &lt; q &amp; r" in shown
-    assert 'src="data:image/png;base64,' in shown and "c9_x/figure.png" not in shown
-    cells = Cells(shown).cells
-    assert ["p < q & r | s*", None] in cells  # no sign of it is taken for Markdown
-    assert ["holds", "holds"] in cells and ["does not hold", "fails"] in cells
-    row = [text for text, _ in cells[:7]]
-    assert row == ["C2", "fails", "3", "at most 2", "none", "does not hold", "c9_x"]
-    row = [text for text, _ in cells[7:14]][2:6]
-    assert row == ["0.25 to 0.5", "0.3", "0.25", "holds"]
+    tree = parsed(output / "report.html")
+    parts = {each.get("id"): each for each in tree.iter() if each.get("id")}
+    assert len(parts) == sum(each.get("id") is not None for each in tree.iter())
+    links = [each.get("href") for each in tree.iter("a")]
+    assert links and all(link[1:] in parts for link in links)
+    (image,) = tree.iter("img")
+    assert image.get("src") == "c9_x/figure.svg"
+    assert (output / "c9_x/figure.svg").read_bytes()[:5] == b"<?xml"
+    assert rows_of(parts["questions"]) == [
+        ["C2", "Is a|b?", "It is <1>.", "1 of 2", "c9_x"]
+    ]
+    (claims,) = (e for e in tree.iter("section") if e.get("class") == "claims")
+    fails = ["C2", "fails", "3", "at most 2", "none", "does not hold", "c9_x"]
+    holds = ["C10", "p < q & r | s*", "0.25 to 0.5", "0.3", "0.25", "holds", "c9_x"]
+    assert rows_of(claims) == [fails, holds]
+    classes = [row.get("class") for row in claims.iter("tr")]
+    assert classes == [None, "fails", "holds"]
+    shown = "".join(parts["c9_x"].itertext())
+    assert COMMAND in shown and "Why <C2> fails." in shown
+    assert "abc, abd+" in shown and "cpu: cpu x 2" in shown
+
+
+def test_answers_open_the_report(run_dir, tmp_path, say):
+    output = tmp_path / "results"
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    head, row = (output / "report.md").read_text().splitlines()[2:5:2]
+    assert head == "| id | question | answer | claims that hold | figure |"
+    link = "[c9_x](c9_x/figure.png)"
+    assert row == rf"| C2 | Is a\|b? | It is \<1>. | 1 of 2 | {link} |"
+    (run_dir / "answer.json").unlink()
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    assert (output / "report.md").read_text().startswith("# Claims")
+    assert not (output / "c9_x/answer.json").exists()
+
+
+def test_a_large_drawing_is_left_out(run_dir, tmp_path, say):
+    output, drawing = tmp_path / "results", run_dir / "figure.svg"
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    drawing.write_bytes(drawing.read_bytes() + b" " * MAX_SVG)
+    assert say("report", run_dir, f"--output={output}")[0] == 0
+    assert not (output / "c9_x/figure.svg").exists()
+    (image,) = parsed(output / "report.html").iter("img")
+    assert image.get("src") == "c9_x/figure.png"
 
 
 def test_claims_stand_in_the_section_of_the_legend(run_dir, tmp_path, say):
@@ -180,7 +213,12 @@ def test_claims_stand_in_the_section_of_the_legend(run_dir, tmp_path, say):
     assert say("report", run_dir, f"--output={output}")[0] == 0
     lines = (output / "report.md").read_text().split("# Runs")[0].splitlines()
     heads = [line[3:] for line in lines if line.startswith("## ")]
-    assert heads == [*SECTIONS, "Other claims"]
+    told = [
+        title
+        for title, ids in SECTIONS.items()
+        if {*ids} & {claim.id for claim in claims}
+    ]
+    assert heads == [*told, "Other claims"] and told[:2] == ["The paper", "Theory"]
     found = [line.split(" | ")[0][2:] for line in lines if " | as it was | " in line]
     assert found == ["C1", "C11", "M1", "T1-long", "noise-accuracy", "toy"]
     assert len(LEGEND) == sum(map(len, SECTIONS.values()))  # an id stands once
@@ -212,6 +250,10 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
         write_json(other / "claims.json", [claim | damage])
         refused(say("report", other, output), 1, "must be a list of claims")
     write_claims(other / "claims.json", [])
+    for text in ("[]", '{"question": "?"}', '{"question": "?", "answer": ""}'):
+        (other / "answer.json").write_text(text)
+        refused(say("report", other, output), 1, "c9_x/answer.json: damaged")
+    (other / "answer.json").unlink()
     write_json(other / "provenance.json", {"commits": "abc"})
     refused(say("report", other, output), 1, "c9_x/provenance.json: damaged")
     (run_dir / "grpo" / "lineage.json").write_text("{")
@@ -231,6 +273,11 @@ def test_a_damaged_figure_is_one_line(run_dir, tmp_path, say, again):
         (directory / "figure.png").write_bytes(content)
         said = say("report", directory, f"--output={tmp_path / 'new'}")
         refused(said, 1, "c9_x/figure.png: damaged")
+    (directory / "figure.png").write_bytes(whole)
+    for content in (b"<svg", b"", b"<html></html>"):
+        (directory / "figure.svg").write_bytes(content)
+        said = say("report", directory, f"--output={tmp_path / 'new'}")
+        refused(said, 1, "c9_x/figure.svg: damaged")
     assert not (tmp_path / "new").exists()
 
 
@@ -238,7 +285,7 @@ def test_a_signal_stops_a_report(run_dir, tmp_path, say, monkeypatch):
     def stopped(*args):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(analysis_report, "entry_of", stopped)
+    monkeypatch.setattr(report_entries, "entry_of", stopped)
     refused(say("report", run_dir, f"--output={tmp_path / 'new'}"), 75, "stopped")
 
 

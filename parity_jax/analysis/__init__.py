@@ -1,6 +1,6 @@
 """What experiments and notebooks import: metrics, claims, figures."""
 
-from parity_jax.analysis.claims import Check, Claim
+from parity_jax.analysis.claims import Answer, Check, Claim
 from parity_jax.analysis.results import Results, load_metrics
 from parity_jax.analysis.scores import (
     by_member,
@@ -13,6 +13,7 @@ from parity_jax.analysis.scores import (
 from parity_jax.analysis.sweeps import load_sweep
 
 __all__ = [
+    "Answer",
     "Check",
     "Claim",
     "Results",

@@ -2,6 +2,7 @@
 
 Claim.within("C1", p_long, p_cot, 0.1)
 Claim.of("C4", accuracy=Check.within(accuracy, 0.5, 0.1), length=Check.equal(n, 1))
+Answer("Where is the threshold?", f"At {crossing:.3f}, where the theory has 1/3.")
 """
 
 import json
@@ -24,6 +25,8 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "below": np.less,
     "above": np.greater,
 }
+
+MAX_SENTENCE = 300
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,32 @@ class Claim:
         return cls.of(id, measured=Check.at_most(measured, bound))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A question, and the sentence that answers it with the numbers of these runs.
+
+    ValueError for one that is empty, has several lines or more than 300 signs.
+    """
+
+    question: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        for name, text in asdict(self).items():
+            is_text = isinstance(text, str) and bool(text.strip())
+            fits = is_text and text.isprintable() and len(text) <= MAX_SENTENCE
+            if not fits:
+                allowed = f"must be a line of 1 to {MAX_SENTENCE} signs"
+                raise ValueError(f"{name} {allowed}, not {text!r}")
+
+
+def plain_answer(answer: Any) -> dict[str, str]:
+    """An answer as JSON has it; TypeError for anything else."""
+    if not isinstance(answer, Answer):
+        raise TypeError(f"must return an Answer, not {type(answer).__name__}")
+    return asdict(answer)
+
+
 def plain(value: Any) -> Any:
     """Numbers as JSON has them: an array by member, NaN as None."""
     if isinstance(value, xr.DataArray) and value.dims:
@@ -177,6 +206,14 @@ def read_claims(path: Path) -> list[dict[str, Any]]:
     if not isinstance(claims, list) or not all(map(is_claim, claims)):
         raise RunError(f"{path}: damaged: must be a list of claims")
     return claims
+
+
+def read_answer(path: Path) -> Answer:
+    """What answer.json holds; RunError if it is not an answer."""
+    try:
+        return Answer(**read_json(path))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged: {error}") from None
 
 
 def is_claim(value: Any) -> bool:

@@ -69,10 +69,14 @@ BEYOND = {
     "noise-accuracy": "sampled accuracy is (1 + p_cot (1 - 2q)^n) / 2",
 }
 
+QUESTIONS: dict[str, str] = {}  # Q1..Q7, of the paper's public reviews
+
+TEXT: dict[str, str] = {}  # T1..T4, on mathematical text
+
 SECTIONS = {
-    "The paper on transformers": PARITY,
-    "The paper on multiplication": MULTIPLICATION,
-    "The paper's theory, on its linear model": LINEAR,
-    "Beyond the paper": BEYOND,
+    "The paper": PARITY | MULTIPLICATION,
+    "Theory": LINEAR | BEYOND,
+    "Questions the paper left open": QUESTIONS,
+    "Text": TEXT,
 }
 LEGEND = {id: text for section in SECTIONS.values() for id, text in section.items()}

@@ -1,13 +1,15 @@
-"""The claims of finished runs in one table: Markdown, JSON and one HTML page.
+"""The claims of finished runs in one report: Markdown, JSON and an HTML page.
 
 parity-jax report DIR.. --output=OUTPUT [--score=greedy/accuracy] [--over=X,Y]
     [--debug]
 
-Every DIR holds claims.json and figure.png. Its commit, device and minutes come from the
-runs below it, or from provenance.json where an earlier report left it. OUTPUT gets
-report.md, report.json, report.html and, for every DIR, NAME/{claims.json, figure.png,
-provenance.json}: they are enough to report again. OUTPUT/NAME/notes.md, if there is
-one, is shown beside the claims it explains. A DIR that is a sweep stands for its jobs
+Every DIR holds claims.json and what else an experiment's analysis leaves: answer.json,
+figure.png, figure.svg, command.txt. Its commit, device and minutes come from the runs
+below it, or from provenance.json where an earlier report left it. OUTPUT gets
+report.md, report.json, report.html and, for every DIR, NAME/{claims.json, answer.json,
+figure.png, figure.svg, provenance.json}: they are enough to report again. The page
+shows the figures beside it and needs no network. OUTPUT/NAME/notes.md, if there is one,
+is shown beside the claims it explains. A DIR that is a sweep stands for its jobs
 that have finished, and adds a table of the last scores over what is swept, and --score
 over two swept fields as a figure (OUTPUT/SWEEP.scores.json, OUTPUT/SWEEP.png). Exit
 code 0: done, whether claims hold or not, 2: a bad argument, 1: a damaged directory (one

@@ -15,6 +15,7 @@ steps.
 
 import importlib.util
 import inspect
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,8 +27,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from parity_jax.analysis.claims import plain_claims
-from parity_jax.analysis.plots import png_of, style
+from parity_jax.analysis.claims import plain_answer, plain_claims
+from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
 from parity_jax.cli.devices import set_up_jax
@@ -44,7 +45,7 @@ from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.execute import Job
-from parity_jax.runs.files import write_bytes, write_json
+from parity_jax.runs.files import write_bytes, write_json, write_text
 from parity_jax.runs.forecast import forecast
 from parity_jax.runs.interrupt import stop_requests
 
@@ -139,7 +140,7 @@ def built(module: ModuleType, config: str, overrides: Sequence[Override]) -> Exp
 
 
 def analyse(module: ModuleType, workdir: Path) -> None:
-    """The experiment's claims and figure of finished runs, where it has them."""
+    """The experiment's claims, answer and figure of finished runs, if it has them."""
     home, results = ExperimentDirectory(workdir), Results(workdir)
     where = str(module.__file__)
     with style():
@@ -147,10 +148,15 @@ def analyse(module: ModuleType, workdir: Path) -> None:
             with in_code_of(f"{where}: claims"):
                 claims = plain_claims(module.claims(results))
             write_json(home.claims, claims)
+        if hasattr(module, "answer"):
+            with in_code_of(f"{where}: answer"):
+                answer = plain_answer(module.answer(results))
+            write_json(home.answer, answer)
         if hasattr(module, "figure"):
             with in_code_of(f"{where}: figure"):
-                image = png_of(module.figure(results))
-            write_bytes(home.figure, image)
+                png, svg = pictures_of(module.figure(results))
+            write_bytes(home.figure, png)
+            write_bytes(home.drawing, svg)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -194,6 +200,15 @@ def main(argv: Sequence[str]) -> None:
         if finished:
             with stops.at_once():
                 analyse(module, workdir)
+            command = f"{command_of(own, overrides)}\n"
+            write_text(ExperimentDirectory(workdir).command, command)
+
+
+def command_of(own: flags.FlagValues, overrides: Sequence[Override]) -> str:
+    """The command that makes all of the same results, whichever part was made now."""
+    typed = [f"config={own.config}", f"workdir={own.workdir}"]
+    typed += [f"config.{override.text}" for override in overrides]
+    return shlex.join(["parity-jax", "run", *(f"--{text}" for text in typed)])
 
 
 def check_profile(text: str, dry_run: bool) -> None:

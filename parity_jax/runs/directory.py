@@ -203,13 +203,16 @@ class RunDirectory:
 
 
 class ExperimentDirectory:
-    """config.json, claims.json, figure.png, and a directory for each run."""
+    """config.json, what its analysis leaves, and a directory for each run."""
 
     def __init__(self, path: Path):
         self.path = path
         self._config = path / "config.json"
         self.claims = path / "claims.json"
+        self.answer = path / "answer.json"
+        self.command = path / "command.txt"  # that made them
         self.figure = path / "figure.png"
+        self.drawing = path / "figure.svg"  # the same figure
 
     def run(self, name: str) -> RunDirectory:
         return RunDirectory(self.path / name)
