@@ -19,7 +19,8 @@ from lab import SMALL, choose, solved
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from parity_jax.analysis import Check, Claim, Results, last
+from parity_jax.analysis import Check, Claim, Results, first_step, last
+from parity_jax.analysis.diagnosis import Share, judge, nonzero, time_of
 from parity_jax.analysis.plots import INK, SKY
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
@@ -30,6 +31,11 @@ from parity_jax.tasks import ParityConfig
 from parity_jax.theory import majority_at_k, pass_at_k
 
 RARE, FREQUENT = 0.01, 0.25
+NUM_PROMPTS, NUM_SAMPLES = 256, 4  # of an evaluation
+NUM_GENERATIONS = 8  # of GRPO
+# Of the gate's logit in an update: the headline run is long after 5, at time 2.6 of the
+# theory's flow. With it a diagnosis says how many updates it takes from elsewhere.
+GATE_RATE = 0.5
 # From white to a colour on which dark text still has a contrast of 6; grey: no value.
 LIGHT = LinearSegmentedColormap.from_list("light", ("white", SKY)).with_extremes(
     bad="#dddddd"
@@ -73,13 +79,15 @@ def get_config(scale: str = "cpu") -> Experiment:
         eval_every=end // 4,
         checkpoint_steps=size.checkpoints,
     )
-    rollout = RolloutConfig(num_prompts=size.num_prompts, num_generations=8)
+    rollout = RolloutConfig(
+        num_prompts=size.num_prompts, num_generations=NUM_GENERATIONS
+    )
     grpo = RunConfig(
         stage=PolicyGradientConfig(rollout=rollout, loss_type="dapo"),
         hypers=Hypers(learning_rate=2e-4),
         num_steps=size.num_updates,
         log_every=5,
-        eval_every=size.num_updates // 4,
+        eval_every=size.num_updates // 8,
         parent="pretrain",
         axes=FrozenDict({"parent_step": size.checkpoints}),
     )
@@ -88,7 +96,7 @@ def get_config(scale: str = "cpu") -> Experiment:
         model=size.model,
         axes=FrozenDict({"p_cot": size.p_cot, "seed": size.seeds}),
         runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
-        evaluate=EvaluateConfig(256, (1.0,), num_samples=4),
+        evaluate=EvaluateConfig(NUM_PROMPTS, (1.0,), NUM_SAMPLES),
     )
 
 
@@ -122,7 +130,53 @@ def claims(results: Results) -> list[Claim]:
             **votes(before.sel(chain_known), "before"),
             **votes(after.sel(chain_known), "after"),
         ),
+        diagnosed(results, num_bits),
     ]
+
+
+def diagnosed(results: Results, num_bits: int) -> Claim:
+    """Whether greedy decoding turns long within these updates, foretold and seen."""
+    scores = results["grpo"]
+    foretold = updates_foretold(scores.isel(step=0, drop=True))
+    is_long = scores["greedy/length_mean"] > num_bits / 2
+    turned = first_step(is_long)
+    end = int(scores["step"][-1])
+    agree = (foretold <= end) == is_long.isel(step=-1, drop=True)
+    finite = foretold.where(np.isfinite(foretold))
+    seen = {"updates foretold": finite, "updates seen": turned}
+    return Claim.of(
+        "C8-diagnosis", seen=seen, agreement=Check.at_least(agree.mean(), 0.9)
+    )
+
+
+def updates_foretold(scores: xr.Dataset) -> xr.DataArray:
+    """Updates of GRPO until greedy decoding is long, by `parity-jax diagnose`.
+
+    From what the checkpoint's samples say; infinite where there is nothing to amplify.
+    """
+
+    def updates(greedy: float, p_long: float, long: float, short: float) -> float:
+        if not np.isfinite([greedy, p_long]).all():
+            return np.nan
+        num = NUM_PROMPTS * NUM_SAMPLES
+        num_long = round(num * p_long)
+        p = Share.of(p_long, num)
+        kinds = Share.of(long, num_long), Share.of(short, num - num_long)
+        verdict, _ = judge({"p_long": greedy, "accuracy": np.nan}, p, *kinds)
+        if np.isnan([kind.value for kind in kinds if kind.count]).any():
+            return np.nan
+        if verdict in ("long", "nothing"):
+            return 0.0 if verdict == "long" else np.inf
+        rates = (nonzero(kind) for kind in kinds)
+        return time_of("grpo", NUM_GENERATIONS, p_long, *rates, False) / GATE_RATE
+
+    names = ("greedy/p_long", "t1/p_long", "t1/accuracy_long", "t1/accuracy_short")
+    return xr.apply_ufunc(
+        updates,
+        *(scores[name] for name in names),
+        vectorize=True,
+        output_dtypes=[float],
+    )
 
 
 def votes(scores: xr.Dataset, when: str) -> dict[str, Check]:

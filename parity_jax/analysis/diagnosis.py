@@ -59,6 +59,21 @@ class Share:
     high: float
     count: int
 
+    @classmethod
+    def of(cls, value: float, count: int, effective: float | None = None) -> "Share":
+        """Wilson's interval of a share of independent samples.
+
+        effective   the number of them that vary as much, where they are not
+        """
+        if count == 0:
+            return cls(np.nan, 0.0, 1.0, 0)
+        n = count if effective is None else effective
+        centre = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = np.sqrt(value * (1 - value) / n + (Z / (2 * n)) ** 2)
+        half *= Z / (1 + Z**2 / n)
+        low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
+        return cls(float(value), low, high, count)
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -192,7 +207,7 @@ def share_of(number_B: np.ndarray, count_B: np.ndarray) -> Share:
     """
     count = int(count_B.sum())
     if count == 0:
-        return Share(np.nan, 0.0, 1.0, 0)
+        return Share.of(np.nan, 0)
     value = number_B.sum() / count
     num_prompts = int((count_B > 0).sum())
     effective = float(num_prompts)
@@ -201,11 +216,7 @@ def share_of(number_B: np.ndarray, count_B: np.ndarray) -> Share:
         spread = num_prompts / (num_prompts - 1) * (deviation_B**2).sum() / count**2
         if spread > 0:
             effective = min(float(count), value * (1 - value) / spread)
-    centre = (value + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
-    half = np.sqrt(value * (1 - value) / effective + (Z / (2 * effective)) ** 2)
-    half *= Z / (1 + Z**2 / effective)
-    low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
-    return Share(float(value), low, high, count)
+    return Share.of(value, count, effective)
 
 
 def nonzero(share: Share) -> float:

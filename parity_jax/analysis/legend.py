@@ -27,6 +27,8 @@ PARITY = {
     "C8": "RL from a checkpoint at which the chain is learned generalises",
     "C8-early": "RL from a checkpoint before the chain is learned does not generalise",
     "C8-rare": "at p_cot = 0.01 the length grows from almost every checkpoint",
+    "C8-diagnosis": "the diagnosis of a checkpoint foretells whether greedy decoding "
+    "turns long within these updates",
     "C9": "at the largest d next-token prediction alone does not reach 95% with more "
     "sequences than GRPO needs in all",
     "C9-alone": "sequences to 95% of next-token prediction alone grow exponentially "

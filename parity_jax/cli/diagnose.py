@@ -31,7 +31,7 @@ from parity_jax.analysis.diagnosis import (
     shown,
 )
 from parity_jax.analysis.diagnosis_figure import draw_diagnosis
-from parity_jax.analysis.plots import png_of, style
+from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.analysis.snapshot import Snapshot, open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.config import label_text, parse_label, require, unknown_value
@@ -146,7 +146,7 @@ def length(tokens: float | None) -> str:
 def write(output: Path, data: Any, page: str, found: Mapping[str, Diagnosis]) -> None:
     """The new directory, whole or not at all."""
     with style():
-        image = png_of(draw_diagnosis(found))
+        image, _ = pictures_of(draw_diagnosis(found))
     with whole_directory(output) as part:
         write_json(part / "diagnosis.json", data)
         write_text(part / "diagnosis.md", page + "\n![](diagnosis.png)\n")
