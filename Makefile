@@ -1,16 +1,18 @@
 # Every target sets up .venv from the locks when it is missing or stale: runs need
-# requirements.lock only; tests, lint and benchmarks need requirements-dev.lock and torch.
+# requirements.lock only; tests, lint and benchmarks need requirements-dev.lock and torch,
+# the site requirements-docs.lock.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARITY := $(VENV)/bin/parity-jax
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 
 # glibc asks for large pages: a step that allocates anew loses no time to page faults
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: headline test test-pretrained targets lint bench claims soak clean
+.PHONY: headline test test-pretrained targets lint bench claims soak docs clean
 
 headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction then GRPO
 	$(PARITY) run --config=experiments/headline.py --workdir=runs/headline
@@ -64,6 +66,9 @@ bench: $(DEV_STAMP)  ## Speed, as ratios within one run
 soak: $(STAMP)  ## Kill small runs at 210 random moments; writes results/soak.json
 	$(RUN) tests/soak.py
 
+docs: $(DOCS_STAMP)  ## The site: docs/_build/html/index.html; its notebooks are executed
+	$(RUN) -m sphinx -W --keep-going -n -q docs docs/_build/html
+
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.lock
@@ -75,11 +80,17 @@ $(DEV_STAMP): $(STAMP) requirements-dev.lock
 	$(VENV)/bin/pip install --quiet --editable .[torch]
 	touch $@
 
+$(DOCS_STAMP): $(STAMP) requirements-docs.lock
+	$(VENV)/bin/pip install --quiet --requirement requirements-docs.lock
+	touch $@
+
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header
-lock:  ## Renew both locks (needs uv)
+lock:  ## Renew the locks (needs uv)
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --extra dev --constraint requirements.lock \
 		--output-file requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra docs --constraint requirements-dev.lock \
+		--output-file requirements-docs.lock
 
 clean:
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""What README and docstrings tell a user to type is typed here, as it stands.
+"""What README, site and docstrings tell a user to type is typed here, as it stands.
 
 Runs are made tiny by overrides that are appended; everything else is as written.
 """
@@ -7,6 +7,7 @@ import ast
 import io
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from shrunk import tiny_flags
 
 import launch.status
 import launch.sweep
+from parity_jax.analysis import load_metrics
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
@@ -58,12 +60,21 @@ def commands(text):
     """Command lines in a text, without the program; `\\` continues a line."""
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
     found = re.findall(
-        r"^[^\n`]*?(?:parity-jax|python -m) "
-        r"((?:run|list|watch|inspect|report|export_hf|launch\.(?:sweep|status)) .*)$",
+        r"^(?:[^\n`]*?(?:parity-jax|python -m) )?((?:(?<!^)(?:run|list|watch|inspect|"
+        r"report|export_hf|launch\.(?:sweep|status))|(?<=^)cp) .*)$",
         joined,
         re.M,
     )
     return [shlex.split(re.sub(r"\[.*?\]", "", line)) for line in found]
+
+
+def pages():
+    """README, then the site without its notebooks, which are executed when built."""
+    made = ("docs/_build", "docs/reference/api")
+    found = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))
+    found = [p for p in found if not p.startswith(made)]
+    is_notebook = {p: "mystnb" in (ROOT / p).read_text()[:60] for p in found}
+    return ["README.md", "launch/README.md", *(p for p in found if not is_notebook[p])]
 
 
 def shrunk(arguments):
@@ -81,6 +92,8 @@ def shrunk(arguments):
 
 
 def typed(arguments):
+    if arguments[0] == "cp":
+        return 0 if shutil.copy(*arguments[1:]) else 1
     before, command = {*sys.modules}, shrunk(arguments)
     if command[0] in LAUNCH:
         code = through_the_door(lambda: LAUNCH[command[0]].main(command[1:]))
@@ -90,20 +103,31 @@ def typed(arguments):
     return code
 
 
-def test_the_readme_from_top_to_bottom(checkout, capsys):
-    """Its commands, after `make headline`, and its Python."""
+def test_the_pages_from_top_to_bottom(checkout, capsys):
+    """Commands of README and site, after `make headline`, and their Python."""
     headline = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
     assert typed(headline) == 0, capsys.readouterr().err
-    found = [c for block in blocks("") for c in commands(block)]
-    assert {c[0] for c in found} >= {"run", "inspect", "report", "export_hf", *LAUNCH}
-    for command in found:
-        capsys.readouterr()
-        assert typed(command) == 0, capsys.readouterr().err
-        if "--dry_run" in command:  # the text says that it is left out then
-            real = [a for a in command if a != "--dry_run"]
-            assert typed(real) == 0, capsys.readouterr().err
-    for snippet in blocks("python") + blocks("python", "launch/README.md"):
-        exec(compile(snippet, "README.md", "exec"), {})
+    done: list[list[str]] = []
+    for page in pages():
+        for command in (c for block in blocks("", page) for c in commands(block)):
+            if command in done:
+                continue
+            done.append(command)
+            capsys.readouterr()
+            assert typed(command) == 0, (page, capsys.readouterr().err)
+            if "--dry_run" in command:  # the text says that it is left out then
+                real = [a for a in command if a != "--dry_run"]
+                assert typed(real) == 0, capsys.readouterr().err
+        for snippet in blocks("python", page):
+            exec(compile(snippet, page, "exec"), {})
+    assert {c[0] for c in done} >= {"run", "inspect", "report", "export_hf", *LAUNCH}
+    told = shlex.split((checkout / "runs/headline/command.txt").read_text())
+    assert told[:4] == ["parity-jax", *headline]
+    explained = (ROOT / "docs/reference/metrics.md").read_text()
+    for name in ("pretrain", "grpo"):
+        for split in ("eval", "train"):
+            for metric in map(str, load_metrics(f"runs/headline/{name}", split)):
+                assert f"{metric.rpartition('/')[2]}`" in explained, metric
 
 
 def test_its_wrong_flag_says_what_the_readme_says(checkout, capsys):

@@ -266,3 +266,31 @@ def test_a_variable_that_means_nothing_is_one_line(workdir, name, value):
     code, said = launch(workdir, **{name: value})
     assert code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
     assert value in said and contents_of_files(workdir) == before
+
+
+IMPORTS = """
+import importlib, json, logging, pkgutil
+import jax, matplotlib, parity_jax
+
+def seen():
+    logs = [*map(repr, logging.root.handlers), logging.root.level]
+    # of the dict below: to read rcParams itself would choose a backend
+    look = sorted((k, repr(v)) for k, v in dict.items(matplotlib.rcParams))
+    return {"logging": logs, "matplotlib": look, "jax": repr(dict(jax.config.values))}
+
+importlib.import_module("matplotlib.pyplot")
+before = seen()
+for module in pkgutil.walk_packages(parity_jax.__path__, "parity_jax."):
+    if module.name != "parity_jax.cli.__main__":
+        importlib.import_module(module.name)
+changed = [name for name, value in seen().items() if value != before[name]]
+print(json.dumps([changed, bool(jax._src.xla_bridge._backends)]))
+"""
+
+
+def test_importing_the_library_changes_nothing_of_the_user():
+    """Neither logging, matplotlib nor JAX; no backend is started, no device taken."""
+    code = [sys.executable, "-c", IMPORTS]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], False]

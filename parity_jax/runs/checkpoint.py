@@ -16,12 +16,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from parity_jax.config import differences, lines_of
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError
 from parity_jax.types import StageState, path_text
+
+# Orbax sets up logging when it is imported, which is for the program to do.
+HANDLERS = [*logging.root.handlers]
+import orbax.checkpoint as ocp  # noqa: E402
+
+logging.root.handlers[:] = HANDLERS
 
 Arrays = dict[str, np.ndarray]
 
