@@ -1,11 +1,16 @@
 """The documentation site: `make docs` builds it without a network."""
 
 import importlib.metadata
+import os
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+
+# Notebooks are small: compiling well would cost them more than running well.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 project = "parity_jax"
 author = "the parity_jax authors"
