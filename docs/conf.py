@@ -21,6 +21,8 @@ nitpicky = True
 
 html_theme = "sphinx_book_theme"
 html_title = "parity_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["../results"]  # report.html, and the figures that it shows
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": False}
 html_math_renderer = "mathml"
