@@ -16,9 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from lab import SMALL, choose, solved, stuck
+from lab import SMALL, choose, gate_crossing, solved, stuck
 from matplotlib.axes import Axes
-from scipy.special import expit, logit
 
 from parity_jax import theory
 from parity_jax.analysis import Check, Claim, Results, last, mean_interval
@@ -120,7 +119,7 @@ def claims(results: Results) -> list[Claim]:
     sampled = over_temperature(results, "p_long").sel(p_cot=p < 1)
     right = over_temperature(results, "accuracy").sel(p_cot=p < 1)
     some, most = mixed["t1/pass@8"], mixed["t1/maj@8"]
-    crossing = crossings(end)
+    crossing = gate_crossing(end.sel(p_cot=(p >= 0.2) & (p <= LONG)))
     low, high = mean_interval(crossing.values)
     return [
         close("C1", end["t1/p_long"], p, 0.05),
@@ -139,20 +138,6 @@ def claims(results: Results) -> list[Claim]:
             width=Check.below(high - low, 0.08),
         ),
     ]
-
-
-def crossings(end: xr.Dataset) -> xr.DataArray:
-    """p_cot where P(EOS | first chain token) is 1/2, for every seed.
-
-    The gate's log-odds are linear in ln(2p / (1 - p)) in theory; a line is fitted to
-    the members of a seed with 0.2 <= p_cot <= 0.4. Those are no independent
-    measurements: who is long is a uniform number below p_cot, the same for all of them.
-    """
-    near = end.sel(p_cot=(end["p_cot"] >= 0.2) & (end["p_cot"] <= LONG))
-    x = np.log(2 * near["p_cot"] / (1 - near["p_cot"]))
-    gate = -logit(near["t1/p_stop_begun"])
-    slope = xr.cov(x, gate, "p_cot") / x.var(ddof=1)
-    return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
 
 
 def figure(results: Results) -> plt.Figure:

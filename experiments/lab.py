@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from scipy.special import expit, logit
 
 from parity_jax.analysis import Check
 from parity_jax.analysis.plots import draw_members, legend_below
@@ -62,6 +64,45 @@ def all_at_most(values: Mapping[str, xr.DataArray], bound: float) -> dict[str, C
     """The largest number of every array is at most the bound, and none is NaN."""
     largest = {name: each.max(skipna=False) for name, each in values.items()}
     return {name: Check.at_most(number, bound) for name, number in largest.items()}
+
+
+def p_long_growth(run: xr.Dataset) -> xr.DataArray:
+    """Growth of P(long) at temperature 1 over the run."""
+    p_long = run["t1/p_long"]
+    return p_long.isel(step=-1, drop=True) - p_long.isel(step=0, drop=True)
+
+
+def first_zero(growth: xr.DataArray, axis: str) -> xr.DataArray:
+    """Where growth over an axis first falls below 0, interpolated, or NaN."""
+    at = growth[axis].values
+
+    def zero(growth: np.ndarray) -> float:
+        i = int(np.argmax(growth < 0))
+        if i == 0:  # all of it is negative, or nothing
+            return np.nan
+        share = growth[i - 1] / (growth[i - 1] - growth[i])
+        return at[i - 1] + share * (at[i] - at[i - 1])
+
+    return xr.apply_ufunc(zero, growth, input_core_dims=[[axis]], vectorize=True)
+
+
+def critical_price(run: xr.Dataset) -> xr.DataArray:
+    """The price of length at which P(long) starts to shrink, interpolated, or NaN."""
+    return first_zero(p_long_growth(run), "length_price")
+
+
+def gate_crossing(end: xr.Dataset, eps_2: xr.DataArray | float = 0.0) -> xr.DataArray:
+    """p_cot where EOS and the likelier next token are equally likely, for every seed.
+
+    The odds of their probabilities are linear in ln(2p / (1 - p)) in theory; a line is
+    fitted to the members of a seed. Those are no independent measurements: who is long
+    is a uniform number below p_cot, the same for all of them. eps_2: the share of the
+    other token among those that go on.
+    """
+    x = np.log(2 * end["p_cot"] / (1 - end["p_cot"]))
+    gate = np.log1p(-eps_2) - logit(end["t1/p_stop_begun"])
+    slope = xr.cov(x, gate, "p_cot") / x.var(ddof=1)
+    return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
 
 
 def finish(

@@ -14,10 +14,9 @@ Figure     beyond the paper, whose objectives these are (learning rates are ours
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from lab import finish, linear_pretrain
+from lab import critical_price, finish, linear_pretrain, p_long_growth
 
 from parity_jax import theory
 from parity_jax.analysis import Check, Claim, Results, first_step
@@ -130,27 +129,6 @@ def updates_to_long(run: xr.Dataset) -> xr.DataArray:
     return first_step(run["greedy/p_long"] > 0.5)
 
 
-def length_drive(run: xr.Dataset) -> xr.DataArray:
-    """Growth of P(long) at temperature 1 over the run."""
-    p_long = run["t1/p_long"]
-    return p_long.isel(step=-1, drop=True) - p_long.isel(step=0, drop=True)
-
-
-def critical_price(run: xr.Dataset) -> xr.DataArray:
-    """The price at which P(long) starts to shrink, interpolated, or NaN."""
-    prices = run["length_price"].values
-
-    def first_zero(drive: np.ndarray) -> float:
-        i = int(np.argmax(drive < 0))  # the first price that shortens
-        if i == 0:  # all of them do, or none
-            return np.nan
-        share = drive[i - 1] / (drive[i - 1] - drive[i])
-        return prices[i - 1] + share * (prices[i] - prices[i - 1])
-
-    drive, dims = length_drive(run), [["length_price"]]
-    return xr.apply_ufunc(first_zero, drive, input_core_dims=dims, vectorize=True)
-
-
 def check_updates(updates: xr.DataArray, target: int | None) -> Check:
     """Every seed needs as many, up to 2 or to 10%, whichever is more."""
     if target is None:  # never, on no seed
@@ -168,7 +146,7 @@ def claims(results: Results) -> list[Claim]:
             checks[label] = check_updates(found[label], estimator.predicted_updates(p))
     alpha_c = float(theory.alpha_critical(NUM_BITS))
     prices = {name: critical_price(results[f"price_{name}"]) for name in PRICED}
-    drive = length_drive(results["reinforce_seq_plain"])
+    drive = p_long_growth(results["reinforce_seq_plain"])
     return [
         Claim.of("PG-updates", seen=found, **checks),
         Claim.of("PG-shortens", growth=Check.below(drive, 0)),
@@ -191,7 +169,7 @@ def figure(results: Results) -> plt.Figure:
     title, ylabel = "Growth from p_cot = 0.25", "P(long) at temperature 1"
     finish(middle, title, "update", ylabel, ncols=2, ylim=(0, 1))
     for color, name in zip(CYCLE, PRICED, strict=False):
-        drive = length_drive(results[f"price_{name}"]).isel(p_cot=0)
+        drive = p_long_growth(results[f"price_{name}"]).isel(p_cot=0)
         price, label = drive["length_price"], ESTIMATORS[name].label
         dots(right, price, drive, color, ms=4)
         right.plot(price, drive.median("seed"), color=color, label=label)
