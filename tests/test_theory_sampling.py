@@ -165,3 +165,41 @@ def test_skill_thresholds_by_counting(g):
         assert long_minus == (p > p_minus)
         assert (first_is_x1 and not long_minus) == (fail_lo < p < fail_hi)
         assert (p > right) == (p > p_plus)  # class +: y_1 = x_1 = parity
+
+
+def test_step_noise_at_which_a_chain_is_a_coin():
+    for d, printed in ((8, 0.109101), (16, 0.048305)):
+        q = theory.critical_step_noise(d)
+        assert q == pytest.approx(printed, abs=PRINTED)
+        state = theory.pretrain_state(0.25, d, "step", q)
+        assert np.prod(1 - state.eps) == pytest.approx(0.5)  # as right as a short one
+
+
+def test_the_rate_of_an_erring_reward_by_counting():
+    seen = 0.0
+    for is_right, mass in ((1, 0.7), (0, 0.3)):  # a reward of 1 is lost, one of 0 made
+        seen += mass * (1 - 0.1 if is_right else 0.2)
+    assert theory.seen_rate(0.7, 0.2, 0.1) == pytest.approx(seen)
+    gap = theory.seen_rate([1.0, 0.5], 0.4, 0.6)
+    assert gap[0] == pytest.approx(gap[1])  # no signal
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 3])
+def test_pool_coverage_by_counting(num_prompts):
+    bits = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
+    pays = bits.prod(1) != bits[:, 0]  # the parity is not x_1
+    pools = np.array(np.meshgrid(*[pays] * num_prompts)).reshape(num_prompts, -1)
+    assert theory.pool_coverage(num_prompts) == pytest.approx(pools.any(0).mean())
+
+
+@pytest.mark.parametrize("p", [0.4, 0.55, 0.6])
+def test_shuffled_chains_by_counting_orders(p):
+    d, num_long = 4, 0
+    for x in itertools.product((-1, 1), repeat=d):
+        tokens = [np.cumprod(order) for order in itertools.permutations(x)]
+        first = max((-1, 1), key=lambda s: np.mean([t[0] == s for t in tokens]))
+        after = [t[1] for t in tokens if t[0] == first]
+        share = len(after) / len(tokens)
+        best = max(np.mean([t == s for t in after]) for s in (-1, 1))
+        num_long += p * share * best > (1 - p) / 2
+    assert theory.shuffled_long(p, d) == pytest.approx(num_long / 2**d)

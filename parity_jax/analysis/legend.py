@@ -71,7 +71,36 @@ BEYOND = {
     "noise-accuracy": "sampled accuracy is (1 + p_cot (1 - 2q)^n) / 2",
 }
 
-QUESTIONS: dict[str, str] = {}  # Q1..Q7, of the paper's public reviews
+QUESTIONS = {
+    "Q2": "RL on a fixed pool of 16 prompts or more generalises as on fresh ones",
+    "Q2-fresh": "from 16 prompts on P(long) on fresh prompts grows as with fresh ones",
+    "Q2-one": "a single prompt is not enough for every member",
+    "Q2-chain": "whatever the pool, long answers to fresh prompts stay right",
+    "Q3": "the blind coin says where greedy decoding turns long for every kind of "
+    "chain: 1/3 where the next token is known, later where the order of bits is not",
+    "Q3-star": "STaR keeps the ratio of right full and leap-2 chains",
+    "Q3-response": "with 1/|y| RL prefers the leap-2 chain to the full one",
+    "Q3-price": "a price between their critical ones lets full chains shrink and "
+    "leap-2 chains grow",
+    "Q5": "noise q of chains moves the greedy threshold to 1 / (1 + 2 (1 - q)^2), "
+    "wrong short answers do not",
+    "Q5-accuracy": "after propagating flips sampled accuracy is "
+    "(1 + p_cot (1 - 2q)^(d - 1)) / 2",
+    "Q5-shortens": "RL with the chain's reward shortens answers where the step noise "
+    "is above 1 - 2^(-1 / (d - 2)), with the end-to-end reward never",
+    "Q5-star": "STaR after noisy demonstrations follows its exact recursion",
+    "Q5-reward": "RL lengthens answers where false positives and false negatives of "
+    "the reward add up to less than 1, and shortens them above",
+    "Q5-reward-star": "a STaR round with an erring reward keeps the shares that its "
+    "error rates say",
+    "Q6": "answers lengthen iff the additive price of a full chain is below "
+    "d / (2 (d - 1)), under every objective",
+    "Q6-multiplicative": "answers lengthen iff the multiplicative price of a full "
+    "chain is below d / (2d - 1), under every objective",
+    "Q6-tiny": "a tiny price slows GRPO as the expected update with its std says",
+    "Q6-leap": "prices between the critical ones of full and of leap-2 chains make "
+    "greedy decoding the leap chain, the shortest right answer",
+}  # of the paper's public reviews
 
 TEXT: dict[str, str] = {}  # T1..T4, on mathematical text
 

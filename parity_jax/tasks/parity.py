@@ -142,8 +142,13 @@ class Parity:
     def diagnostics(
         self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
     ) -> Diagnostics:
-        """None beyond what evaluation measures of every task."""
-        return {}
+        """eps_2, error rate of the chain's second step after a right first one."""
+        sign_BxGxT = token_signs(response_BxGxT)
+        sign_Bx1xL = token_signs(prompt.token)[:, None]
+        first_BxG, second_BxG = sign_BxGxT[..., 0], sign_BxGxT[..., 1]
+        is_begun_BxG = first_BxG == sign_Bx1xL[..., 0]
+        is_wrong_BxG = second_BxG != first_BxG * sign_Bx1xL[..., 1]
+        return {"eps_2": (is_wrong_BxG, is_begun_BxG & self.is_long(response_BxGxT))}
 
     def running_parity(self, prompt: Prompt) -> Array:
         """t_1 .. t_d in {-1, +1}, B x d."""

@@ -14,8 +14,12 @@ from parity_jax.theory.amplification import (
 )
 from parity_jax.theory.bounds import bound_chain, bound_first, bound_gate
 from parity_jax.theory.extensions import (
+    critical_step_noise,
     greedy_threshold,
     mixture_leap,
+    pool_coverage,
+    seen_rate,
+    shuffled_long,
     skill_thresholds,
 )
 from parity_jax.theory.policy_gradient import (
@@ -57,6 +61,7 @@ __all__ = [
     "bound_chain",
     "bound_first",
     "bound_gate",
+    "critical_step_noise",
     "first_token_flow_time",
     "fit_logits",
     "greedy",
@@ -73,8 +78,11 @@ __all__ = [
     "pg_expected_update",
     "pg_flow_time",
     "pg_num_updates",
+    "pool_coverage",
     "pretrain_state",
     "ridge_stats",
+    "seen_rate",
+    "shuffled_long",
     "skill_thresholds",
     "star_critical_p",
     "star_fixed_point",

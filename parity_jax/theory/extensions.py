@@ -4,6 +4,7 @@ None of this is in the paper. All formulas are for tau = 1 and lam -> 0.
 """
 
 import numpy as np
+from scipy.stats import binom
 
 from parity_jax.theory._checks import Float, in_range, integer, not_tied
 
@@ -21,6 +22,50 @@ def greedy_threshold(q: Float = 0.0, eps2: Float | None = None) -> Float:
         return 1 / (3 - 2 * q)
     eps2 = in_range("eps2", eps2, 0, 0.5, closed="both")
     return 1 / (1 + 2 * (1 - q) * (1 - eps2))
+
+
+def critical_step_noise(d: Float) -> Float:
+    """Propagating flip probability 1 - 2^(-1/(d-2)) above which cot reward shortens.
+
+    A chain is then right at less than half of its noisy steps 2..d-1, as a short answer
+    is. ValueError unless d >= 3 is an integer.
+    """
+    return 1 - 2 ** (-1 / (integer("d", d, 3) - 2))
+
+
+def seen_rate(rate: Float, false_positive: Float, false_negative: Float) -> Float:
+    """Rate at which a reward that errs is seen as 1: f + (1 - f - g) rate.
+
+    f false positives, g false negatives: differences of rates, and with them the
+    expected policy gradient, shrink by 1 - f - g. ValueError unless all are in [0, 1].
+    """
+    rate = in_range("rate", rate, 0, 1, closed="both")
+    f = in_range("false_positive", false_positive, 0, 1, closed="both")
+    g = in_range("false_negative", false_negative, 0, 1, closed="both")
+    return f + (1 - f - g) * rate
+
+
+def pool_coverage(num_prompts: Float) -> Float:
+    """P(a pool has a prompt whose parity is not x_1) = 1 - 2^-n, n independent prompts.
+
+    On the others a short answer that begins with x_1 is right, and nothing pays for
+    going on. ValueError unless n >= 1 is an integer.
+    """
+    return 1 - 0.5 ** integer("num_prompts", num_prompts, 1)
+
+
+def shuffled_long(p: float, d: int) -> float:
+    """Share of inputs that greedy decodes long if chains show bits in a random order.
+
+    Blind coin (ours). Of the likelier first sign n of d bits have it; after it EOS has
+    mass (1-p)/2 and the likelier next token p (n/d) max(n-1, d-n)/(d-1).
+    ValueError unless 0 < p < 1 and d >= 3 is an integer.
+    """
+    p, d = in_range("p", p, 0, 1), int(integer("d", d, 3))
+    plus = np.arange(d + 1)
+    n = np.maximum(plus, d - plus)
+    goes_on = p * (n / d) * np.maximum(n - 1, d - n) / (d - 1) > (1 - p) / 2
+    return float(binom.pmf(plus, d, 0.5) @ goes_on)
 
 
 def mixture_leap(p1: float, pk: float, k: int, d: int) -> dict[str, float | bool]:
