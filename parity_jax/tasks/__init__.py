@@ -1,5 +1,6 @@
 """What is learned: one file a task, its config beside it."""
 
+from parity_jax.tasks.chains import Chains, ChainsConfig
 from parity_jax.tasks.multiplication import Multiplication, MultiplicationConfig
 from parity_jax.tasks.parity import Parity, ParityConfig
 from parity_jax.tasks.task import (
@@ -12,6 +13,8 @@ from parity_jax.tasks.task import (
 )
 
 __all__ = [
+    "Chains",
+    "ChainsConfig",
     "Diagnostics",
     "Multiplication",
     "MultiplicationConfig",

@@ -1,0 +1,150 @@
+"""Parity with several kinds of chains in one mixture, announced by nothing.
+
+    full       t_1, t_2, .., t_d                 leap2, leap4   t_k, t_2k, .., t_d
+    shuffled   running parities in a random order of the bits
+    repeated   t_1, t_1, t_2, t_2, .., t_d, t_d
+
+A demonstration is long with probability p_cot, of a kind drawn by the weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from parity_jax.config import require
+from parity_jax.hypers import Hypers
+from parity_jax.responses import has_ended, num_tokens, response_mask
+from parity_jax.tasks.parity import MAX_BITS, Parity, token_signs
+from parity_jax.tasks.task import Diagnostics, Solution, TaskConfig
+from parity_jax.types import Batch, Key, Prompt, ResponseFormat
+
+Chain = Literal["full", "leap2", "leap4", "shuffled", "repeated"]
+LEAPS = {"full": 1, "leap2": 2, "leap4": 4}  # every how many running parities are shown
+
+
+@dataclass(frozen=True)
+class ChainsConfig(TaskConfig):
+    """Parity of num_bits bits, with these kinds of chains."""
+
+    kind: ClassVar[str] = "chains"
+    num_bits: int = 8  # d
+    chains: tuple[Chain, ...] = ("full", "leap2")
+    weights: tuple[float, ...] = (1.0, 1.0)  # of the kinds; their sum does not matter
+
+    def __post_init__(self) -> None:
+        inside = 2 <= self.num_bits <= MAX_BITS
+        require(inside, "num_bits", self.num_bits, f"must be in [2, {MAX_BITS}]")
+        require(bool(self.chains), "chains", (), "must name at least one kind")
+        matches = len(self.weights) == len(self.chains)
+        allowed = f"must give one weight for each of chains={self.chains}"
+        require(matches, "weights", self.weights, allowed)
+        for weight in self.weights:
+            inside = 0 < weight < np.inf
+            require(inside, "weights", weight, "must be positive and finite")
+        lengths = {chain_len(chain, self.num_bits) for chain in self.chains}
+        allowed = "must be of different lengths, by which they are told apart"
+        require(len(lengths) == len(self.chains), "chains", self.chains, allowed)
+
+    def check(self, hypers: Hypers) -> None:
+        for name in ("p_leap", "emit_noise", "step_noise", "short_noise"):
+            value = getattr(hypers, name)
+            require(value == 0, name, value, "must be 0 with the task 'chains'")
+
+    def make(self) -> "Chains":
+        return Chains(self.num_bits, self.chains, self.weights)
+
+
+def chain_len(chain: str, num_bits: int) -> int:
+    """Tokens of a chain before its end."""
+    if chain == "repeated":
+        return 2 * num_bits
+    return -(-num_bits // LEAPS.get(chain, 1))
+
+
+class Chains(Parity):
+    """The parity of d bits, worked out in one of several ways."""
+
+    def __init__(self, d: int, chains: tuple[str, ...], weights: tuple[float, ...]):
+        super().__init__(d)
+        self.lengths = {chain: chain_len(chain, d) for chain in chains}
+        self.share_1xK = (np.cumsum(weights) / np.sum(weights))[None]
+        max_len = max(d, *self.lengths.values()) + 1
+        self.format = ResponseFormat(
+            self.format.pad_id, self.format.end_ids, max_len, short_len=2
+        )
+
+    def demonstrate(
+        self, key: Key, prompt: Prompt, hypers: Hypers, data: Any = ()
+    ) -> Batch:
+        """One demonstration of each prompt; kinds are drawn, then sorted (`Parity`)."""
+        k_kind, k_order = jax.random.split(key)
+        short_BxT = self.solution(prompt).short
+        u_B = jnp.sort(jax.random.uniform(k_kind, short_BxT.shape[:1]))
+        shown = [self._shown(k_order, prompt, chain) for chain in self.lengths]
+        chain_BxKxT = jnp.stack(shown, 1)
+        is_before_BxK = u_B[:, None] >= hypers.p_cot * self.share_1xK
+        kind_B = jnp.minimum(is_before_BxK.sum(1), len(self.lengths) - 1)
+        chain_BxT = jnp.take_along_axis(chain_BxKxT, kind_B[:, None, None], 1)[:, 0]
+        is_long_Bx1 = u_B[:, None] < hypers.p_cot
+        response_BxT = jnp.where(is_long_Bx1, chain_BxT, short_BxT)
+        return Batch(prompt, response_BxT, response_mask(response_BxT, self.format))
+
+    def solution(self, prompt: Prompt, data: Any = ()) -> Solution:
+        """The parity alone; the full chain, then other kinds but the shuffled one."""
+        others = [c for c in self.lengths if c not in ("full", "shuffled")]
+        worked = [self._shown(None, prompt, c) for c in ("full", *others)]
+        short_BxT = self._finish(self.running_parity(prompt)[:, -1:])
+        return Solution(short_BxT, jnp.stack(worked, 1))
+
+    def reward_cot(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
+    ) -> Array:
+        """1 where the response is the short answer or a right chain of the mixture."""
+        short, worked = self.solution(prompt)
+        known = worked if "full" in self.lengths else worked[:, 1:]
+        right_BxGxM = (response_BxGxT[:, :, None] == known[:, None]).all(-1)
+        right_BxG = right_BxGxM.any(-1) | (response_BxGxT == short[:, None]).all(-1)
+        if "shuffled" in self.lengths:
+            right_BxG |= self.is_reordered(prompt, response_BxGxT)
+        return right_BxG.astype(jnp.float32)
+
+    def is_reordered(self, prompt: Prompt, response_BxGxT: Array) -> Array:
+        """Whether the steps of a response are the bits of its prompt in some order."""
+        d, sign_BxGxT = self.num_bits, token_signs(response_BxGxT)[..., : self.num_bits]
+        step_BxGxT = sign_BxGxT.at[..., 1:].multiply(sign_BxGxT[..., :-1])
+        bits_Bx1 = token_signs(prompt.token[:, :d]).sum(1, keepdims=True)
+        is_whole = num_tokens(response_BxGxT, self.format) == d
+        is_whole &= has_ended(response_BxGxT, self.format)
+        return is_whole & (step_BxGxT.sum(-1) == bits_Bx1)
+
+    def diagnostics(
+        self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
+    ) -> Diagnostics:
+        """Of every kind the share by its length, and how many of these are right."""
+        length_BxG = num_tokens(response_BxGxT, self.format)
+        right_BxG = self.reward_e2e(prompt, response_BxGxT)
+        everyone_BxG = jnp.ones_like(length_BxG, bool)
+        found: Diagnostics = {}
+        for chain, length in self.lengths.items():
+            is_it_BxG = length_BxG == length
+            found[f"share_{chain}"] = (is_it_BxG, everyone_BxG)
+            found[f"right_{chain}"] = (right_BxG, is_it_BxG)
+        return found
+
+    def _shown(self, key: Any, prompt: Prompt, chain: str) -> Array:
+        """The tokens of a chain, BxT; `key` is for the order of a shuffled one."""
+        parity_BxL = self.running_parity(prompt)
+        if chain == "shuffled":
+            sign_BxL = token_signs(prompt.token[:, : self.num_bits])
+            order = jax.random.uniform(key, sign_BxL.shape).argsort(1)
+            shuffled_BxL = jnp.take_along_axis(sign_BxL, order, 1)
+            return self._finish(jnp.cumprod(shuffled_BxL, 1))
+        if chain == "repeated":
+            return self._finish(jnp.repeat(parity_BxL, 2, 1))
+        leap, d = LEAPS[chain], self.num_bits
+        position_M = np.append(np.arange(leap - 1, d - 1, leap), d - 1)
+        return self._finish(parity_BxL[:, position_M])

@@ -1,0 +1,90 @@
+"""Several kinds of chains: every demonstration is a right one, in the shares asked."""
+
+from itertools import permutations, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parity_jax.config import ConfigError
+from parity_jax.hypers import Hypers
+from parity_jax.tasks import ChainsConfig
+from parity_jax.tasks.contract import check_task
+from parity_jax.tasks.parity import EOS, MINUS, PLUS, SEP
+from parity_jax.types import Prompt
+
+KINDS = ("shuffled", "leap2", "repeated")
+
+
+def tokens_of(signs, max_len):
+    token = [PLUS if s > 0 else MINUS for s in signs] + [EOS]
+    return token + [0] * (max_len - len(token))
+
+
+def chains_by_hand(x):
+    """Every chain that may be shown of bits x, by kind."""
+    parity = np.cumprod(x)
+    orders = {tuple(np.cumprod(p)) for p in permutations(x)}
+    return {
+        "full": [parity],
+        "leap2": [[*parity[1:-1:2], parity[-1]]],
+        "repeated": [np.repeat(parity, 2)],
+        "shuffled": orders,
+    }
+
+
+def test_demonstrations_rewards_and_shares_by_hand():
+    cfg = ChainsConfig(3, KINDS, weights=(2.0, 1.0, 1.0))
+    task = cfg.make()
+    check_task(cfg, task)
+    prompt = task.sample_prompts(jax.random.key(0), 4096)
+    hypers = Hypers(p_cot=0.8)
+    batch = jax.jit(lambda key: task.demonstrate(key, prompt, hypers))(
+        jax.random.key(1)
+    )
+    for reward in task.rewards.values():
+        assert (reward(prompt, batch.response[:, None]) == 1).all()
+    found = task.diagnostics(prompt, batch.response[:, None])
+    for kind, share in zip(KINDS, (0.4, 0.2, 0.2), strict=True):
+        value, mask = found[f"share_{kind}"]
+        assert mask.all() and abs(float(value.mean()) - share) < 0.04
+    allowed = {}
+    for x in product((-1, 1), repeat=3):
+        hand = chains_by_hand(np.array(x))
+        shown = [s for kind in KINDS for s in hand[kind]] + [[np.prod(x)]]
+        allowed[x] = {tuple(tokens_of(s, 7)) for s in shown}
+    bits = np.where(np.asarray(prompt.token[:, :3]) == PLUS, 1, -1)
+    seen = {x: set() for x in allowed}
+    for x, response in zip(bits.tolist(), batch.response.tolist(), strict=True):
+        seen[tuple(x)].add(tuple(response))
+    assert seen == allowed  # each of them comes, and nothing else
+
+
+def test_any_order_of_the_bits_is_a_right_chain():
+    task = ChainsConfig(3, ("shuffled",), (1.0,)).make()
+    for x in product((-1, 1), repeat=3):
+        token = [[PLUS if s > 0 else MINUS for s in x] + [SEP]]
+        responses = list(product((-1, 1), repeat=3))
+        response = jnp.array([[tokens_of(r, 4) for r in responses]])
+        found = task.is_reordered(Prompt(jnp.array(token)), response)[0]
+        orders = chains_by_hand(np.array(x))["shuffled"]
+        assert found.tolist() == [r in orders for r in responses]
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"chains": ()}, "must name at least one kind"),
+        ({"weights": (1.0,)}, "must give one weight for each"),
+        ({"weights": (1.0, 0.0)}, "must be positive and finite"),
+        ({"chains": ("full", "shuffled")}, "must be of different lengths"),
+        ({"num_bits": 1}, "must be in [2, "),
+    ],
+)
+def test_mixtures_that_mean_nothing_are_refused(fields, part):
+    with pytest.raises(ConfigError) as error:
+        ChainsConfig(**{"num_bits": 4} | fields)
+    assert part in str(error.value)
+    with pytest.raises(ConfigError, match=r"step_noise=.*: must be 0"):
+        ChainsConfig(4).check(Hypers(step_noise=0.1))
