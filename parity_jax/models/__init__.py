@@ -9,6 +9,7 @@ from parity_jax.models.model import (
     response_logits,
     response_scores,
 )
+from parity_jax.models.recurrent import RecurrentConfig
 from parity_jax.models.transformer import (
     RopeScaling,
     TransformerConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "LinearConfig",
     "Model",
     "ModelConfig",
+    "RecurrentConfig",
     "RopeScaling",
     "TransformerConfig",
     "forced_logits",
