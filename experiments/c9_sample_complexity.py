@@ -20,10 +20,9 @@ import xarray as xr
 from flax.core import FrozenDict
 from lab import SMALL, choose
 from matplotlib.axes import Axes
-from scipy import optimize, stats
-from scipy.special import log_ndtr
 
 from parity_jax.analysis import Check, Claim, Results
+from parity_jax.analysis.fits import Fit, interval_fit, reached
 from parity_jax.analysis.overlays import overlay
 from parity_jax.analysis.plots import ACCENT, BLUE, dots, label_line
 from parity_jax.config import label_text
@@ -121,7 +120,10 @@ def sequences_used(results: Results) -> xr.Dataset:
     for name, run in results.runs.items():
         if run.parent.path:
             continue
-        alone, with_rl = reached(results[name]), reached(results[f"{name}_grpo"])
+        alone, with_rl = (
+            reached(results[n]["greedy/accuracy"], TARGET)
+            for n in (name, f"{name}_grpo")
+        )
         parts = {"alone": alone, "with_rl": with_rl.min("parent_step")}
         per_d[run.task.num_bits] = xr.merge(
             [part.rename(low=f"{k}_low", high=f"{k}_high") for k, part in parts.items()]
@@ -129,87 +131,10 @@ def sequences_used(results: Results) -> xr.Dataset:
     return xr.concat(per_d.values(), xr.Variable("bits", list(per_d)))
 
 
-def reached(scores: xr.Dataset) -> xr.Dataset:
-    """The interval (low, high] of sequences in which the target is reached.
-
-    high is the first of two evaluations in a row at the target, low the one before it
-    (0 if there is none). If it is not reached low is the last one, high infinite.
-    """
-    good = scores["greedy/accuracy"] >= TARGET
-    twice = good & good.shift(step=-1, fill_value=False)
-    sequences = scores["sequences"] + xr.zeros_like(scores["greedy/accuracy"])
-    before = sequences.shift(step=1, fill_value=0)
-    high = sequences.where(twice, np.inf).min("step")
-    low = before.where(twice, np.inf).min("step")
-    return xr.Dataset({"low": np.minimum(low, sequences.max("step")), "high": high})
-
-
-class Fit(NamedTuple):
-    """A line of ln(sequences) over d (exponential) or ln(d) (power of d)."""
-
-    intercept: float
-    slope: np.ndarray  # and the low and high end of its 95% interval
-    spread: float  # standard deviation of ln(sequences) about the line
-    log_likelihood: float
-
-
 def fit(low: xr.DataArray, high: xr.DataArray, scale_of_d: np.ufunc) -> Fit:
-    """Maximum likelihood of intervals with normal errors of ln(sequences).
-
-    The interval of the slope is that of the likelihood ratio. NaN where the target is
-    reached at fewer than 3 values of d, which bound no slope.
-    """
+    """The line of ln(sequences) over d (exponential) or ln(d) (power of d)."""
     low, high = xr.broadcast(low, high)
-    x = scale_of_d((low["bits"] + 0 * low).values.ravel().astype(float))
-    is_reached = np.isfinite(high.values.ravel())
-    if len({*x[is_reached]}) < 3:
-        return Fit(np.nan, np.full(3, np.nan), np.nan, np.nan)
-    with np.errstate(divide="ignore"):
-        edges = [np.log(each.values.ravel()) for each in (low, high)]
-    centre = x - x.mean()
-
-    def loss(slope: float, at: np.ndarray) -> float:
-        level, log_spread = at
-        z = [(e - level - slope * centre) / np.exp(log_spread) for e in edges]
-        return -float(log_mass(*z).sum())
-
-    def best(slope: float) -> optimize.OptimizeResult:
-        level = float(np.median((edges[1] - slope * centre)[is_reached]))
-        return optimize.minimize(
-            lambda at: loss(slope, at), (level, np.log(0.5)), method="Nelder-Mead"
-        )
-
-    first = np.polyfit(centre[is_reached], edges[1][is_reached], 1)[0]
-    found = optimize.minimize_scalar(lambda b: best(b).fun, (first, first + 0.1))
-    slope, least = float(found.x), float(found.fun)
-    bound = least + stats.chi2.ppf(0.95, 1) / 2
-
-    def end(side: int) -> float:
-        """Where the profile of the likelihood falls below the bound."""
-        step = 0.1
-        while best(slope + side * step).fun < bound and step < 1e3:
-            step *= 2
-        if step >= 1e3:
-            return side * np.inf
-        return optimize.brentq(
-            lambda b: best(b).fun - bound, slope, slope + side * step, xtol=1e-3
-        )
-
-    level, log_spread = best(slope).x
-    return Fit(
-        level - slope * x.mean(),
-        np.array([slope, end(-1), end(1)]),
-        float(np.exp(log_spread)),
-        -least,
-    )
-
-
-def log_mass(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """ln of what a standard normal has between low and high, exact in both tails."""
-    is_right = low > 0
-    low, high = np.where(is_right, -high, low), np.where(is_right, -low, high)
-    with np.errstate(divide="ignore"):
-        return log_ndtr(high) + np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))
+    return interval_fit(scale_of_d(low["bits"] + 0.0 * low), low, high)
 
 
 def growth(used: xr.Dataset, name: str) -> dict[str, dict[str, Any]]:
