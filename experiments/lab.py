@@ -105,6 +105,11 @@ def gate_crossing(end: xr.Dataset, eps_2: xr.DataArray | float = 0.0) -> xr.Data
     return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
 
 
+def greedy_crossing(end: xr.Dataset) -> xr.DataArray:
+    """p_cot where half of the greedy answers are long, interpolated, for every seed."""
+    return first_zero(0.5 - end["greedy/p_long"], "p_cot")
+
+
 def finish(
     ax: Axes,
     title: str,

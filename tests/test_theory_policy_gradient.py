@@ -356,3 +356,13 @@ def test_num_updates_edges():
     assert theory.pg_num_updates(1 / 3, 0.1, 16, G=2, max_updates=0) is None
     shortens = {"G": 2, "norm": "seq"}  # no baseline
     assert theory.pg_num_updates(0.3, 1.0, 16, max_updates=50, **shortens) is None
+
+
+def test_updates_that_move_the_gate_alike():
+    """As many as of a natural gradient: v grows by eta / 2 each time."""
+    for p, eta in ((0.01, 0.1), (0.25, 0.3)):
+        v, n = start(p)[1], 0
+        while v <= 0:
+            v, n = v + eta / 2, n + 1
+        assert 0 <= n - theory.updates_in_log_odds(p, eta / 2) <= 1
+    assert theory.updates_in_log_odds(0.4) == 0

@@ -72,6 +72,10 @@ BEYOND = {
 }
 
 QUESTIONS = {
+    "Q1": "every architecture crosses at 1 / (1 + 2 (1 - eps_2)), eps_2 its error rate "
+    "at the second step of the chain",
+    "Q1-third": "every architecture that has learned the second step crosses at 1/3",
+    "Q1-greedy": "their greedy decoding is short at p_cot = 0.28 and long at 0.42",
     "Q2": "RL on a fixed pool of 16 prompts or more generalises as on fresh ones",
     "Q2-fresh": "from 16 prompts on P(long) on fresh prompts grows as with fresh ones",
     "Q2-one": "a single prompt is not enough for every member",
@@ -82,6 +86,11 @@ QUESTIONS = {
     "Q3-response": "with 1/|y| RL prefers the leap-2 chain to the full one",
     "Q3-price": "a price between their critical ones lets full chains shrink and "
     "leap-2 chains grow",
+    "Q4": "RL makes greedy decoding long and right however rare the chains, p_cot = "
+    "c d^-kappa",
+    "Q4-learn": "sequences to learn the chain grow by a further power kappa of d if "
+    "p_cot falls like d^-kappa",
+    "Q4-find": "updates of RL grow at most like ln((1 - p_cot) / (2 p_cot))",
     "Q5": "noise q of chains moves the greedy threshold to 1 / (1 + 2 (1 - q)^2), "
     "wrong short answers do not",
     "Q5-accuracy": "after propagating flips sampled accuracy is "

@@ -29,6 +29,7 @@ from parity_jax.theory.policy_gradient import (
     pg_expected_update,
     pg_flow_time,
     pg_num_updates,
+    updates_in_log_odds,
 )
 from parity_jax.theory.recursion import (
     State,
@@ -93,4 +94,5 @@ __all__ = [
     "star_state_step",
     "star_trajectory",
     "state_accuracy",
+    "updates_in_log_odds",
 ]

@@ -147,6 +147,16 @@ def pg_num_updates(
     return None
 
 
+def updates_in_log_odds(p: Float, step: Float = 1.0) -> Float:
+    """Updates ln((1-p)/(2p)) / step to greedy long if each adds a step to the gate.
+
+    So do natural gradient (step lr/2) and sign-like steps, as Adam's (step about lr); 0
+    if p >= 1/3. ValueError unless 0 < p < 1 and step > 0.
+    """
+    p = in_range("p", p, 0, 1)
+    return np.maximum(np.log((1 - p) / (2 * p)), 0) / in_range("step", step, 0)
+
+
 def alpha_critical(
     d: Float,
     penalty: Literal["add", "mult"] = "add",
