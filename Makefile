@@ -51,7 +51,8 @@ lint: $(DEV_STAMP)
 CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map \
 	c8_c11_timing c9_sample_complexity c10_partial_chains multiplication \
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise \
-	q2_unique_prompts q5_noise q6_price
+	q1_architectures q2_unique_prompts q3_many_chains q4_long_and_rare q5_noise \
+	q6_price
 
 comma := ,
 space := $(subst ,, )
