@@ -199,6 +199,9 @@ def figure(results: Results) -> plt.Figure:
     draw_learning(axes[0], found)
     draw_long_seen(axes[1], found)
     draw_updates(axes[2], found)
+    for ax in axes:
+        ax.minorticks_off()
+        ax.set_xticks(found["bits"].values, found["bits"].values)
     figure.suptitle("Long and rare: p_cot = c d^-kappa")
     return figure
 
@@ -221,7 +224,7 @@ def draw_brackets(
 def draw_learning(ax: Axes, found: xr.Dataset) -> None:
     """Sequences until long samples are right, fits dashed."""
     draw_brackets(ax, found, 1.0)
-    d = np.geomspace(*found["bits"].values[[0, -1]], 50)
+    d = np.geomspace(float(found["bits"].min()), float(found["bits"].max()), 50)
     for color, (kappa, line) in zip(CYCLE, fits(found).items(), strict=False):
         y = np.exp(line.intercept + line.slope[0] * np.log(d))
         overlay(ax, d, y, f"fit, kappa = {kappa:g}: d^{line.slope[0]:.1f}", color)
@@ -234,7 +237,7 @@ def draw_long_seen(ax: Axes, found: xr.Dataset) -> None:
     """The same, counted in long demonstrations: one curve in theory."""
     draw_brackets(ax, found, found["p_cot"])
     line = fits(found)[0.0]
-    d = np.geomspace(*found["bits"].values[[0, -1]], 50)
+    d = np.geomspace(float(found["bits"].min()), float(found["bits"].max()), 50)
     y = P_COT * np.exp(line.intercept + line.slope[0] * np.log(d))
     overlay(ax, d, y, "fit at kappa = 0: only long ones teach the chain", INK)
     title = "Long demonstrations among them"

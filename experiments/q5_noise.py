@@ -38,9 +38,9 @@ from parity_jax.stages import (
 )
 from parity_jax.tasks import ParityConfig
 
-NUM_BITS, P_RL = 8, 0.25  # RL starts from the models of this p_cot
+NUM_BITS, P_RL = 10, 0.25  # RL starts from the models of this p_cot
 P_COT = (P_RL, 0.34, 0.42)
-NOISE = {"step": (0.0, 0.04, 0.08, 0.14, 0.2), "emit": (0.1, 0.2), "short": (0.2, 0.4)}
+NOISE = {"step": (0.0, 0.04, 0.07, 0.1, 0.16), "emit": (0.1, 0.2), "short": (0.2, 0.4)}
 ERRORS = (0.0, 0.3, 0.6, 0.9)  # false positives and false negatives of the reward
 REWARDS = ("e2e", "cot")
 NUM_ROUNDS = 2  # of STaR

@@ -44,11 +44,11 @@ from parity_jax.stages import (
 )
 from parity_jax.tasks import ParityConfig
 
-NUM_BITS, LEAP, P_COT, NUM_UPDATES = 8, 2, 0.25, 30
+NUM_BITS, LEAP, P_COT, NUM_UPDATES = 10, 2, 0.25, 30
 PRICES = (0.0, 0.3, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8)
 TINY_PRICES = (0.0, 0.01, 0.1)
 TINY_GROUP, STD_EPS = 4, 1e-4  # responses to a prompt, where tiny prices are studied
-LEAP_PRICES = (0.0, 0.3, 0.8, 1.0, 1.2, 1.6)
+LEAP_PRICES = (0.0, 0.3, 0.7, 0.9, 1.1, 1.6)
 FORMS: tuple[LengthPrice, ...] = ("additive", "multiplicative")
 ROLLOUT = RolloutConfig(num_prompts=32, num_generations=8)
 ALGORITHMS = {
@@ -61,7 +61,7 @@ ALGORITHMS = {
 
 def get_config() -> Experiment:
     pretrain = RunConfig(
-        stage=PretrainConfig(128, OptimizerConfig(decay_steps=800)),
+        stage=PretrainConfig(64, OptimizerConfig(decay_steps=800)),
         hypers=Hypers(p_cot=P_COT, learning_rate=1e-3),
         num_steps=800,
         log_every=50,
