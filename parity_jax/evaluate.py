@@ -24,7 +24,7 @@ from parity_jax.metrics import Mean, Metrics
 from parity_jax.models.model import Model, response_logits
 from parity_jax.policy import tempered
 from parity_jax.responses import has_ended, left_padded, num_tokens
-from parity_jax.tasks.task import Task
+from parity_jax.tasks.task import Diagnostics, FiniteTask, Task
 from parity_jax.types import Data, Key, Params, Prompt
 
 Evaluate = Callable[[Key, Params, Data], Metrics]
@@ -35,14 +35,17 @@ MIN_TEMPERATURE, MAX_SAMPLES = 1e-3, 1024
 class EvaluateConfig:
     """Evaluation on fresh prompts: greedy, and sampled at each temperature."""
 
-    num_prompts: int = 512
+    num_prompts: int = 512  # of a task that has rows: at most so many of those of test
     temperatures: tuple[float, ...] = (0.75, 1.0, 1.5)
     num_samples: int = 1  # responses to each prompt at each temperature
+    batch_size: int = 0  # prompts that are answered together; 0: all
 
     def __post_init__(self) -> None:
         require_positive(self, "num_prompts", "num_samples")
         allowed = f"must be at most {MAX_SAMPLES}"
         few = self.num_samples <= MAX_SAMPLES
+        size = self.batch_size
+        require(size >= 0, "batch_size", size, "must be 0 (all) or positive")
         require(few, "num_samples", self.num_samples, allowed)
         for value in self.temperatures:
             allowed = f"must be finite and >= {MIN_TEMPERATURE:g} (greedy is always in)"
@@ -80,6 +83,13 @@ def read_prompts(path: str, task: Task) -> Prompt:
     return left_padded(prompts, task.format)
 
 
+def test_prompts(cfg: EvaluateConfig, task: Task) -> Prompt | None:
+    """The test rows that are evaluated; None of a task that has no rows."""
+    if not isinstance(task, FiniteTask):
+        return None
+    return jax.tree.map(lambda x: x[: cfg.num_prompts], task.eval_prompts)
+
+
 class Scored(NamedTuple):
     """Scores of every response, BxG each."""
 
@@ -88,6 +98,12 @@ class Scored(NamedTuple):
     is_long: Array  # the response shows its work
     ended: Array  # it has an end
     length: Array  # tokens before the end
+    chain: "Chain | None"  # where the worked solution is the only one
+
+
+class Chain(NamedTuple):
+    """Scores of every response that are told by a worked solution, BxG each."""
+
     first_wrong: Array  # first token, from 1, that departs from the worked solution
     departs: Array  # whether there is one
     p_stop: Array  # P(end) where a short response ends, given the tokens before
@@ -104,7 +120,8 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
     length_mean, length_median       tokens before the end
     first_wrong     over long responses that depart from the worked solution
     p_stop_begun, p_stop_departed    exact from the logits (at the temperature of the
-                    decoding; greedy: 1), by whether the tokens before are right
+                    decoding; greedy: 1), by whether the tokens before are right;
+                    these three are not of tasks with rows, whose work may be another
     pass@k, maj@k   with num_samples >= k > 1, see `success_tables`
     and what the task's `diagnostics` add
     """
@@ -126,12 +143,17 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
         prompt = data.eval_prompts
         if prompt is None:
             prompt = task.sample_prompts(k_prompt, cfg.num_prompts, data.task)
-        response = sample(
-            k_sample, model, params, prompt, jnp.array(temperature_G), task.format
-        )
-        p_stop_BxG = p_stop(params, prompt, response.token)
-        scored = score(task, prompt, response.token, p_stop_BxG, data)
-        diagnostics = task.diagnostics(prompt, response.token, data.task)
+
+        def answered(key: Key, prompt: Prompt) -> tuple[Scored, Diagnostics]:
+            temperature = jnp.array(temperature_G)
+            response = sample(key, model, params, prompt, temperature, task.format)
+            p_stop_BxG = None
+            if not isinstance(task, FiniteTask):
+                p_stop_BxG = p_stop(params, prompt, response.token)
+            scored = score(task, prompt, response.token, p_stop_BxG, data)
+            return scored, task.diagnostics(prompt, response.token, data.task)
+
+        scored, diagnostics = in_batches(answered, k_sample, prompt, cfg.batch_size)
         metrics: Metrics = {}
         ends = np.cumsum(num_samples)
         for name, end, num in zip(temperatures, ends, num_samples, strict=True):
@@ -150,30 +172,60 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
     return evaluate
 
 
+def in_batches(
+    answered: Callable[[Key, Prompt], tuple[Scored, Diagnostics]],
+    key: Key,
+    prompt: Prompt,
+    batch_size: int,
+) -> tuple[Scored, Diagnostics]:
+    """answered(key, prompt) of all prompts, so many of them at a time (0: all)."""
+    num = prompt.token.shape[0]
+    if not 0 < batch_size < num:
+        return answered(key, prompt)
+    num_batches = -(-num // batch_size)
+
+    def split(x: Array) -> Array:
+        place = jnp.arange(num_batches * batch_size) % num  # the last batch is filled
+        return x[place].reshape(num_batches, batch_size, *x.shape[1:])
+
+    batches = (jax.random.split(key, num_batches), jax.tree.map(split, prompt))
+    found = jax.lax.map(lambda batch: answered(*batch), batches)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], found)
+
+
 def score(
-    task: Task, prompt: Prompt, token_BxGxT: Array, p_stop_BxG: Array, data: Data
+    task: Task,
+    prompt: Prompt,
+    token_BxGxT: Array,
+    p_stop_BxG: Array | None,
+    data: Data,
 ) -> Scored:
-    """Every score of every response."""
-    worked_Bx1xT = task.solution(prompt, data.task).worked[:, :1]
-    is_wrong_BxGxT = token_BxGxT != worked_Bx1xT
-    begins_wrong_BxGxT = is_wrong_BxGxT[..., : task.format.short_len - 1]
+    """Every score of every response; without p_stop none of `Chain`."""
+    chain = None
+    if p_stop_BxG is not None:
+        worked_Bx1xT = task.solution(prompt, data.task).worked[:, :1]
+        is_wrong_BxGxT = token_BxGxT != worked_Bx1xT
+        begins_wrong_BxGxT = is_wrong_BxGxT[..., : task.format.short_len - 1]
+        chain = Chain(
+            first_wrong=1.0 + jnp.argmax(is_wrong_BxGxT, -1),
+            departs=is_wrong_BxGxT.any(-1),
+            p_stop=p_stop_BxG,
+            is_begun=~begins_wrong_BxGxT.any(-1),
+        )
     return Scored(
         correct=task.rewards["e2e"](prompt, token_BxGxT, data.task) > 0,
         cot=task.rewards["cot"](prompt, token_BxGxT, data.task) > 0,
         is_long=task.is_long(token_BxGxT),
         ended=has_ended(token_BxGxT, task.format),
         length=num_tokens(token_BxGxT, task.format).astype(jnp.float32),
-        first_wrong=1.0 + jnp.argmax(is_wrong_BxGxT, -1),
-        departs=is_wrong_BxGxT.any(-1),
-        p_stop=p_stop_BxG,
-        is_begun=~begins_wrong_BxGxT.any(-1),
+        chain=chain,
     )
 
 
 def means(scored: Scored) -> Metrics:
     """The means of one decoding."""
-    is_long, correct = scored.is_long, scored.correct
-    return {
+    is_long, correct, chain = scored.is_long, scored.correct, scored.chain
+    found = {
         "accuracy": Mean.over(correct),
         "cot": Mean.over(scored.cot),
         "p_long": Mean.over(is_long),
@@ -182,9 +234,13 @@ def means(scored: Scored) -> Metrics:
         "length_mean": Mean.over(scored.length),
         "length_median": Mean.over(jnp.median(scored.length)),
         "ended": Mean.over(scored.ended),
-        "first_wrong": Mean.over(scored.first_wrong, is_long & scored.departs),
-        "p_stop_begun": Mean.over(scored.p_stop, scored.is_begun),
-        "p_stop_departed": Mean.over(scored.p_stop, ~scored.is_begun),
+    }
+    if chain is None:
+        return found
+    return found | {
+        "first_wrong": Mean.over(chain.first_wrong, is_long & chain.departs),
+        "p_stop_begun": Mean.over(chain.p_stop, chain.is_begun),
+        "p_stop_departed": Mean.over(chain.p_stop, ~chain.is_begun),
     }
 
 

@@ -49,8 +49,8 @@ def test_scores_of_known_responses():
     token_BxGxT = np.stack([TASK.from_text(t) for t in texts])[None]
     p_stop_BxG = np.array([[0.1, 0.9, 0.3, 0.2, 0.8]])
     scored = scored_by(TASK, prompt, token_BxGxT, p_stop_BxG)
-    assert scored.departs.tolist() == [[False, True, True, True, True]]
-    assert scored.first_wrong[0, 1:].tolist() == [1, 2, 3, 1]
+    assert scored.chain.departs.tolist() == [[False, True, True, True, True]]
+    assert scored.chain.first_wrong[0, 1:].tolist() == [1, 2, 3, 1]
     found = jax.device_get(jax.jit(means)(scored))
     values = {name: float(mean.total / mean.count) for name, mean in found.items()}
     expected = {
@@ -75,9 +75,9 @@ def test_first_wrong_token_of_long_responses():
     lines = ["+--++-.", "+-+++-.", "---++-.", "+--++--", "+--.___", "+.", "+--++-_"]
     response = np.array([[task.from_text(line.ljust(7, "_")) for line in lines]])
     scored = scored_by(task, prompt, response, np.zeros((1, 7)))
-    counted = scored.is_long & scored.departs
+    counted = scored.is_long & scored.chain.departs
     assert counted.tolist() == [[False, True, True, True, True, False, True]]
-    assert scored.first_wrong[counted].tolist() == [3, 1, 7, 4, 7]
+    assert scored.chain.first_wrong[counted].tolist() == [3, 1, 7, 4, 7]
 
 
 def coin_model(p_stop):

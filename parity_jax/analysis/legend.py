@@ -111,7 +111,13 @@ QUESTIONS = {
     "greedy decoding the leap chain, the shortest right answer",
 }  # of the paper's public reviews
 
-TEXT: dict[str, str] = {}  # T1..T4, on mathematical text
+TEXT = {
+    "T1": "after fine-tuning greedy answers are short, and no more accurate than "
+    "short answers are",
+    "T2": "after fine-tuning P(long) at temperature 1 is p_cot",
+    "T3": "GRPO makes greedy answers long and lifts their accuracy within few updates",
+    "T4": "fine-tuning on as many questions, p_cot = 0 and a random reward do not",
+}
 
 SECTIONS = {
     "The paper": PARITY | MULTIPLICATION,

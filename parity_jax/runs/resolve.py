@@ -28,7 +28,12 @@ from parity_jax.config import (
     under,
     unknown_value,
 )
-from parity_jax.evaluate import EvaluateConfig, make_evaluate, read_prompts
+from parity_jax.evaluate import (
+    EvaluateConfig,
+    make_evaluate,
+    read_prompts,
+    test_prompts,
+)
 from parity_jax.experiment import Experiment, RunConfig, Schedule
 from parity_jax.hypers import BOUNDS, Hypers, check_hypers
 from parity_jax.mesh import MeshConfig, spread
@@ -41,7 +46,7 @@ from parity_jax.population import (
     parent_index,
 )
 from parity_jax.stages import StageConfig
-from parity_jax.tasks import TaskConfig
+from parity_jax.tasks import FiniteTask, TaskConfig
 from parity_jax.tasks.contract import check_task
 from parity_jax.types import Data
 
@@ -302,6 +307,8 @@ def make_program(run: ResolvedRun) -> Population:
     evaluate = make_evaluate(run.evaluate, task, model)
     with under("stage"):
         stage = run.stage.make(task, model, evaluate)
-    path = run.eval_file.path
-    data = Data(task.data, read_prompts(path, task) if path else None)
+    path, allowed = run.eval_file.path, "must be left out: the task has test rows"
+    require(not (path and isinstance(task, FiniteTask)), "eval_file", path, allowed)
+    given = read_prompts(path, task) if path else test_prompts(run.evaluate, task)
+    data = Data(task.data, given)
     return make_population(run.population, stage, run.axes, run.hypers, data, run.mesh)

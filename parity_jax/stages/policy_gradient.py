@@ -294,7 +294,7 @@ def draw_rollout(
     def replace(carry: tuple[Rollout, Metrics, Array]) -> tuple:
         old, metrics, num_draws = carry
         again = StepKeys(*(jax.random.fold_in(k, num_draws) for k in keys))
-        new = sampler(state, again, data)
+        new = sampler(state, again, data, is_further=True)
         metrics = jax.tree.map(jnp.add, metrics, rollout_metrics(new, task))
         return fill_groups(old, new), metrics, num_draws + 1
 

@@ -22,7 +22,14 @@ from parity_jax.models.model import Model
 from parity_jax.objectives import Target, next_token_loss
 from parity_jax.optim import OptimizerConfig
 from parity_jax.policy import TokenScores
-from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
+from parity_jax.stages.stage import (
+    Stage,
+    StageConfig,
+    StepKeys,
+    evaluator,
+    make_init,
+    step_prompts,
+)
 from parity_jax.tasks.task import Task
 from parity_jax.types import Data, StageState
 
@@ -57,7 +64,7 @@ def make_pretrain(
 
     def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         k_prompt, k_demonstration = jax.random.split(StepKeys.of(state).data)
-        prompt = task.sample_prompts(k_prompt, cfg.batch_size, data.task)
+        prompt = step_prompts(task, state, k_prompt, cfg.batch_size, data)
         batch = task.demonstrate(k_demonstration, prompt, state.hypers, data.task)
         target = Target(batch.response[:, None], batch.mask[:, None])  # G = 1
         grads, loss, metrics = response_gradient(

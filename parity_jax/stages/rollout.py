@@ -20,7 +20,7 @@ from parity_jax.metrics import Mean, Metrics
 from parity_jax.models.model import Model
 from parity_jax.objectives import LengthPrice, is_zero_std, priced_reward
 from parity_jax.responses import has_ended, num_tokens
-from parity_jax.stages.stage import StepKeys
+from parity_jax.stages.stage import StepKeys, step_prompts
 from parity_jax.tasks.contract import check_reward
 from parity_jax.tasks.task import BINARY, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
@@ -69,13 +69,13 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
     """The functions behind the names of the config."""
     functions = []
     for name in cfg.rewards:
-        if ":" in name:
+        if name in task.rewards:
+            functions.append(task.rewards[name])
+        elif ":" in name:
             function = import_object(name, "rollout.rewards")
             require(callable(function), "rollout.rewards", name, "must name a function")
             functions.append(own_reward(name, function))
             check_reward(name, functions[-1], task)
-        elif name in task.rewards:
-            functions.append(task.rewards[name])
         else:
             raise unknown_value("rollout.rewards", name, task.rewards)
     return functions
@@ -113,15 +113,24 @@ def check_noise(cfg: RolloutConfig, hypers: Hypers) -> None:
 
 
 def training_prompts(
-    cfg: RolloutConfig, task: Task, state: StageState, key: Key, data: Data
+    cfg: RolloutConfig,
+    task: Task,
+    state: StageState,
+    key: Key,
+    data: Data,
+    is_further: bool = False,
 ) -> Prompt:
     """Prompts of one step: fresh, or drawn from the member's fixed pool.
+
+    Further ones than those of the step are drawn independently, if a task has rows.
 
     The pool holds num_unique_prompts distinct prompts; a step takes none of them twice
     while the pool allows.
     """
     if not cfg.num_unique_prompts:
-        return task.sample_prompts(key, cfg.num_prompts, data.task)
+        if is_further:
+            return task.sample_prompts(key, cfg.num_prompts, data.task)
+        return step_prompts(task, state, key, cfg.num_prompts, data)
     k_pool = jax.random.fold_in(state.key, POOL)
     pool = distinct_prompts(k_pool, task, cfg.num_unique_prompts, data)
     with_replacement = cfg.num_prompts > cfg.num_unique_prompts
@@ -160,10 +169,16 @@ class Sampler(NamedTuple):
     model: Model
     rewards: list[Reward]
 
-    def __call__(self, state: StageState, keys: StepKeys, data: Data) -> Rollout:
+    def __call__(
+        self,
+        state: StageState,
+        keys: StepKeys,
+        data: Data,
+        is_further: bool = False,
+    ) -> Rollout:
         """Sample at hypers.temperature and score."""
         cfg, hypers, task = self.cfg, state.hypers, self.task
-        prompt = training_prompts(cfg, task, state, keys.data, data)
+        prompt = training_prompts(cfg, task, state, keys.data, data, is_further)
         temperature_G = jnp.full(cfg.num_generations, hypers.temperature)
         response = sample(
             keys.sample, self.model, state.params, prompt, temperature_G, task.format

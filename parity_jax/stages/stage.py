@@ -12,8 +12,8 @@ from parity_jax.evaluate import Evaluate
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Metrics
 from parity_jax.models.model import Model, ModelConfig
-from parity_jax.tasks.task import Task
-from parity_jax.types import RUNNING, Data, Key, Params, StageState
+from parity_jax.tasks.task import FiniteTask, Task
+from parity_jax.types import RUNNING, Data, Key, Params, Prompt, StageState
 
 
 class Stage(NamedTuple):
@@ -52,6 +52,15 @@ class StepKeys(NamedTuple):
     @classmethod
     def of(cls, state: StageState) -> "StepKeys":
         return cls(*jax.random.split(jax.random.fold_in(state.key, state.step), 5))
+
+
+def step_prompts(
+    task: Task, state: StageState, key: Key, num_prompts: int, data: Data
+) -> Prompt:
+    """The prompts of a step: fresh ones, or the next rows of a task that has rows."""
+    if isinstance(task, FiniteTask):
+        return task.epoch_prompts(state.key, state.step, num_prompts, data.task)
+    return task.sample_prompts(key, num_prompts, data.task)
 
 
 def make_init(

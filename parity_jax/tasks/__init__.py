@@ -5,17 +5,20 @@ from parity_jax.tasks.multiplication import Multiplication, MultiplicationConfig
 from parity_jax.tasks.parity import Parity, ParityConfig
 from parity_jax.tasks.task import (
     Diagnostics,
+    FiniteTask,
     Reward,
     Solution,
     Task,
     TaskConfig,
     vocabulary,
 )
+from parity_jax.tasks.text import Text, TextConfig
 
 __all__ = [
     "Chains",
     "ChainsConfig",
     "Diagnostics",
+    "FiniteTask",
     "Multiplication",
     "MultiplicationConfig",
     "Parity",
@@ -24,5 +27,7 @@ __all__ = [
     "Solution",
     "Task",
     "TaskConfig",
+    "Text",
+    "TextConfig",
     "vocabulary",
 ]

@@ -1,7 +1,7 @@
 """The contract between a task and everything else."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array
@@ -66,6 +66,22 @@ class Task(Protocol):
 
     def read_prompt(self, line: str) -> np.ndarray:
         """The prompt that a line of text begins with; ValueError says what is wrong."""
+        ...
+
+
+@runtime_checkable
+class FiniteTask(Task, Protocol):
+    """A task of rows: they are trained on epoch by epoch, others are for evaluation."""
+
+    num_train: int
+    eval_prompts: Prompt  # of the rows that nothing is trained on
+
+    def epoch_prompts(
+        self, key: Key, step: Array, num_prompts: int, data: Any
+    ) -> Prompt:
+        """The prompts of a step: the next ones in an order that only key and epoch
+        decide.
+        """
         ...
 
 

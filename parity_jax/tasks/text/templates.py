@@ -1,0 +1,79 @@
+"""How a row becomes a prompt and its two demonstrations.
+
+marked     solution, then `#### answer`; short ones begin with `####`. The kind shows in
+           the first token: greedy decoding goes long above p_cot = 1/2.
+unmarked   the solution ends with the answer, which alone is the short one. Where either
+           may begin with the same token, as in worded parity, the kind shows only at
+           the second: the threshold is 1/3 (one of two answers agrees by chance).
+"""
+
+import string
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from parity_jax.config import ConfigError, require
+from parity_jax.tasks.text.rows import Row
+from parity_jax.tasks.text.tokenizer import Tokenizer
+
+MARK = "####"
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """Texts with {prompt}, {solution} and {answer} in braces."""
+
+    form: Literal["plain", "chat"] = "plain"  # chat: by the template of the model
+    prompt: str = "{prompt}\n"
+    long: str = "{solution}\n#### {answer}"
+    short: str = "#### {answer}"
+
+    def __post_init__(self) -> None:
+        for name, needed in (("prompt", "prompt"), ("long", "solution")):
+            check_template(name, getattr(self, name), needed)
+        check_template("short", self.short, "answer")
+        is_open = "{solution}" not in self.short
+        require(is_open, "short", self.short, "must not hold the {solution}")
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether a short demonstration begins with something that is no answer."""
+        return bool(self.short.partition("{")[0].strip())
+
+    @property
+    def greedy_threshold(self) -> float:
+        """The p_cot at which greedy decoding of a calibrated model goes long."""
+        return 1 / 2 if self.is_marked else 1 / 3
+
+
+def marked(**fields: Any) -> TemplateConfig:
+    """The kind of a demonstration shows in its first token."""
+    return TemplateConfig(**fields)
+
+
+def unmarked(**fields: Any) -> TemplateConfig:
+    """The kind does not show in the first token; solutions end with their answers."""
+    texts = {"prompt": "{prompt}", "long": " {solution}", "short": " {answer}"}
+    return TemplateConfig(**texts | fields)
+
+
+def check_template(name: str, text: str, needed: str) -> None:
+    """ConfigError for braces that name anything else, or do not name what they must."""
+    allowed = f"must be a text with {{{needed}}}; {{{{ and }}}} are braces themselves"
+    try:
+        found = [field for _, field, _, _ in string.Formatter().parse(text)]
+    except ValueError:
+        raise ConfigError(name, text, allowed) from None
+    names = {field for field in found if field is not None}
+    require(needed in names <= {*Row._fields}, name, text, allowed)
+
+
+def prompt_text(cfg: TemplateConfig, tokenizer: Tokenizer, question: str) -> str:
+    """What the model reads."""
+    text = cfg.prompt.format(prompt=question, solution="", answer="")
+    return tokenizer.chat(text.strip()) if cfg.form == "chat" else text
+
+
+def demonstrations(cfg: TemplateConfig, row: Row) -> tuple[str, str]:
+    """The long one and the short one."""
+    fields = row._asdict()
+    return cfg.long.format(**fields), cfg.short.format(**fields)

@@ -1,0 +1,173 @@
+"""Tokenizers: of a model's folder, or byte-pair encoding that is trained on the rows.
+
+They are of the package `tokenizers`, which is imported when one is needed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from parity_jax.config import ConfigError, require
+from parity_jax.tasks.text.rows import optional
+
+PAD, END = "<pad>", "<end>"
+DATE = "26 Jul 2024"  # of templates that would else ask the clock
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """One of both."""
+
+    folder: str = ""  # of a Hugging Face model
+    vocab_size: int = 0  # of byte-pair encoding trained on the questions and solutions
+
+    def __post_init__(self) -> None:
+        one = bool(self.folder) != bool(self.vocab_size)
+        allowed = "must be given, or else vocab_size (not both)"
+        require(one, "folder", self.folder, allowed)
+        size, allowed = self.vocab_size, "must be at least 258: pad, end and all bytes"
+        require(size == 0 or size >= 258, "vocab_size", size, allowed)
+
+
+class Tokenizer:
+    """Text to tokens and back; the special tokens of a model."""
+
+    def __init__(
+        self,
+        inner: Any,
+        pad_id: int,
+        end_ids: tuple[int, ...],
+        bos_id: int | None = None,
+        chat_template: str = "",
+        special: dict[str, str] | None = None,
+    ):
+        self._inner, self.pad_id, self.end_ids = inner, pad_id, end_ids
+        self.bos_id, self.chat_template = bos_id, chat_template
+        self._special = special or {}
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def json(self) -> str:
+        """tokenizer.json, of the special tokens that are used here as well."""
+        special = {"pad": self.pad_id, "end": self.end_ids, "bos": self.bos_id}
+        return self._inner.to_str() + json.dumps(special) + self.chat_template
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of every text; none is put before or behind it."""
+        found = self._inner.encode_batch([*texts], add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._inner.decode([*tokens], skip_special_tokens=False))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """A prompt that begins with the model's first token once, if it has one."""
+        if self.bos_id is None or ids[:1] == [self.bos_id]:
+            return ids
+        return [self.bos_id, *ids]
+
+    def chat(self, message: str) -> str:
+        """A user's message up to where the model answers, by the model's template."""
+        require(bool(self.chat_template), "template.form", "chat", "has no template")
+        sandbox = optional("jinja2.sandbox", "template.form=chat")
+        options = {"trim_blocks": True, "lstrip_blocks": True}
+        world = sandbox.ImmutableSandboxedEnvironment(
+            **options, extensions=["jinja2.ext.loopcontrols"]
+        )
+        text = world.from_string(self.chat_template).render(
+            messages=[{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            date_string=DATE,
+            **self._special,
+        )
+        return str(text)
+
+
+def trained(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Byte-pair encoding of these texts; every text can be encoded."""
+    lib = optional("tokenizers", "tokenizer.vocab_size")
+    inner = lib.Tokenizer(lib.models.BPE())
+    inner.pre_tokenizer = lib.pre_tokenizers.Sequence(
+        [
+            lib.pre_tokenizers.Digits(individual_digits=True),
+            lib.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    inner.decoder = lib.decoders.ByteLevel()
+    trainer = lib.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=lib.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner, pad_id=0, end_ids=(1,))
+
+
+@lru_cache(maxsize=2)
+def from_folder(folder: str) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; ConfigError names what is missing.
+
+    What ends a response is what generation_config.json, config.json and the tokenizer
+    name. The token of padding must not be among them: where it is, another one that is
+    special, or else the first token of all, stands for it. It never carries loss.
+    """
+    path = Path(folder).expanduser()
+    lib = optional("tokenizers", "tokenizer.folder")
+    file = path / "tokenizer.json"
+    require(file.is_file(), "tokenizer.folder", folder, "has no tokenizer.json")
+    try:
+        inner = lib.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the package raises nothing more special
+        text = f"tokenizer.json cannot be read: {error}"
+        raise ConfigError("tokenizer.folder", folder, text) from None
+    inner.no_truncation()
+    inner.no_padding()
+    files = ("generation_config.json", "config.json", "tokenizer_config.json")
+    generation, model, options = (mapping(path / name) for name in files)
+    special = {
+        name: text_of(options.get(name))
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        if options.get(name)
+    }
+    ids = {name: inner.token_to_id(text) for name, text in special.items()}
+    ends = [ids.get("eos_token")]
+    for config in (generation, model):
+        value = config.get("eos_token_id")
+        ends += value if isinstance(value, list) else [value]
+    end_ids = tuple(dict.fromkeys(e for e in ends if isinstance(e, int)))
+    require(bool(end_ids), "tokenizer.folder", folder, "names no token that ends")
+    others = [ids.get("pad_token"), ids.get("unk_token"), *range(len(end_ids) + 1)]
+    pad_id = next(t for t in others if t is not None and t not in end_ids)
+    first = inner.encode("a", add_special_tokens=True).ids[:1]
+    bos_id = ids.get("bos_token")
+    begins = bos_id is not None and first == [bos_id]
+    jinja, chat = path / "chat_template.jinja", options.get("chat_template", "")
+    if jinja.is_file():
+        chat = jinja.read_text(encoding="utf-8")
+    require(isinstance(chat, str), "chat_template", chat, "must be one template")
+    return Tokenizer(inner, pad_id, end_ids, bos_id if begins else None, chat, special)
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """A JSON file of the folder; empty if it is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError("tokenizer.folder", str(path), f"damaged: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(token: Any) -> str:
+    """The text of a special token, which may be written as a mapping."""
+    return str(token["content"] if isinstance(token, dict) else token)

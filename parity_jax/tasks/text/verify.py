@@ -1,0 +1,56 @@
+"""Whether a response gives the right answer; on texts, without JAX."""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+Verifier = Literal["tokens", "exact", "gsm8k", "math"]
+State = Literal["judged", "unreadable", "timeout", "died"]
+MARK = "####"
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)")
+MAX_DIGITS = 100  # of an answer that is compared as a number
+
+
+class Verdict(NamedTuple):
+    """A reward, and why it is 0 if nothing could be judged."""
+
+    value: float
+    state: State = "judged"
+
+
+def number_of(text: str) -> Decimal | None:
+    """A number written with or without `,` and `$`; None for anything else."""
+    plain = re.sub(r"[,$\s]", "", text)
+    is_number = len(plain) <= MAX_DIGITS and plain.isascii() and NUMBER.fullmatch(plain)
+    return Decimal(plain) if is_number else None
+
+
+def after_mark(response: str) -> str | None:
+    """What stands behind the last ####; None without one."""
+    _, mark, answer = response.rpartition(MARK)
+    return answer.strip() if mark else None
+
+
+def gsm8k(answer: str, response: str) -> Verdict:
+    """1 if the number behind the last #### is the right one."""
+    given = number_of(after_mark(response) or "")
+    if given is None:
+        return Verdict(0.0, "unreadable")
+    return Verdict(float(given == number_of(answer)))
+
+
+def exact(answer: str, response: str) -> Verdict:
+    """1 if the text behind the last #### is the answer."""
+    given = after_mark(response)
+    if given is None:
+        return Verdict(0.0, "unreadable")
+    return Verdict(float(given == answer.strip()))
+
+
+HERE: dict[str, Callable[[str, str], Verdict]] = {"gsm8k": gsm8k, "exact": exact}
+
+
+def is_readable(verifier: Verifier, answer: str) -> bool:
+    """Whether a verifier can read a right answer; math-verify says so when it runs."""
+    return verifier != "gsm8k" or number_of(answer) is not None

@@ -1,0 +1,91 @@
+"""A process that judges texts, one line of JSON for each; run by its path.
+
+It imports nothing of JAX, so that it starts at once and can be killed at any moment. It
+ends by itself when its input does, or when one text takes longer than it may: a
+watchdog in C ends it even inside of one long multiplication.
+"""
+
+import faulthandler
+import importlib
+import json
+import math
+import os
+import resource
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+MAX_BYTES = 8 * 2**30  # of memory, for powers of powers
+
+
+class UnreadableError(ValueError):
+    """An answer that cannot be parsed."""
+
+
+@cache
+def math_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """parse and verify of math-verify."""
+    found = importlib.import_module("math_verify")
+    return found.parse, found.verify
+
+
+def math_reward(_: str, response: str, answer: str) -> float:
+    """1 if math-verify takes both for the same; the right answer goes first."""
+    parse, verify = math_parts()
+    gold = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    if not gold:
+        raise UnreadableError("the right answer")
+    given = parse(response, parsing_timeout=None)
+    if not given:
+        raise UnreadableError("the response")
+    return float(verify(gold, given, timeout_seconds=None))
+
+
+@cache
+def named(name: str) -> Callable[[str, str, str], Any]:
+    """The judge of a name."""
+    if name == "math":
+        return math_reward
+    module, _, attribute = name.partition(":")
+    found: Callable[[str, str, str], Any] = getattr(
+        importlib.import_module(module), attribute
+    )
+    return found
+
+
+def judged(name: str, texts: list[str]) -> dict[str, Any]:
+    """A number, or what went wrong."""
+    try:
+        value = named(name)(*texts)
+        number = float(value)
+        if not math.isfinite(number):
+            return {"error": f"returned {number}, which is no finite number"}
+    except UnreadableError:
+        return {"value": 0.0, "state": "unreadable"}
+    except (Exception, SystemExit) as error:
+        told = (str(error).strip() or "").splitlines()[:1]
+        return {"error": f"{type(error).__name__}: {''.join(told)}"}
+    return {"value": number, "state": "judged"}
+
+
+def main() -> None:
+    """Answer until the input ends; what is printed elsewhere goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    with open(os.devnull, "w") as nowhere:
+        for line in sys.stdin:
+            job = json.loads(line)
+            sys.path[:] = job["path"]
+            faulthandler.dump_traceback_later(job["seconds"], exit=True, file=nowhere)
+            found = judged(job["name"], job["texts"])
+            faulthandler.cancel_dump_traceback_later()
+            answers.write(json.dumps(found) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()
