@@ -74,13 +74,13 @@ def get_config(scale: str = "cpu") -> Experiment:
             stage=PolicyGradientConfig(coin, loss_type="dapo"), hypers=rl, **schedule
         ),
     }
-    source = WordedSource(num_bits=size.num_bits, named=True, num_train=60_000)
+    source = WordedSource(size.num_bits, named=True, num_train=60_000, num_test=512)
     return Experiment(
         task=TextConfig(source, TokenizerConfig(vocab_size=512), unmarked()),
         model=mistral(depth=2, width=128),
         axes=FrozenDict({"p_cot": (0.25, 0.0), "seed": size.seeds}),
         runs=FrozenDict(runs),
-        evaluate=EvaluateConfig(num_prompts=256, temperatures=(1.0,)),
+        evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
     )
 
 

@@ -285,10 +285,12 @@ def make_population(
     data: Data | None = None,
     spread: MeshConfig = MeshConfig(),  # noqa: B008, it is frozen
     devices: Sequence[jax.Device] = (),
+    keeps_states: bool = False,
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
 
-    They run on the local devices, if no others are given.
+    They run on the local devices, if no others are given. `keeps_states`: those that a
+    step starts from stay as they are, for more memory; it may fail on the host.
 
     Each is traced and compiled once, at its first call; a second trace is an error.
     """
@@ -361,7 +363,7 @@ def make_population(
 
     @partial(
         jax.jit,
-        donate_argnums=(0, 1),
+        donate_argnums=() if keeps_states else (0, 1),
         in_shardings=(of_states, uniform, shared, shared),
         out_shardings=(of_states, uniform),
     )

@@ -15,6 +15,7 @@ from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import StoppedError
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.progress import Report
+from parity_jax.tasks.text import reward_error
 from parity_jax.types import RUNNING, STATUS_TEXT, StageState
 
 
@@ -58,8 +59,16 @@ class Training:
                     self.stop(step, states, metrics, recorded)
                 num_steps = self.pace.chunk(target - max(step, 0))
                 started = time.monotonic()
-                states, metrics = self.population.advance(states, metrics, num_steps)
-                jax.block_until_ready(metrics)
+                try:
+                    new = self.population.advance(states, metrics, num_steps)
+                    jax.block_until_ready(new)
+                except jax.errors.JaxRuntimeError as error:
+                    told = reward_error(str(error))
+                    if told is None:
+                        raise
+                    self.keep(step, states, metrics, recorded)
+                    raise RunError(f"{told}; step {step} is saved") from None
+                states, metrics = new
                 self.pace.measured(num_steps, time.monotonic() - started)
                 seconds += time.monotonic() - started
                 step = max(step, 0) + num_steps
@@ -105,13 +114,19 @@ class Training:
             shown |= scores
         return shown
 
+    def keep(
+        self, step: int, states: StageState, metrics: Metrics, recorded: int
+    ) -> None:
+        """Have a step on disk."""
+        if step not in self.checkpoints.steps():
+            self.save(step, states, metrics, recorded)
+        self.settle()
+
     def stop(
         self, step: int, states: StageState, metrics: Metrics, recorded: int
     ) -> None:
         """Save and say so."""
-        if step not in self.checkpoints.steps():
-            self.save(step, states, metrics, recorded)
-        self.settle()
+        self.keep(step, states, metrics, recorded)
         raise StoppedError(f"stopped at step {step} and saved")
 
     def save(

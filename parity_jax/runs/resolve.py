@@ -311,4 +311,12 @@ def make_program(run: ResolvedRun) -> Population:
     require(not (path and isinstance(task, FiniteTask)), "eval_file", path, allowed)
     given = read_prompts(path, task) if path else test_prompts(run.evaluate, task)
     data = Data(task.data, given)
-    return make_population(run.population, stage, run.axes, run.hypers, data, run.mesh)
+    return make_population(
+        run.population,
+        stage,
+        run.axes,
+        run.hypers,
+        data,
+        run.mesh,
+        keeps_states=isinstance(task, FiniteTask) and task.may_fail,
+    )

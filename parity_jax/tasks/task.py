@@ -75,6 +75,7 @@ class FiniteTask(Task, Protocol):
 
     num_train: int
     eval_prompts: Prompt  # of the rows that nothing is trained on
+    may_fail: bool  # whether a reward is code of a user's own that runs on the host
 
     def epoch_prompts(
         self, key: Key, step: Array, num_prompts: int, data: Any

@@ -1,6 +1,6 @@
 """Text: rows, tokenizers, templates and verifiers behind one task."""
 
-from parity_jax.tasks.text.host import ProcessPool, RewardError
+from parity_jax.tasks.text.host import ProcessPool, RewardError, reward_error
 from parity_jax.tasks.text.rows import Row, Splits
 from parity_jax.tasks.text.sources import (
     FileSource,
@@ -26,5 +26,6 @@ __all__ = [
     "TokenizerConfig",
     "WordedSource",
     "marked",
+    "reward_error",
     "unmarked",
 ]

@@ -7,6 +7,7 @@ that is continued may differ from one that was not interrupted.
 
 import atexit
 import json
+import logging
 import selectors
 import subprocess
 import sys
@@ -33,8 +34,18 @@ START = 60.0  # seconds that its first answer may take longer: it imports packag
 STATES: tuple[State, ...] = ("judged", "unreadable", "timeout", "died")
 
 
+# JAX logs the traceback of a callback that raises; the run tells the error in a line.
+logging.getLogger("jax._src.callback").addFilter(lambda record: False)
+
+
 class RewardError(RuntimeError):
     """A reward function of the user's own that raised or returned no number."""
+
+
+def reward_error(text: str) -> str | None:
+    """The line of a `RewardError` in the text of an error of a compiled program."""
+    lines = [line.partition("RewardError: ")[2] for line in text.splitlines()]
+    return next((line.strip() for line in reversed(lines) if line), None)
 
 
 class Job(NamedTuple):

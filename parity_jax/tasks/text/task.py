@@ -17,11 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from parity_jax.config import require, require_finite, under
+from parity_jax.config import (
+    ConfigError,
+    import_object,
+    require,
+    require_finite,
+    under,
+)
 from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
 from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
-from parity_jax.tasks.text.host import HostReward, ProcessPool
+from parity_jax.tasks.text.host import HostReward, Job, ProcessPool, RewardError
 from parity_jax.tasks.text.rows import Splits, digest_of, num_overlapping
 from parity_jax.tasks.text.sources import SourceConfig, WordedSource
 from parity_jax.tasks.text.table import (
@@ -103,6 +109,8 @@ class TextConfig(TaskConfig):
         with under("task"):
             found = corpus(dataclasses.replace(self, content=None)).content
             self.check_content(found)
+            for name in self.text_rewards:
+                check_reward(self, name)
         return dataclasses.replace(self, content=found)
 
     def make(self) -> "Text":
@@ -122,6 +130,19 @@ class TextConfig(TaskConfig):
         for name in UNUSED:
             value, allowed = getattr(hypers, name), "must be 0: text has none"
             require(value == 0, name, value, allowed)
+
+
+@lru_cache(maxsize=64)
+def check_reward(cfg: TextConfig, name: str) -> None:
+    """ConfigError for a reward of a user's own that fails on a right answer."""
+    import_object(name, "text_rewards")  # its file is hashed like other own code
+    row = cfg.source.splits().train[0]
+    job = Job(name, row.prompt, demonstrations(cfg.template, row)[1], row.answer)
+    pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
+    try:
+        pool.judge([job])
+    except RewardError as error:
+        raise ConfigError("text_rewards", name, f"fails: {error}") from None
 
 
 class Corpus(NamedTuple):
@@ -264,7 +285,9 @@ class Text:
             self._verdicts = scored(cfg.verifier)
             e2e = self._verdicts.reward
         self.rewards: dict[str, Reward] = {"e2e": e2e, "cot": self.reward_cot}
-        self.rewards |= {name: scored(name).reward for name in cfg.text_rewards}
+        self._own = {name: scored(name) for name in cfg.text_rewards}
+        self.rewards |= {name: own.reward for name, own in self._own.items()}
+        self.may_fail = bool(self._own)
 
     def sample_prompts(self, key: Key, num_prompts: int, data: Any) -> Prompt:
         """Independent prompts of training."""
@@ -296,13 +319,13 @@ class Text:
         short_BxS = data.short[prompt.row]
         length_BxG = num_tokens(response_BxGxT, self.format)
         length_Bx1 = num_tokens(short_BxS, self.format)[:, None]
-        place_S = jnp.arange(short_BxS.shape[1])
-        place_BxGxS = (length_BxG - length_Bx1)[..., None] + place_S
+        place_1x1xS = jnp.arange(short_BxS.shape[1])[None, None]
+        place_BxGxS = (length_BxG - length_Bx1)[..., None] + place_1x1xS
         last = response_BxGxT.shape[-1] - 1
         tail_BxGxS = jnp.take_along_axis(
             response_BxGxT, jnp.clip(place_BxGxS, 0, last), -1
         )
-        counts_Bx1xS = (place_S < length_Bx1)[:, None]
+        counts_Bx1xS = place_1x1xS < length_Bx1[..., None]
         same_BxG = (~counts_Bx1xS | (tail_BxGxS == short_BxS[:, None])).all(-1)
         right_BxG = same_BxG & (length_BxG >= length_Bx1)
         ended_BxG = has_ended(response_BxGxT, self.format)

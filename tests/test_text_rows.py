@@ -1,0 +1,222 @@
+"""Rows from files, their tokens and templates; what is wrong with them in one line."""
+
+import json
+
+import pytest
+from small_texts import gsm8k_like, path_of, small_text, write_rows
+
+from parity_jax.config import ConfigError, from_dict, to_dict
+from parity_jax.tasks import TaskConfig, TextConfig
+from parity_jax.tasks.text import (
+    FileSource,
+    Row,
+    TemplateConfig,
+    TokenizerConfig,
+    WordedSource,
+    unmarked,
+)
+from parity_jax.tasks.text.rows import last_boxed, read_rows
+from parity_jax.tasks.text.tokenizer import from_folder, trained
+from parity_jax.tasks.text.verify import exact, gsm8k, number_of
+from parity_jax.tasks.text.worded import WORDS, worded_rows
+
+PLAIN = {"prompt": "2 + 2?", "solution": "Two and two.", "answer": "4"}
+
+
+def test_adapters(tmp_path):
+    file = write_rows(tmp_path / "g.jsonl", gsm8k_like(1))
+    row = Row("Ida has 3 figs. Twice that?", "It is 2*3=6.", "6")
+    assert read_rows("f", file, "gsm8k") == [row]
+    problem = {"problem": "x?", "solution": "So \\boxed{1}, or \\boxed{\\frac{1}{2}}."}
+    file = write_rows(tmp_path / "m.jsonl", [problem])
+    (row,) = read_rows("f", file, "math")
+    assert row.answer == "\\frac{1}{2}"
+    assert last_boxed("\\boxed{1") is last_boxed("1") is None
+
+
+def test_parquet_rows_are_those_of_jsonl(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = __import__("pyarrow").Table.from_pylist(gsm8k_like())
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    file = write_rows(tmp_path / "rows.jsonl", gsm8k_like())
+    found = read_rows("f", str(tmp_path / "rows.parquet"), "gsm8k")
+    assert found == read_rows("f", file, "gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "a", "solution": "b"}', "row 2: field 'answer' must be a text, n"),
+        ('{"prompt": 3, "solution": "b", "answer": "c"}', "row 2: field 'prompt' must"),
+        ('{"prompt": " ", "solution": "b", "answer": "c"}', "row 2: field 'prompt' mu"),
+        ("[1]", "row 2: must be a mapping"),
+        ("{", "row 2: no JSON"),
+        ('{"prompt": "\\ud800", "solution": "b", "answer": "c"}', "half a surrogate"),
+    ],
+)
+def test_a_malformed_row_is_named(tmp_path, line, told):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(PLAIN) + "\n" + line + "\n")
+    with pytest.raises(ConfigError) as error:
+        TextConfig(FileSource(str(file), num_test=1)).resolved()
+    text = str(error.value)
+    assert text.startswith("task.source.train_file='")
+    assert told in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_test", "told"),
+    [
+        ([], 1, "must have at least one row"),
+        ([PLAIN], 1, "must be in [1, 0] without test_file"),
+        ([PLAIN] * 3, 0, "must be in [1, 2] without test_file"),
+    ],
+)
+def test_an_empty_split_is_refused(tmp_path, rows, num_test, told):
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ConfigError, match=r"task\.source") as error:
+        TextConfig(FileSource(file, num_test=num_test)).resolved()
+    assert told in str(error.value)
+
+
+def test_content_is_recorded_and_compared(tmp_path):
+    """Overlap of the splits is counted; edited rows are another task."""
+    rows = gsm8k_like()
+    rows[-1] = {**rows[0], "question": rows[0]["question"].upper()}
+    cfg = small_text(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows)
+    cfg = cfg.resolved()
+    assert (cfg.content.num_train, cfg.content.num_test) == (5, 3)
+    assert cfg.content.num_overlapping == 1
+    assert from_dict(TaskConfig, to_dict(cfg)) == cfg
+    again = small_text(tmp_path, bad_rows="drop")  # rows of before; read anew
+    assert again.resolved().content.num_overlapping == 0
+    write_rows(tmp_path / "rows.jsonl", rows[:-2] + rows[-1:])
+    edited = TextConfig(cfg.source, cfg.tokenizer, max_prompt=99, content=cfg.content)
+    with pytest.raises(ConfigError, match=r"task\.content\.sha256=.*are others now"):
+        edited.make()
+
+
+def test_rows_that_are_too_long_or_unreadable(tmp_path):
+    """Refused with their number, or dropped and counted; never cut."""
+    whole = small_text(tmp_path).make()
+    longest = whole.data.prompt_len.max()
+    with pytest.raises(ConfigError, match="max_prompt or max_response=2: so many rows"):
+        small_text(tmp_path, max_prompt=int(longest) - 1).resolved()
+    cfg = small_text(tmp_path, max_prompt=int(longest) - 1, bad_rows="drop").resolved()
+    assert (cfg.content.num_dropped, cfg.content.num_train) == (2, 4)
+    rows = gsm8k_like()
+    rows[0]["answer"] = "It is much.\n#### much"
+    file = write_rows(tmp_path / "bad.jsonl", rows)
+    fields = (FileSource(file, num_test=3, adapter="gsm8k"), whole.config.tokenizer)
+    with pytest.raises(ConfigError, match=r"verifier=1: it cannot read .*\['much'\]"):
+        TextConfig(*fields, verifier="gsm8k").resolved()
+    cfg = TextConfig(*fields, verifier="gsm8k", bad_rows="drop").resolved()
+    assert cfg.content.num_dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prompt": "{question}"}, "prompt='{question}': must be a text with {prompt}"),
+        ({"long": "{"}, "must be a text with {solution}"),
+        ({"short": "{solution} {answer}"}, "must not hold the {solution}"),
+    ],
+)
+def test_a_bad_template_is_refused(fields, told):
+    with pytest.raises(ConfigError) as error:
+        TemplateConfig(**fields)
+    assert told in str(error.value)
+
+
+def test_a_long_answer_must_not_begin_like_a_short_one(tmp_path):
+    both = TemplateConfig(long="#### {solution}\n#### {answer}")
+    with pytest.raises(ConfigError, match="begins as the short ones do"):
+        small_text(tmp_path, template=both).resolved()
+    other = TemplateConfig(long="{solution}\nSo {answer}")
+    with pytest.raises(ConfigError, match=r"task\.verifier='tokens': must be another"):
+        small_text(tmp_path, template=other).resolved()
+
+
+def test_the_tokenizer_reads_every_text_back():
+    """Its tokens are the same every time; special ones are never made of text."""
+    texts = [row["question"] for row in gsm8k_like()]
+    one, two = trained(texts, 300), trained(texts, 300)
+    assert one.json == two.json
+    strange = ["naïve ½ 🂡", "שלום עולם", "مرحبا", "a\u0000b\r\n\t", "x" * 100_000, "١٢"]
+    for text, ids in zip(strange, one.encode(strange), strict=True):
+        assert one.decode(ids) == text
+        assert not {one.pad_id, *one.end_ids} & {*ids}
+
+
+def test_worded_parity_says_what_it_means():
+    """The state is told after each person, by hand for every wording."""
+    for kind, words in WORDS.items():
+        for row in worded_rows(20, 6, kind, 2, True, 3):
+            state, told, asides = 0, [], 0
+            for sentence in row.prompt.removeprefix(words.begin).split(".")[:-1]:
+                name, _, rest = sentence.strip().partition(" ")
+                forms = {f"{{}} {rest}."}
+                asides += bool(forms & {*words.aside})
+                if forms & {*words.aside}:
+                    continue
+                assert forms & {*words.change, *words.stay}
+                state ^= bool(forms & {*words.change})
+                told.append((words.states[state], name))
+            assert asides == 2
+            assert len(told) == 6
+            steps = [f"{state} after {name}." for state, name in told[:-1]]
+            assert row.solution == " ".join([*steps, told[-1][0]])
+            assert row.answer == told[-1][0]
+    assert worded_rows(3, 4, "mixed", 0, False, 1) == worded_rows(
+        3, 4, "mixed", 0, False, 1
+    )
+
+
+def test_the_kind_shows_in_the_first_token_or_not():
+    source = WordedSource(num_bits=4, named=True, num_train=40, num_test=8)
+    for template, shows in ((TemplateConfig(), True), (unmarked(), False)):
+        task = TextConfig(source, TokenizerConfig(vocab_size=400), template).make()
+        firsts = [{*task.data.long[:, 0].tolist()}, {*task.data.short[:, 0].tolist()}]
+        assert (firsts[0] == firsts[1]) is not shows
+        assert template.greedy_threshold == (1 / 2 if shows else 1 / 3)
+
+
+def test_numbers_of_gsm8k():
+    right = {"1,234": "1234", "$5.00": "5", "-3": " -3 ", "+7": "7", ".5": "0.50"}
+    for given, answer in right.items():
+        assert gsm8k(answer, f"12 #### 9\n#### {given}") == (1.0, "judged")
+        assert gsm8k("8", f"#### {given}") == (0.0, "judged")
+    for given in ("five", "5 apples", "", "1e5", "\u0665", "5 <end>"):
+        assert gsm8k("5", f"#### {given}") == (0.0, "unreadable")
+    for response in ("5", "5 ###"):
+        assert gsm8k("5", response) == (0.0, "unreadable")
+    assert number_of("9" * 101) is None
+    assert exact("on", "off\n#### on ").value == 1
+    assert exact("on", "#### on.").value == exact("on", "on").value == 0
+
+
+def test_gsm8k_itself():
+    """Every gold solution is right, none is with another number."""
+    folder = path_of("GSM8K", "folder of GSM8K's train.jsonl and test.jsonl")
+    template, count = TemplateConfig(), 0
+    for name in ("train", "test"):
+        for row in read_rows(name, str(folder / f"{name}.jsonl"), "gsm8k"):
+            text = template.long.format(**row._asdict())
+            assert "<<" not in text
+            assert gsm8k(row.answer, text) == (1.0, "judged")
+            number = number_of(row.answer)
+            assert gsm8k(str(number + 1), text) == (0.0, "judged")
+            assert gsm8k(row.answer, row.solution).value == 0
+            count += 1
+    assert count == 8792
+
+
+def test_a_real_tokenizer_reads_gsm8k_back():
+    folder = path_of("GSM8K", "folder of GSM8K's train.jsonl and test.jsonl")
+    tokenizer = from_folder(str(path_of("SMOLLM2", "folder of SmolLM2")))
+    rows = read_rows("train", str(folder / "train.jsonl"), "gsm8k")
+    for texts in ([row.prompt for row in rows], [row.solution for row in rows]):
+        for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+            assert tokenizer.decode(ids) == text

@@ -1,0 +1,193 @@
+"""The stages on text: epochs, padding, rewards of the host, exact continuation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+from small_runs import contents, digests, train, train_until
+from small_texts import LLAMA, small_text, text_experiment
+from tiny import random_params
+
+from parity_jax.analysis import load_metrics
+from parity_jax.config import ConfigError
+from parity_jax.evaluate import EvaluateConfig, make_evaluate
+from parity_jax.evaluate import test_prompts as prompts_of_test
+from parity_jax.experiment import RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.models import response_logits
+from parity_jax.responses import response_mask
+from parity_jax.runs import run_experiment
+from parity_jax.runs.files import RunError
+from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
+from parity_jax.tasks.text.table import epoch_rows
+from parity_jax.types import Data, Prompt
+
+
+def test_every_epoch_has_every_row_once():
+    """Also where a step is longer than an epoch, and for every member in its order."""
+    for num in (1, 2, 5, 7, 12):
+        rows = jax.jit(epoch_rows, static_argnums=(2, 3))
+        steps = [rows(jax.random.key(3), jnp.int32(s), num, 5) for s in range(20)]
+        flat = np.concatenate(steps)
+        epochs = flat[: len(flat) // 5 * 5].reshape(-1, 5)
+        assert (np.sort(epochs, 1) == np.arange(5)).all()
+        assert len(np.unique(epochs, axis=0)) > 1
+    other = epoch_rows(jax.random.key(4), jnp.int32(0), 12, 5)
+    assert (other != steps[0]).any()
+
+
+def test_demonstrations_against_a_slow_reference(tmp_path):
+    """Token by token: prompt, response and end, the mask, and what is paid."""
+    task = small_text(tmp_path).make()
+    rows, tokenizer = task.splits.rows, task.tokenizer
+    prompt = task.sample_prompts(jax.random.key(0), 16, task.data)
+    for p_cot in (0.0, 1.0):
+        hypers = Hypers(p_cot=p_cot)
+        batch = task.demonstrate(jax.random.key(1), prompt, hypers, task.data)
+        for b in range(16):
+            row = rows[int(prompt.row[b])]
+            told = prompt.token[b][prompt.mask[b]].tolist()
+            assert told == tokenizer.encode([row.prompt + "\n"])[0]
+            text = f"#### {row.answer}"
+            text = f"{row.solution}\n{text}" if p_cot else text
+            ids = [*tokenizer.encode([text])[0], *tokenizer.end_ids]
+            pad = [tokenizer.pad_id] * (task.format.max_len - len(ids))
+            assert batch.response[b].tolist() == ids + pad
+            assert batch.mask[b].tolist() == [True] * len(ids) + [False] * len(pad)
+        response_BxGxT = batch.response[:, None]
+        assert bool((task.is_long(response_BxGxT) == bool(p_cot)).all())
+        for reward in ("e2e", "cot"):
+            value = task.rewards[reward](prompt, response_BxGxT, task.data)
+            assert value.tolist() == [[1.0]] * 16
+            cut = jnp.where(batch.mask, batch.response, 0).at[:, -1].set(0)
+            unended = jnp.where(cut == tokenizer.end_ids[0], 0, cut)[:, None]
+            value = task.rewards[reward](prompt, unended, task.data)
+            assert value.tolist() == [[0.0]] * 16  # truncated
+
+
+def test_the_reward_of_tokens_is_that_of_texts(tmp_path):
+    """Responses that are right, run on, are cut or empty, on device and on the host."""
+    task = small_text(tmp_path).make()
+    host = small_text(tmp_path, verifier="exact").make()
+    answer = task.splits.rows[0].answer
+    texts = [
+        f"a\n#### {answer}<end>",
+        f"#### {answer}<end>",
+        f"#### {answer}1<end>",
+        f"#### {answer}<end>#### 9<end>",
+        f"#### 9<end>#### {answer}<end>",
+        f"#### {answer}",
+        "<end>",
+        f"{answer}<end>",
+    ]
+    tokens = [task.from_text(text)[: task.format.max_len] for text in texts]
+    response = np.zeros((1, len(texts), task.format.max_len), np.int32)
+    for row, token in zip(response[0], tokens, strict=True):
+        row[: len(token)] = token
+    prompt = Prompt(task.data.prompt[:1], None, np.array([0]))
+    found = [
+        t.rewards["e2e"](prompt, jnp.array(response), t.data).tolist()
+        for t in (task, host)
+    ]
+    assert found[0] == found[1] == [[1, 1, 0, 1, 0, 0, 0, 0]]
+    assert response_mask(jnp.array(response), task.format)[0, 4].sum() == len(
+        task.from_text("#### 9<end>")
+    )
+
+
+def test_a_padded_batch_is_what_its_rows_are_alone(tmp_path):
+    task = small_text(tmp_path).make()
+    model = LLAMA.make(task)
+    params = random_params(model)
+    row_B = np.arange(2)  # of two lengths
+    prompt = task.eval_prompts._replace(
+        token=task.data.prompt[row_B],
+        mask=np.arange(task.prompt_len)
+        >= task.prompt_len - task.data.prompt_len[row_B][:, None],
+    )
+    assert len({*task.data.prompt_len[row_B].tolist()}) == 2
+    response_BxGxT = task.data.long[row_B][:, None]
+    logits_of = jax.jit(response_logits, static_argnums=0)
+    together = logits_of(model, params, prompt, response_BxGxT)
+    for b in row_B:
+        alone = Prompt(prompt.token[b][prompt.mask[b]][None])
+        logits = logits_of(model, params, alone, response_BxGxT[b][None])
+        np.testing.assert_allclose(logits[0], together[b], atol=2e-5)
+
+
+def test_a_run_continues_within_an_epoch(tmp_path):
+    """Stopped at step 2 of 4, rows 8 of 5 an epoch; then GRPO, scored on the host."""
+    experiment = text_experiment(small_text(tmp_path, verifier="gsm8k"))
+    train(experiment, tmp_path / "whole")
+    train_until(2, experiment, tmp_path / "parts")
+    train(experiment, tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    scores = load_metrics(tmp_path / "whole" / "grpo")
+    names = {"greedy/accuracy", "t1/p_long", "t1/length_wrong", "greedy/ended"}
+    assert names | {"greedy/timeout", "t1/unreadable"} <= {*scores}
+    assert "greedy/first_wrong" not in scores
+
+
+def test_a_reward_that_fails_stops_the_run_and_its_state_is_saved(
+    tmp_path, monkeypatch
+):
+    """In one line that names it, between records; mended, it goes on exactly."""
+    monkeypatch.setenv("FAIL_WHEN", str(tmp_path / "fail"))
+    name = "text_rewards:raises_later"
+    rollout = RolloutConfig(2, 2, ("e2e", name), (1.0, 0.1))
+    run = RunConfig(stage=PolicyGradientConfig(rollout), num_steps=6, eval_every=6)
+    task = small_text(tmp_path, text_rewards=(name,))
+    runs = FrozenDict({"grpo": run})
+    experiment = text_experiment(task, runs=runs, axes=FrozenDict({"seed": (0,)}))
+    train(experiment, tmp_path / "whole")
+    asked = []
+
+    def spoil():
+        """Asked before every chunk, of 1, 2, .. steps."""
+        asked.append(None)
+        if len(asked) == 4:
+            (tmp_path / "fail").touch()
+        return False
+
+    with pytest.raises(RunError) as error:
+        run_experiment(experiment, tmp_path / "parts", quiet=True, should_stop=spoil)
+    step = max(digests(tmp_path / "parts" / "grpo"))
+    assert 0 < step < 6
+    assert str(error.value) == f"{name}: KeyError: 'oh no'; step {step} is saved"
+    (tmp_path / "fail").unlink()
+    train(experiment, tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_a_reward_that_cannot_work_is_refused_before(tmp_path):
+    for name in ("raises", "nan", "nothing"):
+        task = small_text(tmp_path, text_rewards=(f"text_rewards:{name}",))
+        with pytest.raises(ConfigError, match=r"text_rewards='text_rewards:"):
+            task.resolved()
+
+
+def test_star_continues_with_the_reward_of_tokens(tmp_path):
+    """In the middle of an epoch, from scratch."""
+    stage = StarConfig(RolloutConfig(4, 2, rewards=("cot",)), batch_size=4)
+    runs = {"star": RunConfig(stage=stage, num_steps=3, log_every=1, eval_every=3)}
+    experiment = text_experiment(small_text(tmp_path), runs=FrozenDict(runs))
+    train(experiment, tmp_path / "whole")
+    train_until(1, experiment, tmp_path / "parts")
+    train(experiment, tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_evaluation_in_batches_is_that_of_all_at_once(tmp_path):
+    """Greedy answers draw nothing, so they are the same."""
+    task = small_text(tmp_path).make()
+    model = LLAMA.make(task)
+    params = random_params(model)
+    found = []
+    for size in (0, 2):
+        cfg = EvaluateConfig(3, (), batch_size=size)
+        data = Data(task.data, prompts_of_test(cfg, task))
+        evaluate = jax.jit(make_evaluate(cfg, task, model))
+        found.append(evaluate(jax.random.key(0), params, data))
+    assert found[0] == found[1]
+    assert found[0]["greedy/accuracy"].count == 3
