@@ -1,5 +1,7 @@
 """The stages on text: epochs, padding, rewards of the host, exact continuation."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from small_texts import LLAMA, small_text, text_experiment
 from tiny import random_params
 
 from parity_jax.analysis import load_metrics
+from parity_jax.analysis.samples import summary
+from parity_jax.cli import main
 from parity_jax.config import ConfigError
 from parity_jax.evaluate import EvaluateConfig, make_evaluate
 from parity_jax.evaluate import test_prompts as prompts_of_test
@@ -116,14 +120,21 @@ def test_a_padded_batch_is_what_its_rows_are_alone(tmp_path):
         np.testing.assert_allclose(logits[0], together[b], atol=2e-5)
 
 
-def test_a_run_continues_within_an_epoch(tmp_path):
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Fine-tuning, then GRPO with a verifier on the host."""
+    folder = tmp_path_factory.mktemp("text")
+    train(text_experiment(small_text(folder, verifier="gsm8k")), folder / "whole")
+    return folder
+
+
+def test_a_run_continues_within_an_epoch(workdir):
     """Stopped at step 2 of 4, rows 8 of 5 an epoch; then GRPO, scored on the host."""
-    experiment = text_experiment(small_text(tmp_path, verifier="gsm8k"))
-    train(experiment, tmp_path / "whole")
-    train_until(2, experiment, tmp_path / "parts")
-    train(experiment, tmp_path / "parts")
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
-    scores = load_metrics(tmp_path / "whole" / "grpo")
+    experiment = text_experiment(small_text(workdir, verifier="gsm8k"))
+    train_until(2, experiment, workdir / "parts")
+    train(experiment, workdir / "parts")
+    assert contents(workdir / "parts") == contents(workdir / "whole")
+    scores = load_metrics(workdir / "whole" / "grpo")
     names = {"greedy/accuracy", "t1/p_long", "t1/length_wrong", "greedy/ended"}
     assert names | {"greedy/timeout", "t1/unreadable"} <= {*scores}
     assert "greedy/first_wrong" not in scores
@@ -165,6 +176,58 @@ def test_a_reward_that_cannot_work_is_refused_before(tmp_path):
         task = small_text(tmp_path, text_rewards=(f"text_rewards:{name}",))
         with pytest.raises(ConfigError, match=r"text_rewards='text_rewards:"):
             task.resolved()
+
+
+def test_samples_of_a_checkpoint(workdir, tmp_path, capsys):
+    """A line for every member and test row, drawn alike; they add up as is told."""
+    run, file = str(workdir / "whole" / "sft"), tmp_path / "samples.jsonl"
+    typed = ["inspect", run, f"--samples={file}", "--num_samples=3", "--json"]
+    assert main.run([*typed, "--member=seed=1"]) == 0
+    told = json.loads(capsys.readouterr().out)["seed=1"]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(r["member"], r["row"]) for r in rows] == [("seed=1", n) for n in range(3)]
+    assert [r["gold"] for r in rows] == ["16", "18", "20"]
+    answers = [a for r in rows for a in r["samples"]]
+    assert len(answers) == 9
+    assert told["sampled/truncated"] == np.mean([not a["ended"] for a in answers])
+    assert told["sampled/length_mean"] == np.mean([a["length"] for a in answers])
+    scores = load_metrics(run).isel(seed=1, step=-1)
+    for name in ("accuracy", "p_long", "length_mean"):
+        assert told[f"greedy/{name}"] == pytest.approx(float(scores[f"greedy/{name}"]))
+    assert main.run(["inspect", run, "--prompts=1"]) == 0
+    assert "wrong from" not in capsys.readouterr().out  # work may be another
+    assert main.run([*typed[:2], f"--samples={tmp_path}/no/file"]) == 2
+    assert "must be a file in a folder that is there" in capsys.readouterr().err
+
+
+def test_what_samples_add_up_to():
+    """By hand: two rows, three samples each."""
+
+    def answer(text, correct=False, is_long=False, length=1):
+        found = {"answer": text, "correct": correct, "is_long": is_long}
+        return found | {"length": length, "ended": text is not None}
+
+    right, wrong = answer("4", True, True, 9), answer("5")
+    none = answer(None, length=20)
+    rows = [
+        {"greedy": right, "samples": [wrong, right, right]},
+        {"greedy": none, "samples": [right, wrong, none]},
+    ]
+    found = summary(rows)
+    expected = {
+        "greedy/accuracy": 1 / 2,
+        "greedy/truncated": 1 / 2,
+        "greedy/length_median_wrong": 20,
+        "sampled/accuracy": 3 / 6,
+        "sampled/accuracy_long": 1,
+        "sampled/accuracy_short": 0,
+        "sampled/length_mean_wrong": 22 / 3,
+        "pass@3": 1,
+        "maj@3": 1,  # of the second row "4" came first
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    alone = summary([{"greedy": wrong, "samples": []}])
+    assert alone["greedy/length_mean_correct"] is None
 
 
 def test_star_continues_with_the_reward_of_tokens(tmp_path):

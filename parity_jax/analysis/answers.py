@@ -13,7 +13,7 @@ from parity_jax.decode import sample
 from parity_jax.models import Model, response_logits
 from parity_jax.policy import tempered, truncated
 from parity_jax.responses import num_tokens
-from parity_jax.tasks import Task
+from parity_jax.tasks import FiniteTask, Task
 from parity_jax.types import Key, Params, Prompt
 
 DECODINGS = ("greedy", "sampled")
@@ -25,8 +25,8 @@ class Answers(NamedTuple):
     token: Array  # BxGxT
     probability: Array  # BxGxTxV, of every token after the ones before it
     length: Array  # BxG, tokens before the end
-    right: Array  # BxG, the task's end-to-end reward
-    wrong: Array  # BxG, position of the first wrong token; T if there is none
+    right: Array  # BxG, the task's end-to-end reward; NaN where nothing is known
+    wrong: Array  # BxG, position of the first wrong token; T if none is known
 
 
 def make_answer(
@@ -50,12 +50,18 @@ def make_answer(
         temperature_G = jnp.stack([jnp.zeros_like(temperature), temperature])
         token = sample(key, sampled, params, prompt, temperature_G, task.format).token
         logits = response_logits(model, params, prompt, token)
+        right = jnp.full(token.shape[:2], jnp.nan)
+        if not isinstance(task, FiniteTask) or prompt.row is not None:
+            right = task.rewards["e2e"](prompt, token, data)
+        wrong = jnp.full(token.shape[:2], token.shape[-1])
+        if not isinstance(task, FiniteTask):  # work may be another and right as well
+            wrong = first_wrong(task, prompt, token, data)
         return Answers(
             token,
             jax.nn.softmax(tempered(logits, temperature)),
             num_tokens(token, task.format),
-            task.rewards["e2e"](prompt, token, data),
-            first_wrong(task, prompt, token, data),
+            right,
+            wrong,
         )
 
     return partial(answer, task.data)
@@ -67,16 +73,19 @@ def describe_answer(task: Task, answers: Answers, b: int, g: int) -> dict[str, A
     In `marked` that token stands in brackets.
     """
     wrong, length = int(answers.wrong[b, g]), int(answers.length[b, g])
-    right, is_wrong = bool(answers.right[b, g]), wrong < answers.token.shape[-1]
+    right, is_wrong = float(answers.right[b, g]), wrong < answers.token.shape[-1]
     token_T = np.asarray(answers.token[b, g, : length + 1])
-    verdict = f"wrong from token {wrong + 1}" if is_wrong else "right"
+    verdict = "right" if right else "wrong"
+    if is_wrong:
+        verdict = "right answer, " * (right > 0) + f"wrong from token {wrong + 1}"
+    is_known = not np.isnan(right)
     return {
         "response": task.to_text(token_T),
         "marked": marked_text(task, token_T, wrong),
         "length": length,
-        "right": right,
+        "right": right > 0 if is_known else None,
         "first_wrong": wrong + 1 if is_wrong else None,
-        "verdict": "right answer, " * (right and is_wrong) + verdict,
+        "verdict": verdict if is_known else "not judged",
     }
 
 

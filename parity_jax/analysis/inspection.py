@@ -3,11 +3,13 @@
 `inspect_run` gathers all of it; `parity-jax inspect` only prints.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from parity_jax.analysis.answers import (
     DECODINGS,
@@ -15,8 +17,16 @@ from parity_jax.analysis.answers import (
     make_answer,
     prompt_text,
 )
+from parity_jax.analysis.samples import answered_rows, summary
 from parity_jax.analysis.snapshot import Snapshot
-from parity_jax.config import differences, kind_of, label_text, require, to_dict
+from parity_jax.config import (
+    ConfigError,
+    differences,
+    kind_of,
+    label_text,
+    require,
+    to_dict,
+)
 from parity_jax.experiment import RunConfig
 from parity_jax.runs.checkpoint import CheckpointError, digest, from_arrays, subtree
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
@@ -28,6 +38,7 @@ from parity_jax.runs.resolve import (
     resolved_file,
 )
 from parity_jax.runs.sweep import SweepDirectory
+from parity_jax.tasks import Text
 from parity_jax.types import RUNNING, STATUS_TEXT
 
 
@@ -232,6 +243,39 @@ def rescored(snapshot: Snapshot) -> dict[str, Any]:
     values = {name: numbers(mean.value()) for name, mean in metrics.items()}
     record = Record("eval", snapshot.step, 0.0, values)
     return scores_of("evaluated again", record)
+
+
+def sampled_rows(
+    snapshot: Snapshot, num_rows: int, num_samples: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answers of all chosen members to the test rows, and by member their summary.
+
+    ConfigError of a task without rows.
+    """
+    task = snapshot.task
+    kind, allowed = kind_of(type(snapshot.run.task)), "is for tasks of text"
+    if not isinstance(task, Text):
+        raise ConfigError("samples", kind, allowed)
+    rows, summaries = [], {}
+    for i, label in enumerate(snapshot.run.labels):
+        own = answered_rows(
+            task, snapshot.model, snapshot.params(i), num_rows, num_samples
+        )
+        name = label_text(label)
+        found = [*track(own, name)]
+        rows += [{"member": name} | row for row in found]
+        summaries[name] = summary(found)
+    return rows, summaries
+
+
+def track(rows: Iterator[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """The rows, counted on the terminal."""
+    console = Console(stderr=True)
+    done = 0
+    with console.status("") as status:
+        for done, row in enumerate(rows, 1):
+            status.update(f"{name}: {done} rows answered")
+            yield row
 
 
 def responses(

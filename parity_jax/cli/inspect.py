@@ -2,12 +2,16 @@
 
 parity-jax inspect DIR [--step=N] [--member=seed=2,p_cot=0.25] [--evaluate]
     [--prompts=N] [--json] [--debug]
+parity-jax inspect DIR --samples=FILE [--rows=N] [--num_samples=8] [--json]
 
 DIR is the directory of a run (runs/headline/grpo), or of an experiment or a sweep: then
 its runs are told in a line each; or the folder of a Hugging Face model. --evaluate
 scores the checkpoint again, on the prompts of the run's own evaluation. The first wrong
-token of a response stands in brackets. Nothing is written. Exit code 0: done, 2: a bad
-argument, 1: a damaged directory (one line says what), 75: stopped by a signal.
+token of a response stands in brackets. Nothing is written, but --samples: FILE gets the
+greedy and the sampled answers to the test rows of a task of text, a line of JSON each,
+always drawn alike, so that those of two checkpoints can be compared line by line; what
+they sum up to is printed. Exit code 0: done, 2: a bad argument, 1: a damaged directory
+(one line says what), 75: stopped by a signal.
 """
 
 import json
@@ -24,14 +28,16 @@ from parity_jax.analysis.inspection import (
     inspect_experiment,
     inspect_run,
     inspect_sweep,
+    sampled_rows,
 )
-from parity_jax.analysis.snapshot import open_snapshot
+from parity_jax.analysis.snapshot import Snapshot, open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
 from parity_jax.cli.text import Output, assignments
 from parity_jax.config import parse_label, require
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.runs import ExperimentDirectory, RunDirectory
 from parity_jax.runs.directory import is_experiment, local_path
+from parity_jax.runs.files import write_text
 from parity_jax.runs.progress import SHOWN
 from parity_jax.runs.resolve import listed
 from parity_jax.runs.sweep import SweepDirectory, is_sweep
@@ -45,8 +51,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--evaluate", action="store_true", help="score it again")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--prompts", type=int, default=2, help="sample prompts")
+    parser.add_argument("--samples", default="", help="file for answers to test rows")
+    parser.add_argument("--rows", type=int, default=0, help="test rows; default: all")
+    parser.add_argument("--num_samples", type=int, default=8, help="of each row")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
+    for name in ("rows", "num_samples"):
+        value = getattr(args, name)
+        require(value >= 0, name, value, "must be 0 or positive")
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
         if is_sweep(path):
@@ -57,12 +69,37 @@ def main(argv: Sequence[str]) -> None:
             data, show = inspect_experiment(ExperimentDirectory(path)), show_experiment
         else:
             snapshot = open_snapshot(RunDirectory(path), args.step, member)
+            if args.samples:
+                write_samples(snapshot, args)
+                return
             data = inspect_run(snapshot, args.evaluate, args.prompts, MAX_MEMBERS)
             show = show_run
         if args.json:
             print(json.dumps(data, indent=2))
         else:
             show(Printer(), data)
+
+
+def write_samples(snapshot: Snapshot, args: Any) -> None:
+    """Write the answers to the test rows, and print what they sum up to."""
+    file = local_path("samples", args.samples)
+    allowed = "must be a file in a folder that is there"
+    is_file = file.parent.is_dir() and not file.is_dir()
+    require(is_file, "samples", args.samples, allowed)
+    rows, summaries = sampled_rows(snapshot, args.rows, args.num_samples)
+    write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    if args.json:
+        print(json.dumps(summaries, indent=2))
+        return
+    names = [*next(iter(summaries.values()))]
+    columns = [
+        ["-" if v[name] is None else f"{v[name]:.3f}" for name in names]
+        for v in summaries.values()
+    ]
+    table = [[*row] for row in zip(names, *columns, strict=True)]
+    out = Printer()
+    out.line(f"{len(rows)} rows answered at step {snapshot.step}: {file}", "bold")
+    out.table(["score", *summaries], table)
 
 
 class Printer:

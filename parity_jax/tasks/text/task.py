@@ -28,7 +28,12 @@ from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
 from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
 from parity_jax.tasks.text.host import HostReward, Job, ProcessPool, RewardError
-from parity_jax.tasks.text.rows import Splits, digest_of, num_overlapping
+from parity_jax.tasks.text.rows import (
+    Splits,
+    digest_of,
+    last_boxed,
+    num_overlapping,
+)
 from parity_jax.tasks.text.sources import SourceConfig, WordedSource
 from parity_jax.tasks.text.table import (
     BadRows,
@@ -51,7 +56,12 @@ from parity_jax.tasks.text.tokenizer import (
     from_folder,
     trained,
 )
-from parity_jax.tasks.text.verify import Verifier, is_readable
+from parity_jax.tasks.text.verify import (
+    Verifier,
+    after_mark,
+    is_readable,
+    number_of,
+)
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
 UNUSED = ("p_leap", "emit_noise", "step_noise", "short_noise")
@@ -366,6 +376,17 @@ class Text:
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
         return self.tokenizer.decode(np.asarray(token_T).tolist())
+
+    def answer_of(self, response: str) -> str | None:
+        """What a response answers, to be shown and counted; None if it does not."""
+        if self.config.verifier == "math":
+            return last_boxed(response) or after_mark(response)
+        if self.config.template.is_marked:
+            answer = after_mark(response)
+            number = number_of(answer or "")
+            return answer or None if number is None else f"{number.normalize():f}"
+        words = response.split()
+        return words[-1] if words else None
 
     def from_text(self, text: str) -> np.ndarray:
         if not text:
