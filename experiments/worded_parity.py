@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/worded_parity.py
                --workdir=runs/worded_parity
-Device     2 CPU cores: to be measured
+Device     2 CPU cores, about 22 minutes (forecast; not yet run in one go)
 Expected   fixed before anything was tuned: before GRPO greedy answers are one word and
            right half of the time (within 0.1), P(long) at temperature 1 is p_cot
            (within 0.05); after 25 updates greedy answers are long and right on 95% of
@@ -16,14 +16,14 @@ the model starts from scratch. A short answer and a chain may begin with the sam
 so that greedy decoding goes long above p_cot = 1/3, as in parity.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from flax.core import FrozenDict
 from jax import Array
-from lab import choose, stuck
+from lab import stuck
 
 from parity_jax.analysis import Check, Claim, Results, last
 from parity_jax.analysis.plots import ACCENT, BLUE, GREY, INK, draw_members
@@ -37,31 +37,21 @@ from parity_jax.tasks import TextConfig
 from parity_jax.tasks.text import TokenizerConfig, WordedSource, unmarked
 from parity_jax.types import Prompt
 
-
-class Scale(NamedTuple):
-    """What a scale sets; all sizes are ours."""
-
-    num_bits: int
-    switch: int  # steps of fine-tuning before GRPO
-    seeds: tuple[int, ...]
+NUM_BITS, SWITCH = 12, 800  # d, and the steps of fine-tuning before GRPO (ours)
 
 
-SCALES = {"cpu": Scale(12, 800, (0, 1))}
-
-
-def get_config(scale: str = "cpu") -> Experiment:
-    size = choose(SCALES, scale)
+def get_config() -> Experiment:
     rollout = RolloutConfig(num_prompts=32, num_generations=8)
     schedule: dict[str, Any] = dict(
-        num_steps=25, log_every=1, eval_every=5, parent="sft", parent_step=size.switch
+        num_steps=25, log_every=1, eval_every=5, parent="sft", parent_step=SWITCH
     )
     grpo = PolicyGradientConfig(rollout, loss_type="dapo")
     coin = RolloutConfig(32, 8, rewards=("worded_parity:coin_reward",))
     batch_size = 64
     sft = RunConfig(
-        stage=PretrainConfig(batch_size, OptimizerConfig(decay_steps=size.switch)),
+        stage=PretrainConfig(batch_size, OptimizerConfig(decay_steps=SWITCH)),
         hypers=Hypers(learning_rate=1e-3),
-        num_steps=size.switch + 25 * rollout.num_responses // batch_size,
+        num_steps=SWITCH + 25 * rollout.num_responses // batch_size,
         log_every=20,
         eval_every=100,
         checkpoint_every=100,
@@ -74,11 +64,11 @@ def get_config(scale: str = "cpu") -> Experiment:
             stage=PolicyGradientConfig(coin, loss_type="dapo"), hypers=rl, **schedule
         ),
     }
-    source = WordedSource(size.num_bits, named=True, num_train=60_000, num_test=512)
+    source = WordedSource(NUM_BITS, named=True, num_train=60_000, num_test=512)
     return Experiment(
         task=TextConfig(source, TokenizerConfig(vocab_size=512), unmarked()),
         model=mistral(depth=2, width=128),
-        axes=FrozenDict({"p_cot": (0.25, 0.0), "seed": size.seeds}),
+        axes=FrozenDict({"p_cot": (0.25, 0.0), "seed": (0, 1)}),
         runs=FrozenDict(runs),
         evaluate=EvaluateConfig(num_prompts=512, temperatures=(1.0,)),
     )

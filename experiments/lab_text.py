@@ -1,0 +1,137 @@
+"""What the experiments on real weights share: runs, claims T1 - T4, figure."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from flax.core import FrozenDict
+
+from parity_jax.analysis import Check, Claim, Results, last
+from parity_jax.analysis.plots import ACCENT, BLUE, draw_members
+from parity_jax.experiment import RunConfig
+from parity_jax.hypers import Hypers
+from parity_jax.optim import OptimizerConfig
+from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfig
+
+
+class TextRuns(NamedTuple):
+    """Sizes of fine-tuning and of GRPO on text; all of them ours."""
+
+    batch_size: int  # demonstrations of a step
+    sft_steps: int
+    num_prompts: int  # questions of an update
+    num_generations: int
+    updates: int
+    sft_rate: float = 1e-5
+    rl_rate: float = 1e-6
+    eval_every: int = 50  # steps of fine-tuning
+    warmup: int = 10
+
+
+def text_runs(
+    size: TextRuns, folder: str, extra: Mapping[str, RunConfig] | None = None
+) -> FrozenDict[str, RunConfig]:
+    """Fine-tuning from the weights of a folder, GRPO from it, and its control.
+
+    The control is fine-tuning that goes on, on as many questions as GRPO answers.
+    """
+    rollout = RolloutConfig(size.num_prompts, size.num_generations)
+    more = size.updates * rollout.num_responses // size.batch_size
+    sft = RunConfig(
+        stage=PretrainConfig(size.batch_size, clipped(size.warmup)),
+        hypers=Hypers(learning_rate=size.sft_rate),
+        num_steps=size.sft_steps + max(more, 1),
+        log_every=1,
+        eval_every=size.eval_every,
+        checkpoint_steps=(size.sft_steps,),
+        parent=folder,
+    )
+    grpo = reinforced(size, rollout)
+    runs = {"sft": sft, "grpo": grpo} | dict(extra or {})
+    return FrozenDict(runs)
+
+
+def reinforced(size: TextRuns, rollout: RolloutConfig) -> RunConfig:
+    """GRPO from the fine-tuned model."""
+    return RunConfig(
+        stage=PolicyGradientConfig(rollout, loss_type="dapo", optimizer=clipped(0)),
+        hypers=Hypers(learning_rate=size.rl_rate),
+        num_steps=size.updates,
+        log_every=1,
+        eval_every=5,
+        parent="sft",
+        parent_step=size.sft_steps,
+    )
+
+
+def clipped(warmup: int) -> OptimizerConfig:
+    """AdamW with warm-up and gradients of norm 1 at most."""
+    return OptimizerConfig(warmup_steps=warmup, max_grad_norm=1.0)
+
+
+def text_claims(
+    results: Results, threshold: float, controls: Mapping[str, str]
+) -> list[Claim]:
+    """T1 - T4 for every member whose p_cot is below the greedy threshold.
+
+    controls   a name for each further run that must not do what GRPO does
+    """
+    runs = results.runs
+    switch = runs["grpo"].parent.step
+    before = treated_only(results["sft"].sel(step=switch), threshold)
+    after = treated_only(last(results["grpo"]), threshold)
+    alone = treated_only(last(results["sft"]), threshold)
+    is_axis = "p_cot" in before.dims
+    p_cot = before["p_cot"] if is_axis else results.number("sft", "p_cot")
+    gain = after["greedy/accuracy"] - before["greedy/accuracy"]
+    short = before["t1/accuracy_short"]
+    rest = {"without_rl": alone["greedy/accuracy"] - before["greedy/accuracy"]}
+    for name, run in controls.items():
+        scores = treated_only(last(results[run]), threshold)
+        rest[name] = scores["greedy/accuracy"] - before["greedy/accuracy"]
+    if is_axis and 0 in results["sft"]["p_cot"]:
+        without = (last(results["grpo"]), results["sft"].sel(step=switch))
+        then, start = (scores["greedy/accuracy"].sel(p_cot=0) for scores in without)
+        rest["without_long"] = then - start
+    longer = after["greedy/length_mean"] - before["greedy/length_mean"]
+    return [
+        Claim.of(
+            "T1",
+            seen={"accuracy": before["greedy/accuracy"], "of short answers": short},
+            p_long=Check.at_most(before["greedy/p_long"], 0.1),
+            above_short=Check.at_most(before["greedy/accuracy"] - short, 0.1),
+        ),
+        Claim.of("T2", p_long=Check.within(before["t1/p_long"], p_cot, 0.05)),
+        Claim.of("T3", gain=Check.at_least(gain, 0.1), longer=Check.above(longer, 0)),
+        Claim.of("T4", **{k: Check.at_most(v, 0.05) for k, v in rest.items()}),
+    ]
+
+
+def treated_only(scores: xr.Dataset, threshold: float) -> xr.Dataset:
+    """The members with long demonstrations, below the threshold."""
+    if "p_cot" not in scores.dims:
+        return scores
+    is_chosen = (scores["p_cot"] > 0) & (scores["p_cot"] < threshold)
+    return scores.sel(p_cot=scores["p_cot"][is_chosen])
+
+
+def text_figure(results: Results, names: Mapping[str, str]) -> plt.Figure:
+    """Accuracy and mean length over the steps of every run; names gives its title."""
+    figure, axes = plt.subplots(2, len(names), figsize=(3.6 * len(names), 5))
+    for column, (run, title) in enumerate(names.items()):
+        for ax, score in zip(axes[:, column], ("accuracy", "length_mean"), strict=True):
+            draw_members(ax, results[run][f"t1/{score}"], BLUE)
+            draw_members(ax, results[run][f"greedy/{score}"], ACCENT)
+        axes[0, column].set_title(title, loc="left")
+        axes[0, column].set(ylim=(-0.03, 1.03))
+        axes[1, column].set(xlabel="step")
+    axes[0, 0].set(ylabel="accuracy (greedy: orange)")
+    axes[1, 0].set(ylabel="response length (tokens)")
+    return figure
+
+
+def path_of(variable: str, default: str) -> str:
+    """The path that an environment variable names, or the default one."""
+    return os.environ.get(variable, default)
