@@ -23,6 +23,8 @@ TINY = {
     "num_iterations": 2,
     "num_epochs": 1,
     "num_updates": 4,
+    "num_train": 64,
+    "num_test": 8,
 }
 STEPS = ("num_steps", "eval_every", "checkpoint_every", "log_every", "decay_steps")
 MAX_STEPS = 100

@@ -78,3 +78,55 @@ def path_of(variable: str, what: str) -> Path:
     if not path or not Path(path).exists():
         pytest.skip(f"{variable} names no {what}")
     return Path(path)
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tiny_folder(path: Path, texts=(), vocab_size: int = 300, **config) -> Path:
+    """A random Llama with a tokenizer that begins prompts; its pad is its end.
+
+    As `tokenizers` and `transformers` write it.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    special = ["<|begin|>", "<|end|>", "<|turn|>"]
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    texts = texts or [row["question"] for row in gsm8k_like()]
+    inner.train_from_iterator(texts, trainer)
+    inner.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    ids = dict(bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    model = LlamaConfig(
+        **{"vocab_size": vocab_size, "tie_word_embeddings": True}
+        | sizes
+        | heads
+        | ids
+        | config
+    )
+    LlamaForCausalLM(model).save_pretrained(path)
+    inner.save(str(path / "tokenizer.json"))
+    options = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
+    options |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (path / "tokenizer_config.json").write_text(json.dumps(options))
+    (path / "chat_template.jinja").write_text(CHAT)
+    generation = {"bos_token_id": 0, "eos_token_id": [1, 2]}
+    (path / "generation_config.json").write_text(json.dumps(generation))
+    return path

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 from shrunk import tiny_flags
+from small_texts import gsm8k_like, tiny_folder, write_rows
 
 import launch.status
 import launch.sweep
@@ -26,13 +27,34 @@ from parity_jax.config import ConfigError
 ROOT = Path(__file__).parents[1]
 LAUNCH = {"launch.sweep": launch.sweep, "launch.status": launch.status}
 EXPERIMENTS = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "lab"
+    path.stem
+    for path in (ROOT / "experiments").glob("*.py")
+    if path.stem not in ("lab", "lab_text")
 )
+OF_MODELS = ("competition_math", "gsm8k")  # whose scales are models
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory):
+    """What environment variables name for the experiments on text, all made up."""
+    folder = tmp_path_factory.mktemp("named")
+    for split in ("train", "test"):
+        write_rows(folder / f"{split}.jsonl", gsm8k_like() * 2)
+    (folder / "math").mkdir()
+    rows = [
+        {"problem": f"{n}?", "solution": f"It is \\boxed{{{n}}}."} for n in range(16)
+    ]
+    for split in ("train", "test"):
+        write_rows(folder / "math" / f"{split}.jsonl", rows)
+    model = str(tiny_folder(folder / "model", vocab_size=400))
+    return {"GSM8K": str(folder), "MATH": str(folder / "math"), "SMOLLM2": model}
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(tmp_path, monkeypatch, named):
     """A folder like a fresh checkout, to work in; imports are forgotten afterwards."""
+    for variable, path in named.items():
+        monkeypatch.setenv(variable, path)
     for name in ("experiments", "tests", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -162,13 +184,14 @@ def test_the_scale_of_the_paper(name, checkout):
     _, small = configured(file, [])
     forget({*sys.modules} - before)
     try:
-        _, large = configured(file, [Override("scale", "paper")])
+        other = "smollm2" if name in OF_MODELS else "paper"
+        _, large = configured(file, [Override("scale", other)])
     except ConfigError as error:
         assert "only one scale" in str(error)
         return
     assert large != small
     forget({*sys.modules} - before)
-    with pytest.raises(ConfigError, match=r"valid: cpu, (long, )?paper"):
+    with pytest.raises(ConfigError, match=r"valid: (cpu, (long, )?paper|llama-3\.1)"):
         configured(f"{file}:papr", [])
 
 
