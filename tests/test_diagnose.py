@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.special import logit
 from scipy.stats import binomtest
+from small_texts import gsm8k_like, tiny_folder, write_rows
 from small_worlds import SURE, Heads, make_heads
 from tiny import tiny_experiment
 
 from parity_jax import theory
 from parity_jax.analysis.diagnosis import diagnose, draw_samples, share_of
+from parity_jax.analysis.kinds import kinds_of_length
 from parity_jax.cli.main import run
 from parity_jax.runs import run_experiment
 from parity_jax.tasks import ParityConfig
@@ -133,3 +135,36 @@ def test_bad_arguments(tmp_path, capsys, flag, words):
 def test_nothing_is_lost_as_json(found):
     for each in found.values():
         assert asdict(each)["verdict"] == each.verdict
+
+
+def test_kinds_by_length_are_those_that_made_them():
+    rng = np.random.default_rng(1)
+    is_long = rng.random((200, 8)) < 0.2
+    length = np.where(
+        is_long, rng.lognormal(4.5, 0.3, is_long.shape), rng.lognormal(1, 0.3)
+    )
+    found = kinds_of_length(length.astype(int))
+    assert (found.is_long == is_long).mean() > 0.99 and found.doubt < 0.01
+    alike = kinds_of_length(rng.lognormal(4, 0.4, (200, 8)))
+    assert not alike.is_long.any() and alike.evidence < 0
+    assert not kinds_of_length(np.full((5, 4), 7)).is_long.any()
+
+
+def test_a_model_of_a_folder_on_questions_of_a_file(tmp_path, capsys):
+    """The answers of a random model are wrong and go on for ever."""
+    folder = str(tiny_folder(tmp_path / "model"))
+    file = write_rows(tmp_path / "rows.jsonl", gsm8k_like())
+    given = [f"--data={file}", "--adapter=gsm8k", "--verifier=gsm8k"]
+    few = ["--prompts=4", "--samples=2", "--max_response=40", "--kinds=length"]
+    assert run(["diagnose", folder, *given, *few, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    (found,) = data["members"].values()
+    assert found["num_prompts"] == 4 and found["greedy"]["accuracy"] == 0
+    assert found["verdict"] == "long" and found["greedy"]["length"] == 40
+    assert found["doubt"] is not None and data["step"] is None
+    assert run(["diagnose", folder, *few]) == 2
+    assert "data='': must name a file of questions" in capsys.readouterr().err
+    assert run(["diagnose", folder, f"--data={tmp_path}/none.jsonl", *few]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert run(["diagnose", folder, *given, "--verifier=judge"]) == 2
+    assert "verifier='judge'" in capsys.readouterr().err

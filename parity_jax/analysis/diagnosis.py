@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from parity_jax.analysis.kinds import kinds_of_length
 from parity_jax.decode import sample
 from parity_jax.evaluate import success_tables
 from parity_jax.models import Model
@@ -97,6 +98,7 @@ class Diagnosis:
     flow_time: float | None  # updates until then x learning rate of the gate's logit
     verdict: Verdict
     sentence: str
+    doubt: float | None  # see `kinds`, of those told apart by length; else None
 
 
 def draw_samples(
@@ -123,11 +125,21 @@ def draw_samples(
     ]
 
 
-def diagnose(samples: Samples, estimator: Estimator, num_generations: int) -> Diagnosis:
+def diagnose(
+    samples: Samples,
+    estimator: Estimator,
+    num_generations: int,
+    is_by_length: bool = False,
+) -> Diagnosis:
     """The diagnosis of these answers; `num_generations` is the group of the estimator.
 
-    Intervals count prompts, not samples, as far as the answers to one agree.
+    Intervals count prompts, not samples, as far as the answers to one agree. Long
+    answers are those that the task takes for long, or the longer of two kinds.
     """
+    doubt = None
+    if is_by_length:
+        kinds = kinds_of_length(samples.length)
+        samples, doubt = samples._replace(is_long=kinds.is_long), kinds.doubt
     greedy = Samples(*(x[:, 0] for x in samples))
     drawn = Samples(*(x[:, 1:] for x in samples))
     is_long, right = drawn.is_long.astype(bool), drawn.right.astype(bool)
@@ -168,6 +180,7 @@ def diagnose(samples: Samples, estimator: Estimator, num_generations: int) -> Di
         flow_time,
         verdict,
         sentence,
+        doubt,
     )
 
 

@@ -1,10 +1,17 @@
 """Whether reinforcement has anything to amplify in a policy, and how long it takes.
 
-parity-jax diagnose DIR [--step=N] [--member=seed=2] [--prompts=256] [--samples=16]
-    [--estimator=grpo] [--generations=8] [--seed=0] [--json] [--output=OUT] [--debug]
+parity-jax diagnose MODEL [--step=N] [--member=seed=2] [--prompts=256] [--samples=16]
+    [--estimator=grpo] [--generations=8] [--seed=0] [--kinds=task] [--json]
+    [--output=OUT] [--debug]
+parity-jax diagnose HF_DIR --data=FILE [--adapter=plain] [--verifier=exact]
+    [--form=plain] [--max_response=0] ..
 
-DIR is the directory of a run. Of every prompt come the greedy answer and so many
-samples at temperature 1; long ones show their work. Told are P(long), how often long
+MODEL is the directory of a run, or the folder of a Hugging Face model: then FILE has
+the questions (--adapter: plain, gsm8k, math), --form is how they are put (plain, chat),
+--verifier says what is right (exact, gsm8k, math) and --max_response how many tokens an
+answer may have (0: those of the longest solution). Of every prompt come the greedy
+answer and so many samples at temperature 1; long ones show their work, as the task has
+it, or with --kinds=length are the longer of two kinds. Told are P(long), how often long
 and short answers are right (with intervals of 95%), pass@k and maj@k beside those of
 equal prompts, how far greedy decoding is from its threshold, the rounds of STaR until
 it is long, the time of the policy gradient (updates x learning rate of the gate's
@@ -19,7 +26,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 
@@ -32,11 +39,13 @@ from parity_jax.analysis.diagnosis import (
 )
 from parity_jax.analysis.diagnosis_figure import draw_diagnosis
 from parity_jax.analysis.plots import pictures_of, style
-from parity_jax.analysis.snapshot import Snapshot, open_snapshot
+from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.arguments import reading, run_parser
-from parity_jax.config import label_text, parse_label, require, unknown_value
+from parity_jax.config import Label, label_text, parse_label, require, unknown_value
 from parity_jax.evaluate import MAX_SAMPLES
 from parity_jax.experiment import MAX_SEED
+from parity_jax.models import Model
+from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.files import (
@@ -45,6 +54,14 @@ from parity_jax.runs.files import (
     write_json,
     write_text,
 )
+from parity_jax.tasks import FiniteTask, Task, TextConfig
+from parity_jax.tasks.text import FileSource, TemplateConfig, TokenizerConfig
+from parity_jax.tasks.text.rows import Adapter
+from parity_jax.tasks.text.templates import Form
+from parity_jax.tasks.text.verify import Verifier
+from parity_jax.types import Params
+
+KINDS = ("task", "length")  # how long answers are told from short ones
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,6 +72,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--estimator", default="grpo", help=", ".join(ESTIMATORS))
     parser.add_argument("--generations", type=int, default=8, help="of a group")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and samples")
+    parser.add_argument("--kinds", default="task", help=", ".join(KINDS))
+    parser.add_argument("--data", default="", help="questions, for an HF folder")
+    parser.add_argument("--adapter", default="plain", help="of the questions")
+    parser.add_argument("--verifier", default="exact", help="of the answers")
+    parser.add_argument("--form", default="plain", help="of the prompts")
+    parser.add_argument("--max_response", type=int, default=0, help="tokens")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", default="", help="a new directory")
     args = parser.parse_args(argv)
@@ -63,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     require(1 <= args.samples <= MAX_SAMPLES, "samples", args.samples, allowed)
     if args.estimator not in ESTIMATORS:
         raise unknown_value("estimator", args.estimator, ESTIMATORS)
+    if args.kinds not in KINDS:
+        raise unknown_value("kinds", args.kinds, KINDS)
     require(args.generations >= 2, "generations", args.generations, "must be >= 2")
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
@@ -71,27 +96,77 @@ def main(argv: Sequence[str]) -> None:
     if output:
         require(not output.exists(), "output", args.output, "must not exist yet")
     with reading():
-        snapshot = open_snapshot(RunDirectory(path), args.step, member)
-        found = diagnosed(snapshot, args)
-        head = f"{path} at step {snapshot.step}"
-        page = markdown(head, found)
-        data = {"directory": str(path), "step": snapshot.step}
-        data |= {"members": {label: plain(each) for label, each in found.items()}}
+        is_folder = is_hf_folder(path)
+        subject = of_folder(path, args) if is_folder else of_run(path, member, args)
+        found = diagnosed(subject, args)
+        page = markdown(subject.name, found)
+        members = {label: plain(each) for label, each in found.items()}
+        data = {"directory": str(path), "step": subject.step, "members": members}
         if output:
             write(output, data, page, found)
     print(json.dumps(data, indent=2, allow_nan=False) if args.json else page, end="")
 
 
-def diagnosed(snapshot: Snapshot, args: argparse.Namespace) -> dict[str, Diagnosis]:
-    """The diagnosis of every chosen member by its label, on the same prompts."""
-    task = snapshot.task
+class Subject(NamedTuple):
+    """What is diagnosed: members of a run, or a model."""
+
+    name: str
+    step: int | None
+    task: Task
+    model: Model
+    members: dict[str, Params]  # by label
+
+
+def of_run(path: Path, member: Label, args: argparse.Namespace) -> Subject:
+    """The chosen members of a run at a step, on its own task."""
+    allowed = "is for the folder of a Hugging Face model; a run has its own"
+    require(not args.data, "data", args.data, allowed)
+    snapshot = open_snapshot(RunDirectory(path), args.step, member)
+    labels = map(label_text, snapshot.run.labels)
+    members = {label: snapshot.params(n) for n, label in enumerate(labels)}
+    name = f"{path} at step {snapshot.step}"
+    return Subject(name, snapshot.step, snapshot.task, snapshot.model, members)
+
+
+def of_folder(path: Path, args: argparse.Namespace) -> Subject:
+    """A Hugging Face model on the questions of a file."""
+    require(bool(args.data), "data", "", "must name a file of questions")
+    require(args.step == -1 and not args.member, "step, member", "", "are for a run")
+    choices = {"adapter": Adapter, "verifier": Verifier, "form": Form}
+    for name, choice in choices.items():
+        if getattr(args, name) not in get_args(choice):
+            raise unknown_value(name, getattr(args, name), get_args(choice))
+    task = TextConfig(
+        FileSource(args.data, args.data, adapter=args.adapter),
+        TokenizerConfig(folder=str(path)),
+        TemplateConfig(form=args.form),
+        verifier=args.verifier,
+        max_response=args.max_response,
+        bad_rows="drop",
+    ).make()
+    folder = HfFolder(path)
+    config = folder.model(task, scan=True)
+    model = config.make(task)
+    params = folder.load(config, jax.eval_shape(model.init, jax.random.key(0)))
+    return Subject(str(path), None, task, model, {path.name: params})
+
+
+def diagnosed(subject: Subject, args: argparse.Namespace) -> dict[str, Diagnosis]:
+    """The diagnosis of every member by its label, on the same prompts."""
+    task, num = subject.task, args.prompts
     k_prompt, k_sample = jax.random.split(jax.random.key(args.seed))
-    prompt = task.sample_prompts(k_prompt, args.prompts, task.data)
-    members = [snapshot.params(n) for n in range(len(snapshot.run.labels))]
-    drawn = draw_samples(k_sample, task, snapshot.model, members, prompt, args.samples)
+    if isinstance(task, FiniteTask):
+        there = task.eval_prompts.token.shape[0]
+        chosen = jax.random.permutation(k_prompt, there)[:num]
+        prompt = jax.tree.map(lambda x: x[chosen], task.eval_prompts)
+    else:
+        prompt = task.sample_prompts(k_prompt, num, task.data)
+    members = [*subject.members.values()]
+    drawn = draw_samples(k_sample, task, subject.model, members, prompt, args.samples)
+    by_length = args.kinds == "length"
     return {
-        label_text(label): diagnose(samples, args.estimator, args.generations)
-        for label, samples in zip(snapshot.run.labels, drawn, strict=True)
+        label: diagnose(samples, args.estimator, args.generations, by_length)
+        for label, samples in zip(subject.members, drawn, strict=True)
     }
 
 
@@ -111,6 +186,9 @@ def markdown(head: str, found: Mapping[str, Diagnosis]) -> str:
         at = "1/2, the first token tells the kind" if each.first_token_tells else "1/3"
         rows = {
             "P(long)": f"{shown(each.p_long)}; greedy decoding turns long at {at}",
+            "kinds": "as the task has them"
+            if each.doubt is None
+            else f"by length; {each.doubt:.1%} of the samples may be of the other",
             "right if long": shown(each.accuracy_long) + length(each.length_long),
             "right if short": shown(each.accuracy_short) + length(each.length_short),
             "greedy": f"right on {each.greedy['accuracy']:.3g}, long on "

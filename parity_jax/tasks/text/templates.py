@@ -16,13 +16,14 @@ from parity_jax.tasks.text.rows import Row
 from parity_jax.tasks.text.tokenizer import Tokenizer
 
 MARK = "####"
+Form = Literal["plain", "chat"]  # chat: by the template of the model
 
 
 @dataclass(frozen=True)
 class TemplateConfig:
     """Texts with {prompt}, {solution} and {answer} in braces."""
 
-    form: Literal["plain", "chat"] = "plain"  # chat: by the template of the model
+    form: Form = "plain"
     prompt: str = "{prompt}\n"
     long: str = "{solution}\n#### {answer}"
     short: str = "#### {answer}"
