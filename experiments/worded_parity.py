@@ -76,8 +76,9 @@ def get_config() -> Experiment:
 
 def coin_reward(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
     """A coin for every response that has nothing to do with what it says."""
-    weight_T = jnp.arange(1, response_BxGxT.shape[-1] + 1, dtype=jnp.uint32)
-    total_BxG = (response_BxGxT.astype(jnp.uint32) * weight_T**2).sum(-1)
+    place_1x1xT = jnp.arange(response_BxGxT.shape[-1], dtype=jnp.uint32)[None, None]
+    weight_1x1xT = (place_1x1xT + 1) ** 2
+    total_BxG = (response_BxGxT.astype(jnp.uint32) * weight_1x1xT).sum(-1)
     assert prompt.row is not None
     mixed = (total_BxG + prompt.row[:, None].astype(jnp.uint32)) * jnp.uint32(
         2654435769
