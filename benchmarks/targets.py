@@ -1,6 +1,6 @@
 """Compile training steps for accelerators that are not there: memory as a fact.
 
-.venv-targets/bin/python -m benchmarks.targets [--only=NAME,..]
+.venv-targets/bin/python -m benchmarks.targets [--only=NAME,..] [--missing]
 
 `make targets` sets up .venv-targets (the plugins of XLA for CUDA and TPU, no drivers)
 and writes results/targets.json and results/targets.md. For every model, stage and
@@ -36,6 +36,7 @@ from parity_jax.optim import OptimizerConfig
 from parity_jax.platform import made_for
 from parity_jax.population import PopulationConfig, make_population, memory_needed
 from parity_jax.responses import num_tokens, response_mask
+from parity_jax.runs.lineage import git_commit
 from parity_jax.stages import (
     PolicyGradientConfig,
     PretrainConfig,
@@ -229,8 +230,10 @@ def compiled_for(
     }
 
 
-def main(only: list[str]) -> None:
-    """Compile all, or those whose name holds one of these texts; write the table."""
+def main(only: list[str], is_missing_only: bool) -> None:
+    """Compile all, or those whose name holds one of these texts, or those that the
+    table does not have; every row is written as it is done.
+    """
     path = RESULTS / "targets.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for target_name, target in TARGETS.items():
@@ -238,6 +241,8 @@ def main(only: list[str]) -> None:
             for stage_name, stage_cfg in STAGES.items():
                 name = f"{model_name} {stage_name} on {target_name}"
                 if only and not any(part in name for part in only):
+                    continue
+                if is_missing_only and name in found:
                     continue
                 mesh, task = MESHES[target_name], TokensConfig()
                 try:
@@ -247,12 +252,12 @@ def main(only: list[str]) -> None:
                 config = {"task": task, "model": model_cfg, "stage": stage_cfg}
                 row["config"] = {k: to_dict(v) for k, v in config.items()}
                 row["config"]["mesh"] = to_dict(mesh)
-                row["jax"] = jax.__version__
+                row |= {"jax": jax.__version__, "commit": git_commit()}
                 found[name] = row
                 told = {k: v for k, v in row.items() if k != "config"}
                 print(name, json.dumps(told), flush=True)
                 path.write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "targets.md").write_text(table(found))
+                (RESULTS / "targets.md").write_text(table(found))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -283,4 +288,6 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main([part for a in sys.argv[1:] for part in a.removeprefix("--only=").split(",")])
+    given = [a for a in sys.argv[1:] if a != "--missing"]
+    names = [part for a in given for part in a.removeprefix("--only=").split(",")]
+    main(names, "--missing" in sys.argv)
