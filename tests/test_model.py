@@ -10,9 +10,10 @@ import pytest
 from tiny import random_params, tiny_gpt2, tiny_mistral
 
 from parity_jax.models import gpt2, mistral, response_logits
+from parity_jax.models.attention import rotary
 from parity_jax.models.kernels import dot_rows
 from parity_jax.models.model import run_prompt
-from parity_jax.models.transformer import Transformer, make_transformer, rotary
+from parity_jax.models.transformer import Transformer, make_transformer
 from parity_jax.types import Prompt
 
 VOCAB, PROMPT, RESPONSE = 5, 5, 4

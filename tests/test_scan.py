@@ -10,7 +10,14 @@ from tiny import random_params
 
 from parity_jax.config import ConfigError
 from parity_jax.decode import sample
-from parity_jax.models import TransformerConfig, gpt2, llama, qwen, response_logits
+from parity_jax.models import (
+    TransformerConfig,
+    attention,
+    gpt2,
+    llama,
+    qwen,
+    response_logits,
+)
 from parity_jax.models import transformer as module
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import Prompt
@@ -89,7 +96,7 @@ def test_attention_in_pieces_is_attention(monkeypatch, most):
     cfg = dataclasses.replace(FAMILIES["llama"], depth=2)
     params = random_params(cfg.make(TASK))
     value, gradient = value_and_gradient(cfg, params, is_padded=True)
-    monkeypatch.setattr(module, "MAX_SCORES", most)
+    monkeypatch.setattr(attention, "MAX_SCORES", most)
     found, found_gradient = value_and_gradient(cfg, params, is_padded=True)
     assert float(found) == pytest.approx(float(value), rel=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (gradient, found_gradient)), strict=True):
