@@ -17,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from launch.engines import Settings
 from launch.job import process
 from launch.queue import MARK, comment, places, submissions
+from launch.table import counted
 from parity_jax.cli import main as parity_jax
 from parity_jax.config import ConfigError, require
 from parity_jax.runs.interrupt import EX_TEMPFAIL
@@ -33,7 +34,7 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
     with refusals(settings), executor.batch():
         jobs = [executor.submit(one_life, str(home.path), n) for n in indices]
     number = jobs[0].job_id.partition("_")[0]
-    told = f"submitted {len(jobs)} jobs as {number}\n"
+    told = f"submitted {counted(len(jobs), 'job')} as {number}\n"
     if settings.report:
         executor = executor_of(home, settings, f"{MARK} report")
         ids = ":".join(sorted({*there, number}))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from launch import engines
 from launch.queue import places
 from launch.rows import STATES, Row, rows, totals
-from launch.table import table_lines
+from launch.table import counted, table_lines
 from parity_jax.cli.arguments import Parser, stoppable
 from parity_jax.cli.door import through_the_door
 from parity_jax.config import require, unknown_value
@@ -114,7 +114,8 @@ def relaunch(home: SweepDirectory, states: Sequence[str]) -> None:
         able = engines.to_do(home, settings)
         wanted = [n for n in able if found[n].state in states]
         told = engines.submit(home, wanted, settings)
-    print(f"{told}{len(wanted)} jobs started again" if wanted else "no job to start")
+    again = f"{told}{counted(len(wanted), 'job')} started again"
+    print(again if wanted else "no job to start")
     if settings.engine == "local" and wanted:
         engines.run_here(home, wanted, settings, quiet=False)
 

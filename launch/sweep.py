@@ -40,7 +40,7 @@ from launch import engines
 from launch.plan import Asked, Built, of_job, parse_grid, parse_split, plan
 from launch.queue import places
 from launch.rows import row, rows, totals
-from launch.table import print_table
+from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import analyse, load_experiment
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         engines.run_here(home, wanted, settings, own.quiet)
     if not own.quiet:
         found = rows(home, places(home.path))
-        print(f"{told}{home.path}: {len(found)} jobs: {totals(found)}")
+        print(f"{told}{home.path}: {counted(len(found), 'job')}: {totals(found)}")
 
 
 def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
@@ -222,7 +222,8 @@ def show(home: SweepDirectory, sweep: Sweep, sizes: Mapping[str, int]) -> None:
     head = ("", "job", "members", "steps", "state of members", "now", "runs")
     print_table(head, lines)
     members = sum(job.members for job in sweep.jobs)
-    print(f"{len(sweep.jobs)} jobs, {members} members: {totals(found)}")
+    planned = f"{counted(len(sweep.jobs), 'job')}, {counted(members, 'member')}"
+    print(f"{planned}: {totals(found)}")
 
 
 if __name__ == "__main__":

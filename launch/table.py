@@ -28,3 +28,8 @@ def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Show a table."""
     for line in table_lines(head, lines):
         print(line)
+
+
+def counted(number: int, thing: str) -> str:
+    """So many of a thing: "1 job", "2 jobs"."""
+    return f"{number} {thing}{'s' * (number != 1)}"

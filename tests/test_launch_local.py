@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
     """A sweep that has grown: three jobs, all done."""
     workdir = tmp_path_factory.mktemp("local") / "sweep"
     code, out, told = swept(workdir, "--grid=task.num_bits=4", "--grid=seed=0,1")
-    assert code == 0 and out.endswith("1 jobs: 1 finished\n"), told
+    assert code == 0 and out.endswith("1 job: 1 finished\n"), told
     assert "[1/1] num_bits=4: started" in told
     assert "[1/1] num_bits=4: finished after" in told
     before = changes(workdir)
@@ -160,7 +160,7 @@ def test_what_fails_harms_no_other_job(tmp_path):
     assert found["learning_rate=1e30"]["diverged"] == 2
     assert found["learning_rate=2e-3"]["state"] == "finished"
     code, out, told = typed(status, workdir, "--relaunch=failed")
-    assert code == 1 and out == "1 jobs started again\n", told
+    assert code == 1 and out == "1 job started again\n", told
     found = jobs(workdir)
     assert found["learning_rate=1e-3"]["attempts"] == 1
     assert found["learning_rate=1e30"]["attempts"] == 2
