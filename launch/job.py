@@ -26,6 +26,7 @@ from parity_jax.cli import main as parity_jax
 from parity_jax.cli.arguments import Parser
 from parity_jax.cli.door import fail, through_the_door
 from parity_jax.config import require, to_dict
+from parity_jax.hosts import place_in_slurm
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.files import RunError, lock, read_as, write_json
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError, stop_requests
@@ -109,6 +110,8 @@ def live(path: Path, index: int, is_local: bool = False) -> int:
     allowed = f"must be in [0, {len(sweep.jobs) - 1}]"
     require(0 <= index < len(sweep.jobs), "INDEX", index, allowed)
     job = sweep.jobs[index]
+    if (place_in_slurm(os.environ) or (0, 1))[0] > 0:  # the first task tells of it
+        return run_job(home, job)
     record = Record(home, job)
     with stop_requests() as stops, stops.at_once():
         if is_local:
@@ -153,15 +156,20 @@ def code_of(home: SweepDirectory, sweep: Sweep, job: SweepJob, life: Life) -> in
     if here != sweep.commit:
         text = f"the sweep was planned at commit {sweep.commit}, this is {here}"
         print(f"warning: {text}", file=sys.stderr)
-    workdir = f"--workdir={home.experiment(job).path}"
-    try:
-        code = parity_jax.run(["run", *job.arguments, workdir])
-    except StoppedError as error:  # before it could take note of the signal itself
-        code = fail(error, EX_TEMPFAIL)
+    code = run_job(home, job)
     is_idle = steps_on_disk(home, job) == life.step
     if code == EX_TEMPFAIL and is_idle and life.idle + 1 >= MAX_IDLE:
         return fail(f"{life.idle + 1} {NO_STEP}", 1)
     return code
+
+
+def run_job(home: SweepDirectory, job: SweepJob) -> int:
+    """What a user would type; its exit code."""
+    workdir = f"--workdir={home.experiment(job).path}"
+    try:
+        return parity_jax.run(["run", *job.arguments, workdir])
+    except StoppedError as error:  # before it could take note of the signal itself
+        return fail(error, EX_TEMPFAIL)
 
 
 def stop_with_standard_input() -> None:

@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parity_jax.config import ConfigError, Label, number_text, require, unknown_name
+from parity_jax.hosts import is_alone, spread_over_hosts
 from parity_jax.hypers import Hypers
 from parity_jax.mesh import (
     MEMBER,
@@ -170,6 +171,8 @@ def require_memory(needed: int, devices: list[jax.Device]) -> None:
 
 def memory_limit(devices: list[jax.Device]) -> int:
     """Bytes of one device; CPU devices share the machine's."""
+    own = jax.process_index()
+    devices = [d for d in devices if d.process_index == own] or devices
     told = (devices[0].memory_stats() or {}).get("bytes_limit")
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return told or whole // len(devices)
@@ -199,7 +202,9 @@ class Population(NamedTuple):
 
     def place(self, tree: Any) -> Any:
         """Arrays with P in front laid out as the programs take them."""
-        return jax.device_put(tree, self.placed(tree))
+        if is_alone():
+            return jax.device_put(tree, self.placed(tree))
+        return jax.tree.map(spread_over_hosts, tree, self.placed(tree))
 
     def member_params(self) -> Params:
         """Shapes of one member's parameters, and how its devices hold them."""
@@ -262,8 +267,12 @@ def layout(
 
     A member that is spread over several devices runs alone on them.
     """
-    devices = [*(devices or jax.local_devices())][: cfg.num_devices or None]
+    devices = [*(devices or jax.devices())][: cfg.num_devices or None]
     mesh = mesh_of(spread, devices[: num_members * spread.size])
+    if not is_alone():
+        used = f"{mesh.size} devices, for {num_members} members"
+        allowed = f"must be all {jax.device_count()} devices of these processes"
+        require(mesh.size == jax.device_count(), "mesh", used, allowed)
     if spread.size > 1:
         return mesh, 1
     on_cpu = devices[0].platform == "cpu"
@@ -272,7 +281,7 @@ def layout(
 
 def check_devices(cfg: PopulationConfig) -> None:
     """ConfigError for more devices than there are."""
-    there, wanted = jax.local_device_count(), cfg.num_devices
+    there, wanted = jax.device_count(), cfg.num_devices
     allowed = f"must be at most {there}, the devices that are here"
     require(wanted <= there, "population.num_devices", wanted, allowed)
 

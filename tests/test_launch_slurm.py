@@ -5,15 +5,17 @@ import re
 import signal
 import sys
 
+import numpy as np
 import pytest
 from small_runs import contents, train
 from small_sweeps import LONG, ROOT, arguments, jobs, start
-from tiny_slurm import cluster, missing, ran, until
+from tiny_slurm import cluster, free_ports, missing, ran, until
 
 from launch.job import Record
 from launch.queue import places
 from parity_jax.cli.run import configured
 from parity_jax.config.overrides import parse
+from parity_jax.runs import RunDirectory
 from parity_jax.runs.files import read_json
 from parity_jax.runs.sweep import SweepDirectory
 
@@ -129,3 +131,47 @@ def test_without_slurm_it_is_one_line(tmp_path):
     said = process.communicate()[0]
     assert process.returncode == 2, said
     assert said == "error: --engine='slurm': needs Slurm: there is no srun here\n"
+
+
+PROFILE = """
+[two]
+setup = [
+    "export JAX_COORDINATOR_ADDRESS=127.0.0.1:{port}",
+    "export NPROC=64 XLA_FLAGS='{flags}2'",
+]
+slurm = {{time = "60", nodes = "2", ntasks-per-node = "1", cpus-per-task = "1"}}
+"""
+FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count="
+FEW = [f"--config.runs.run.{name}=4" for name in ("num_steps", "eval_every")]
+
+
+def test_a_job_of_two_tasks_is_one_model_over_two_nodes(slurm, tmp_path):
+    """Each task is a process of one run; its numbers are those of one process."""
+    workdir, alone, profiles = (tmp_path / n for n in ("sweep", "alone", "two.toml"))
+    profiles.write_text(PROFILE.format(port=free_ports(1)[0], flags=FLAGS))
+    config = f"--config={ROOT}/tests/two_hosts.py"
+    engine = ["--engine=slurm", "--grace=30", f"--profiles={profiles}", "--profile=two"]
+    command = ["launch.sweep", config, f"--workdir={workdir}", "--grid=seed=0", *FEW]
+    process = start(*command, *engine)
+    said = process.communicate()[0]
+    assert process.returncode == 0 and "submitted 1 job as" in said, said
+    env = {"NPROC": "64", "XLA_FLAGS": f"{FLAGS}4", "PYTHONPATH": str(ROOT / "tests")}
+    command = ["parity_jax.cli", "run", config, f"--workdir={alone}", *FEW]
+    process = start(*command, **env)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    until(lambda: not places(workdir), 300)
+    home = SweepDirectory(workdir)
+    (job,) = home.read().jobs
+    (found,) = jobs(workdir).values()
+    assert (found["state"], found["attempts"]) == ("finished", 1), found
+    run = home.experiment(job).run("run")
+    assert run.read_lineage().process.device == "cpu: cpu x 4"
+    (head,) = run.path.glob("checkpoints/4/digest/metadata")
+    assert len(read_json(head)["shards"]["params.embed.embedding"]["shards"]) == 4
+    ends = []
+    for directory in (run, RunDirectory(alone / "run")):
+        with directory.saved() as checkpoints:
+            ends.append(checkpoints.read(4).arrays)
+    for name, x in ends[0].items():
+        np.testing.assert_allclose(x, ends[1][name], rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 
 from parity_jax.config import ConfigError, UserCodeError
+from parity_jax.hosts import LOST, give_up, is_of_others, leave
 from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
 
@@ -24,7 +25,17 @@ LOWER = "lower batch_size, num_prompts, num_generations or population.vmap_width
 
 
 def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
-    """Run a command; its exit code. What went wrong was said in one line."""
+    """Run a command; its exit code. What went wrong was said in one line.
+
+    Processes that train together wait for each other here.
+    """
+    code = outcome(command, debug)
+    leave(code)
+    return code
+
+
+def outcome(command: Callable[[], None], debug: bool) -> int:
+    """Run a command; its exit code."""
     try:
         command()
     except ConfigError as error:
@@ -37,14 +48,23 @@ def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
     except BrokenPipeError:  # nobody reads on: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RunError, OSError) as error:
-        return fail(error, 1, debug)
+        return told_lost(error, debug) or fail(error, 1, debug)
     except KeyboardInterrupt:
         return fail("stopped", EX_TEMPFAIL, debug)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        return fail(out_of_memory(error) or unexpected(error), 1, debug)
+        told = out_of_memory(error) or unexpected(error)
+        return told_lost(error, debug) or fail(told, 1, debug)
     except Exception as error:
-        return fail(unexpected(error), 1, debug)
+        return told_lost(error, debug) or fail(unexpected(error), 1, debug)
     return 0
+
+
+def told_lost(error: BaseException, debug: bool) -> int:
+    """The exit code, told, if another process of this run is gone; else 0."""
+    if not is_of_others(error):
+        return 0
+    give_up()
+    return fail(LOST, EX_TEMPFAIL, debug)
 
 
 def fail(error: object, code: int, debug: bool = False) -> int:

@@ -3,6 +3,7 @@
 parity-jax run --config=experiments/headline.py --workdir=runs/headline
     [--config.scale=paper] [--config.runs.grpo.num_steps=40 ..] [--only=RUN,..]
     [--dry_run] [--profile=DIR] [--quiet] [--debug] [--flagfile=FILE]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 --config.scale=S is the argument of the experiment's get_config; --config=FILE:S says
 the same. Any other --config.a.b=VALUE overrides a field; both --flag=VALUE and --flag
@@ -10,7 +11,9 @@ VALUE are read, and of a flag that is given twice the last one counts. Running t
 command again continues an interrupted run; with more steps it continues a finished one.
 --only runs some of the stages. --dry_run only tells what will be run and what it will
 cost; --profile leaves a trace (for XProf or Perfetto) of all that is run, so take few
-steps.
+steps. With --coordinator, the address of process 0, N processes train one model that is
+spread over all their devices; in a Slurm step with several tasks they are found by
+themselves.
 """
 
 import importlib.util
@@ -41,6 +44,7 @@ from parity_jax.config import (
 )
 from parity_jax.config.overrides import Override, apply, parse
 from parity_jax.experiment import Experiment
+from parity_jax.hosts import join
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
@@ -61,6 +65,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("only", [], "Runs to execute; default: all.", **options)
     flags.DEFINE_bool("dry_run", False, "Only tell what it will cost.", **options)
     flags.DEFINE_string("profile", None, "Directory of a trace.", **options)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.", **options)
+    flags.DEFINE_integer("num_processes", 0, "That train together.", **options)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is.", **options)
     flags.DEFINE_bool("quiet", False, "Say nothing but warnings.", **options)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", **options)
     flags.DEFINE_bool("help", False, "Show this help.", **options)
@@ -176,6 +183,7 @@ def main(argv: Sequence[str]) -> None:
         if own.profile is not None:
             check_profile(own.profile, own.dry_run)
         with stops.at_once():
+            join(own.coordinator, own.num_processes, own.process_id)
             set_up_jax()
             module, experiment = configured(own.config, overrides)
             if own.dry_run:

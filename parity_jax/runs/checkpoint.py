@@ -3,6 +3,7 @@
 A checkpoint holds every leaf of every member's `StageState` as a NumPy array under its
 path ("params.blocks_0.mlp.up.kernel"), so that it can be read without the code that
 wrote it and restored on any hardware, and a SHA-256 digest that is verified on reading.
+Where several processes hold the arrays each saves its shards, with a digest of each.
 Whatever Orbax raises for a damaged file or a full disk becomes a `CheckpointError`.
 """
 
@@ -18,8 +19,15 @@ import jax
 import numpy as np
 
 from parity_jax.config import differences, lines_of
+from parity_jax.hosts import any_of, is_alone
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError
+from parity_jax.runs.shards import (
+    has_shards_of,
+    is_as_written,
+    shard_index,
+    whole_arrays,
+)
 from parity_jax.types import StageState, path_text
 
 # Orbax sets up logging when it is imported, which is for the program to do.
@@ -28,7 +36,7 @@ import orbax.checkpoint as ocp  # noqa: E402
 
 logging.root.handlers[:] = HANDLERS
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # NumPy arrays, or arrays that all processes hold
 
 
 class CheckpointError(RunError):
@@ -71,9 +79,13 @@ class Checkpoints:
         With them go the metrics since the last record, whose step is `recorded`. Waits
         for the save before; CheckpointError for what went wrong with either.
         """
-        arrays = to_arrays(states) | to_arrays({"metrics": metrics})
-        head = {"step": step, "recorded": recorded, "run": self.run}
-        head |= {"sha256": digest(arrays)}
+        head: dict[str, Any] = {"step": step, "recorded": recorded, "run": self.run}
+        if is_alone():
+            arrays = to_arrays(states) | to_arrays({"metrics": metrics})
+            head["sha256"] = digest(arrays)
+        else:  # every process saves its shards
+            arrays = by_path(states) | by_path({"metrics": metrics})
+            head["shards"] = shard_index(arrays)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave(head)
         )
@@ -95,29 +107,50 @@ class Checkpoints:
             with _one_line(self.directory / str(step), "cannot be deleted"):
                 self._manager.delete(step)
 
-    def read(self, step: int) -> Saved:
-        """What was saved at a step; CheckpointError if it is missing or damaged."""
+    def read(self, step: int, layout: Arrays | None = None) -> Saved:
+        """What was saved at a step; CheckpointError if it is missing or damaged.
+
+        layout    shapes of the arrays, and how the devices of all processes are to hold
+                  them: where they hold what each process saved, they are read and
+                  verified a shard at a time; else, and without it, whole
+        """
         where = self._place(step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
-        )
-        with _one_line(where, "cannot be read"):
-            saved = self._manager.restore(step, args=args)
-            arrays = {name: np.asarray(x) for name, x in saved["state"].items()}
-            head = dict(saved["digest"])
-            recorded, run = head.pop("recorded"), head.pop("run", None)
-            is_whole = head == {"step": step, "sha256": digest(arrays)}
-        if not is_whole:
+        head = _agreed(where, lambda: self._head(step))
+        arrays = _agreed(where, lambda: self._arrays(step, head, layout))
+        recorded, run = head.pop("recorded"), head.pop("run", None)
+        if any_of(not is_intact(step, head, arrays)):
             raise CheckpointError(f"{where}: content does not match its digest")
         self._require_own(where, run)
         return Saved(step, recorded, arrays)
 
+    def _head(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(digest=ocp.args.JsonRestore())
+        head = dict(self._manager.restore(step, args=args)["digest"])
+        if "recorded" not in head:
+            raise ValueError("tells no record")
+        return head
+
+    def _arrays(
+        self, step: int, head: Mapping[str, Any], layout: Arrays | None
+    ) -> Arrays:
+        """NumPy arrays, or those of all processes, laid out."""
+        how: Any = ocp.args.StandardRestore()
+        index = head.get("shards")
+        if index:
+            own = {k: x for k, x in (layout or {}).items() if k in index}
+            if has_shards_of(index, own):
+                how = ocp.args.StandardRestore(own)
+                state = self._manager.restore(step, args=ocp.args.Composite(state=how))
+                return dict(state["state"])
+            how = ocp.args.StandardRestore(whole_arrays(index))
+        state = self._manager.restore(step, args=ocp.args.Composite(state=how))
+        return {name: np.asarray(x) for name, x in state["state"].items()}
+
     def check(self, step: int) -> None:
         """CheckpointError unless a checkpoint is there and of this run; quick."""
         where = self._place(step)
-        args = ocp.args.Composite(digest=ocp.args.JsonRestore())
         with _one_line(where, "cannot be read"):
-            head = self._manager.restore(step, args=args)["digest"]
+            head = self._head(step)
         self._require_own(where, head.get("run"))
 
     def _place(self, step: int) -> Path:
@@ -136,7 +169,9 @@ class Checkpoints:
         if found:
             raise CheckpointError(f"{where}: is of another run: {lines_of(found)}")
 
-    def read_latest(self, warn: Callable[[str], None]) -> Saved | None:
+    def read_latest(
+        self, warn: Callable[[str], None], layout: Arrays | None = None
+    ) -> Saved | None:
         """The newest whole checkpoint; damaged newer ones are reported and deleted.
 
         None if there is no checkpoint; CheckpointError, and nothing is deleted, if
@@ -145,7 +180,7 @@ class Checkpoints:
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                saved = self.read(step)
+                saved = self.read(step, layout)
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
@@ -164,6 +199,29 @@ class Checkpoints:
         """Let go of the directory; call `wait` before to hear about failed saves."""
         with suppress(Exception):  # of a failed save, which `save` or `wait` raise
             self._manager.close()
+
+
+def is_intact(step: int, head: Mapping[str, Any], arrays: Arrays) -> bool:
+    """Whether arrays are those that a checkpoint tells of."""
+    if head.get("step") != step:
+        return False
+    if "shards" in head:
+        return is_as_written(head["shards"], arrays)
+    return head.get("sha256") == digest(arrays)
+
+
+def _agreed(where: Path, read: Callable[[], Any]) -> Any:
+    """What is read, if every process can."""
+    value: list[Any] = []
+    told = f"{where}: cannot be read by another process"
+    try:
+        with _one_line(where, "cannot be read"):
+            value.append(read())
+    except CheckpointError as error:
+        told = str(error)
+    if any_of(not value):
+        raise CheckpointError(told)
+    return value[0]
 
 
 @contextmanager
@@ -185,8 +243,24 @@ def _restricted(value: Any, fields: Any) -> Any:
 
 def to_arrays(tree: Any) -> Arrays:
     """Every leaf as a host copy under its path; typed keys as their key data."""
+    return {name: np.array(x) for name, x in by_path(tree).items()}
+
+
+def by_path(tree: Any) -> Arrays:
+    """Every leaf as it is, under its path; typed keys as their key data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_text(path): np.array(_raw(leaf)) for path, leaf in leaves}
+    return {path_text(path): _raw(leaf) for path, leaf in leaves}
+
+
+def layout_of(tree: Any) -> Arrays:
+    """The same of shapes with shardings."""
+
+    def raw(x: Any) -> Any:
+        shape = jax.eval_shape(_raw, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=x.sharding)
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_text(path): raw(leaf) for path, leaf in leaves}
 
 
 def from_arrays(arrays: Arrays, template: Any) -> Any:
@@ -205,7 +279,9 @@ def from_arrays(arrays: Arrays, template: Any) -> Any:
         raise CheckpointError("checkpoint of another program: " + "; ".join(problems))
 
     def restore(path: Any, leaf: Any) -> Any:
-        array = jax.device_put(arrays[path_text(path)])  # compiles nothing
+        array: Any = arrays[path_text(path)]
+        if isinstance(array, np.ndarray):
+            array = jax.device_put(array)  # compiles nothing
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array) if is_key else array
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from parity_jax.config import Label, require, to_dict
 from parity_jax.experiment import Experiment
+from parity_jax.hosts import is_first, on_host
 from parity_jax.population import member_labels
 from parity_jax.runs.checkpoint import Checkpoints
 from parity_jax.runs.files import RunError, lock, read_as, read_json, write_json
@@ -126,13 +127,15 @@ class RunDirectory:
         raise RunError(f"{self._finished}: damaged: {text}")
 
     def write_finished(self, states: StageState) -> None:
-        ends = (tuple(states.step.tolist()), tuple(states.status.tolist()))
+        step_P, status_P = on_host((states.step, states.status))
+        ends = (tuple(step_P.tolist()), tuple(status_P.tolist()))
         finished = Finished(*ends, self.metrics.sha256())
         write_json(self._finished, to_dict(finished))
 
     def reopen(self) -> None:
         """The run is not complete any more: it goes on."""
-        self._finished.unlink(missing_ok=True)
+        if is_first():
+            self._finished.unlink(missing_ok=True)
 
     @property
     def seconds(self) -> float | None:

@@ -26,6 +26,7 @@ from parity_jax.config import (
     to_dict,
 )
 from parity_jax.experiment import Experiment
+from parity_jax.hosts import any_of, is_first, meet
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.population import Population, check_devices
 from parity_jax.runs.curves import check_tools, followed
@@ -85,12 +86,13 @@ def run_experiment(
         jobs = plan(runs, home, select(list(runs), list(only)))
         if rehearse is not None and jobs:
             rehearse(jobs)
+    meet("all have planned")
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(job.directory.locked())
         home.write_config(experiment)
         for job in jobs:
-            if should_stop():
+            if any_of(should_stop()):
                 raise StoppedError(f"stopped before {job.name}")
             with named_if_out_of_memory(job.name, job.run):
                 execute(job, experiment.log, quiet, should_stop)
@@ -307,9 +309,10 @@ def execute(
         files = (checkpoints, directory.metrics)
         kind = kind_of(type(run.stage))
         training = Training(kind, run.schedule, program, *files, report)
-        with closing(report), followed(log, run, directory):
+        with closing(report), followed(log if is_first() else (), run, directory):
             states = training.run(states, metrics, step, recorded, should_stop)
     directory.write_finished(states)
+    meet("the run has ended")
 
 
 def check_settings(lineage: Lineage) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parity_jax.config import ConfigError, from_dict
+from parity_jax.hosts import is_first
 
 
 class RunError(RuntimeError):
@@ -23,8 +24,12 @@ def lock(directory: Path, wait: bool = False) -> Iterator[None]:
 
     wait    until the other process lets go of it
 
-    The kernel lets go of the lock when the process ends, however it ends.
+    The kernel lets go of the lock when the process ends, however it ends. Of several
+    processes that train together the first one holds it.
     """
+    if not is_first():
+        yield
+        return
     with (directory / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -52,7 +57,12 @@ def is_locked(directory: Path) -> bool:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically: the file is either the old one or the whole new one."""
+    """Write atomically: the file is either the old one or the whole new one.
+
+    Of several processes that train together only the first one does.
+    """
+    if not is_first():
+        return
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:

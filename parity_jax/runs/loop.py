@@ -8,6 +8,7 @@ import numpy as np
 
 from parity_jax.config import label_text
 from parity_jax.experiment import Schedule
+from parity_jax.hosts import any_of, of_first, on_host
 from parity_jax.metrics import Metrics
 from parity_jax.population import Population
 from parity_jax.runs.checkpoint import Checkpoints
@@ -55,9 +56,9 @@ class Training:
             target = self.schedule.next_record(step)
             seconds = 0.0
             while max(step, 0) < target:
-                if should_stop() and step >= 0:
+                if any_of(should_stop()) and step >= 0:
                     self.stop(step, states, metrics, recorded)
-                num_steps = self.pace.chunk(target - max(step, 0))
+                num_steps = of_first(self.pace.chunk(target - max(step, 0)))
                 started = time.monotonic()
                 try:
                     new = self.population.advance(states, metrics, num_steps)
@@ -80,7 +81,7 @@ class Training:
             if stopped_P.all() or step in self.schedule.saved_steps():
                 self.save(step, states, {}, recorded)
             self.report.update(step, shown)
-            if should_stop() and step < self.schedule.num_steps:
+            if any_of(should_stop()) and step < self.schedule.num_steps:
                 self.stop(step, states, {}, recorded)
         self.settle()
         return states
@@ -88,9 +89,8 @@ class Training:
     def check_members(self, step: int, states: StageState) -> None:
         """RunError for a stage that does not count its steps or ends for no reason."""
         where = f"{self.stage}: a step of it left"
-        for own, status in zip(
-            states.step.tolist(), states.status.tolist(), strict=True
-        ):
+        step_P, status_P = on_host((states.step, states.status))
+        for own, status in zip(step_P.tolist(), status_P.tolist(), strict=True):
             if status not in STATUS_TEXT:
                 known = ", ".join(map(str, STATUS_TEXT))
                 raise RunError(f"{where} status={status}: must be one of {known}")
@@ -103,12 +103,14 @@ class Training:
     ) -> Metrics:
         """Write the metrics of the steps until this one, and its evaluation."""
         shown: Metrics = {}
+        metrics = on_host(metrics)
         if step > 0:
             self.metrics_file.append("train", step, seconds, metrics)
             shown |= metrics
         if self.schedule.is_evaluated(step):
             started = time.monotonic()
             scores = jax.block_until_ready(self.population.scores(states))
+            scores = on_host(scores)
             seconds = time.monotonic() - started
             self.metrics_file.append("eval", step, seconds, scores)
             shown |= scores
@@ -149,7 +151,8 @@ class Training:
 
     def tell_stopped(self, states: StageState, known_P: np.ndarray) -> np.ndarray:
         """Which members are frozen; those not known before are reported."""
-        status_P, step_P = np.asarray(states.status), np.asarray(states.step)
+        ends = on_host((states.status, states.step))
+        status_P, step_P = (np.asarray(x) for x in ends)
         stopped_P = status_P != RUNNING
         for i in np.flatnonzero(stopped_P & ~known_P):
             who = label_text(self.population.labels[i])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from parity_jax.hosts import is_first
 from parity_jax.metrics import Metrics
 from parity_jax.runs.files import RunError, write_text
 
@@ -68,6 +69,8 @@ class MetricsFile:
             raise RunError(f"{self.path}: {text}; it cannot go on here")
         values = {name: numbers(mean.value()) for name, mean in metrics.items()}
         record = Record(split, step, round(seconds, 3), values)
+        if not is_first():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(record._asdict(), allow_nan=False) + "\n")
             file.flush()

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from parity_jax.hosts import is_first
 from parity_jax.metrics import Metrics
 
 # Shown if present, as the median over members: (metric, label, format).
@@ -38,7 +39,8 @@ class Report:
         sequences_per_step: int = 0,  # of all members
         quiet: bool = True,
     ):
-        self.console = Console(stderr=True, markup=False)  # names have brackets
+        # names have brackets; of several processes one speaks
+        self.console = Console(stderr=True, markup=False, quiet=not is_first())
         self.name, self.num_steps, self.quiet = name, num_steps, quiet
         self.sequences_per_step = sequences_per_step
         self.start, self.started = start, time.monotonic()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from parity_jax.config import differences, kind_of, lines_of, to_dict
+from parity_jax.hosts import is_alone, meet, on_host
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.population import Population, parent_index
 from parity_jax.runs.checkpoint import (
@@ -16,6 +17,7 @@ from parity_jax.runs.checkpoint import (
     Saved,
     digest,
     from_arrays,
+    layout_of,
     subtree,
 )
 from parity_jax.runs.directory import RunDirectory
@@ -47,7 +49,7 @@ def start(
     """
     if directory.trained_steps() <= 0:
         return fresh_start(run, directory, program, checkpoints)
-    own = checkpoints.read_latest(warn)
+    own = checkpoints.read_latest(warn, layout(program))
     if own is None:
         raise RunError(
             f"{directory.path}: has trained, but all checkpoints are gone; to start "
@@ -63,6 +65,7 @@ def start(
         text = lines_of(found)
         warn(f"continuing elsewhere than before, so not bit for bit: {text}")
     states, metrics = restored(own, program)
+    meet("all have read what the run was")
     directory.metrics.rewind(own.recorded)
     begin(run, directory, lineage.continued_at(own.step, now))
     note = f"continuing at step {own.step}"
@@ -74,6 +77,14 @@ def begin(run: ResolvedRun, directory: RunDirectory, lineage: Lineage) -> None:
     directory.reopen()
     directory.write_config(run)
     directory.write_lineage(lineage)
+
+
+def layout(program: Population) -> Arrays | None:
+    """How several processes are to hold states and metrics; None for one."""
+    if is_alone():
+        return None
+    states, metrics, *_ = program.arguments()
+    return layout_of(states) | layout_of({"metrics": metrics})
 
 
 def restored(saved: Saved, program: Population) -> tuple[StageState, Any]:
@@ -105,13 +116,15 @@ def fresh_start(
 ) -> tuple[StageState, Any, int, int, str]:
     """The start from a parent or from scratch; what is not trained is begun again."""
     origin = origin_of(run, directory, program)
-    states, diverged_P = program.init(origin.params_P), origin.diverged_P
+    params_P, diverged_P = origin.params_P, origin.diverged_P
+    states = program.init(params_P)
     if diverged_P is not None and diverged_P.any():
         if diverged_P.all():
             raise RunError(f"{directory.path}: the parents of all members diverged")
-        status_P = np.where(diverged_P, DIVERGED, np.asarray(states.status))
+        status_P = np.where(diverged_P, DIVERGED, np.asarray(on_host(states.status)))
         status_P = program.place(status_P.astype(np.int32))
         states = states._replace(status=status_P)
+    meet("all have read what there was")
     checkpoints.keep_only(())
     directory.metrics.rewind(-1)
     stage, (parent, imported) = kind_of(type(run.stage)), origin[-2:]
