@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import contents
 from tiny_slurm import free_ports, until
 
+from parity_jax.cli.main import run
+from parity_jax.hosts import place_in_slurm
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.files import read_json
+from parity_jax.runs.shards import is_as_written, sha256, slices_of
 
 TESTS = Path(__file__).parent
 LAST = 24
@@ -71,65 +73,81 @@ def saved(workdir, step=LAST):
         return checkpoints.read(step).arrays
 
 
-def assert_close(a, b):
-    assert a.keys() == b.keys()
-    for name, x in a.items():
-        np.testing.assert_allclose(x, b[name], rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cache, tmp_path_factory):
-    """What two processes leave when nothing happens to them."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    codes, said = ended(*start_two(cache, workdir))
-    assert codes == [0, 0] and said == ["", ""], said
-    return workdir
-
-
-def test_two_processes_are_as_one(cache, undisturbed, tmp_path):
-    codes, said = ended(start(cache, tmp_path, num_devices=4))
-    assert codes == [0], said
-    assert_close(saved(undisturbed), saved(tmp_path))
-    begun = saved(undisturbed, 0), saved(tmp_path, 0)
-    assert all(np.array_equal(x, begun[1][name]) for name, x in begun[0].items())
-    (head,) = undisturbed.glob(f"run/checkpoints/{LAST}/digest/metadata")
-    shards = read_json(head)["shards"]["params.embed.embedding"]["shards"]
-    assert len(shards) == 4
-
-
-def test_stopped_or_killed_they_end_together_and_go_on(cache, undisturbed, tmp_path):
-    """TERM to one, SIGKILL to the other; on two processes to the end, and on one."""
-    workdir, alone = tmp_path / "two", tmp_path / "alone"
-    processes = start_two(cache, workdir)
-    until_trained(workdir)
+def test_two_are_as_one_stopped_killed_and_continued(cache, tmp_path):
+    """TERM to one ends both, SIGKILL of one ends the other; on two processes to the
+    end, and on one of one device: what one process of the same mesh has, to rounding.
+    """
+    two, alone, plain = (tmp_path / name for name in ("two", "alone", "plain"))
+    one = start(cache, plain, num_devices=4)
+    processes = start_two(cache, two)
+    until_trained(two)
     processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(*processes)
     assert codes == [75, 75], said
     assert all("error: stopped at step" in text for text in said), said
-    shutil.copytree(workdir, alone)
+    shutil.copytree(two, alone)
 
-    processes = start_two(cache, workdir)
-    until_trained(workdir, RunDirectory(workdir / "run").last_step() + 2)
+    processes = start_two(cache, two)
+    until_trained(two, RunDirectory(two / "run").last_step() + 2)
     processes[1].kill()
     killed = time.monotonic()
     codes, said = ended(*processes)
     assert time.monotonic() - killed < 60
     assert codes == [75, -signal.SIGKILL] and said[0] == LOST, said
 
-    codes, said = ended(*start_two(cache, workdir))
-    assert codes == [0, 0], said
-    assert contents(workdir) == contents(undisturbed)
-    codes, said = ended(start(cache, alone, "--config.mesh.fsdp=1", num_devices=1))
-    assert codes == [0] and "not bit for bit" in said[0], said
-    assert_close(saved(alone), saved(undisturbed))
+    codes, said = ended(
+        one,
+        *start_two(cache, two),
+        start(cache, alone, "--config.mesh.fsdp=1", num_devices=1),
+    )
+    assert codes == [0] * 4, said
+    assert said[:3] == [""] * 3 and "not bit for bit" in said[3], said
+    expected, begun = saved(plain), saved(plain, 0)
+    for name, x in saved(two, 0).items():
+        np.testing.assert_array_equal(x, begun[name], err_msg=name)
+    for arrays in (saved(two), saved(alone)):
+        assert arrays.keys() == expected.keys()
+        for name, x in arrays.items():
+            close = dict(rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(x, expected[name], **close)
+    head = read_json(two / f"run/checkpoints/{LAST}/digest/metadata")
+    assert len(head["shards"]["params.embed.embedding"]["shards"]) == 4
 
 
-def test_what_cannot_be_is_one_line(cache, tmp_path):
-    bad = ["--num_processes=2 --process_id=2 --coordinator=here:1"]
-    bad += ["--num_processes=2 --process_id=0 --coordinator=here", "--process_id=1"]
-    fields = ["--process_id=2: must be in [0, 1]", "--coordinator='here'", "--num_pro"]
-    processes = [start(cache, tmp_path, *text.split()) for text in bad]
-    codes, said = ended(*processes)
-    assert codes == [2, 2, 2], said
-    for text, field in zip(said, fields, strict=True):
-        assert text.startswith(f"error: {field}") and text.count("\n") == 1
+def test_shards_are_verified(tmp_path):
+    """What one process reads whole of shards: a bit, a shard or a name that is off."""
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    halves = {w: sha256(x[slices_of(w)]) for w in ("0:3,0:2", "0:3,2:4")}
+    index = {"x": {"dtype": "float32", "shape": [3, 4], "shards": halves}}
+    other = x.copy()
+    other[1, 3] += 1
+    assert is_as_written(index, {"x": x})
+    assert not is_as_written(index, {"x": other})
+    assert not is_as_written(index, {"x": x, "y": x})
+    assert not is_as_written(index, {"x": x.astype(np.float64)})
+    halves.pop("0:3,2:4")
+    assert not is_as_written(index, {"x": x})
+
+
+BAD = {
+    "--coordinator=here:1 --num_processes=2 --process_id=2": "--process_id=2: must be ",
+    "--coordinator=here --num_processes=2 --process_id=0": "--coordinator='here': must",
+    "--process_id=1": "--num_processes=0: must be given too",
+}
+
+
+@pytest.mark.parametrize("flags", list(BAD))
+def test_what_cannot_be_is_one_line(tmp_path, capsys, flags):
+    command = ["run", "--config=two_hosts.py", f"--workdir={tmp_path / 'w'}"]
+    assert run([*command, *flags.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {BAD[flags]}") and told.count("\n") == 1, told
+    assert not (tmp_path / "w").exists()
+
+
+def test_tasks_of_slurm_are_processes_in_a_step_only():
+    step = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1"}
+    step["SLURM_STEP_NUM_TASKS"] = "2"
+    assert place_in_slurm(step) == (1, 2)
+    assert place_in_slurm(step | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert place_in_slurm({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) is None
