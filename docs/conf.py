@@ -33,6 +33,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 
 # The API: what experiments, own code and notebooks import.
 autodoc2_packages = [{"path": "../parity_jax", "auto_mode": True}]
