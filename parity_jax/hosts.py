@@ -19,13 +19,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from parity_jax.config import ConfigError, require
+from parity_jax.config import require
 
 # A process that says nothing for so long is dead; the others end.
 HEARTBEAT_SECONDS = 20
 START_SECONDS = 300  # in which all processes have to be there
 LEAVE_SECONDS = 10  # in which they all have to come to the end
 LOST = "another process of this run is gone; the same command continues"
+
+
+class AbsentError(RuntimeError):
+    """Another process of a run did not come."""
 
 
 @dataclass
@@ -65,7 +69,7 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
     coordinator    HOST:PORT of the first process; empty with num_processes = 0: as
                    Slurm says, and nobody outside of a step with several tasks
 
-    ConfigError for what cannot be.
+    ConfigError for what cannot be, AbsentError if they do not come.
     """
     place = place_in_slurm(os.environ)
     if num_processes == 0:
@@ -102,7 +106,8 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError("--coordinator", coordinator, reason) from None
+        told = f"the processes of this run did not meet: {reason}"
+        raise AbsentError(told) from None
     GROUP.index, GROUP.size = process_id, num_processes
 
 

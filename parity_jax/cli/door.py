@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 
 from parity_jax.config import ConfigError, UserCodeError
-from parity_jax.hosts import LOST, give_up, is_of_others, leave
+from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
 from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
 
@@ -41,6 +41,8 @@ def outcome(command: Callable[[], None], debug: bool) -> int:
     except ConfigError as error:
         return fail(error, 2, debug)
     except StoppedError as error:
+        return fail(f"{error}; the same command continues", EX_TEMPFAIL, debug)
+    except AbsentError as error:
         return fail(f"{error}; the same command continues", EX_TEMPFAIL, debug)
     except UserCodeError as error:
         traceback.print_exception(error.error)
