@@ -15,7 +15,7 @@ are held against a transformer with Adam.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +49,10 @@ PRICES = (0.0, 0.3, 0.45, 0.5, 0.55, 0.6, 0.65, 0.8)
 TINY_PRICES = (0.0, 0.01, 0.1)
 TINY_GROUP, STD_EPS = 4, 1e-4  # responses to a prompt, where tiny prices are studied
 LEAP_PRICES = (0.0, 0.3, 0.7, 0.9, 1.1, 1.6)
-FORMS: tuple[LengthPrice, ...] = ("additive", "multiplicative")
+PENALTY: dict[LengthPrice, Literal["add", "mult"]] = {
+    "additive": "add",
+    "multiplicative": "mult",
+}
 ROLLOUT = RolloutConfig(num_prompts=32, num_generations=8)
 ALGORITHMS = {
     "grpo": ("GRPO", PolicyGradientConfig(rollout=ROLLOUT, loss_type="dapo")),
@@ -76,7 +79,7 @@ def get_config() -> Experiment:
         axes=FrozenDict({"length_price": PRICES}),
     )
     runs = {"pretrain": pretrain}
-    for form in FORMS:
+    for form in PENALTY:
         rollout = replace(ROLLOUT, length_price_form=form)
         for name, (_, stage) in ALGORITHMS.items():
             stage = replace(stage, rollout=rollout)
@@ -129,7 +132,20 @@ def get_config() -> Experiment:
 def turning_point(results: Results, form: LengthPrice) -> float:
     """The price at which the theory says that answers stop lengthening."""
     d = results.experiment.task.num_bits
-    return float(theory.alpha_critical(d, "add" if form == "additive" else "mult"))
+    return float(theory.alpha_critical(d, PENALTY[form]))
+
+
+def with_measured_rates(results: Results, form: LengthPrice) -> xr.DataArray:
+    """The same from how often long and short samples are right before RL, by seed."""
+    d, before = results.experiment.task.num_bits, last(results["pretrain"])
+    rates = [before[f"t1/accuracy_{kind}"] for kind in ("long", "short")]
+    predicted = xr.apply_ufunc(
+        lambda f_long, f_short: theory.alpha_critical(
+            d, PENALTY[form], f_long, f_short
+        ),
+        *(rate.fillna(0) for rate in rates),
+    )
+    return predicted.where(rates[0].notnull() & rates[1].notnull())
 
 
 def leap_window(results: Results) -> tuple[float, float]:
@@ -163,8 +179,9 @@ def slowed(results: Results) -> tuple[xr.DataArray, xr.DataArray]:
 def claims(results: Results) -> list[Claim]:
     """Turning points of every algorithm; tiny prices; leap chains."""
     found = []
-    for id, form in zip(("Q6", "Q6-multiplicative"), FORMS, strict=True):
-        seen, checks = {}, {}
+    for id, form in zip(("Q6", "Q6-multiplicative"), PENALTY, strict=True):
+        seen = {"theory at the rates before RL": with_measured_rates(results, form)}
+        checks = {}
         for name in ALGORITHMS:
             crossing = critical_price(results[f"{name}_{form}"])
             seen[f"{name}, of each seed"] = crossing
@@ -199,7 +216,7 @@ def claims(results: Results) -> list[Claim]:
 def answer(results: Results) -> Answer:
     """At which prices all objectives turn."""
     near = []
-    for form in FORMS:
+    for form in PENALTY:
         means = [
             float(critical_price(results[f"{k}_{form}"]).mean()) for k in ALGORITHMS
         ]
@@ -222,7 +239,7 @@ def answer(results: Results) -> Answer:
 def figure(results: Results) -> plt.Figure:
     """Growth over the price of both forms, tiny prices, and with leap chains."""
     figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.9), layout="constrained")
-    for ax, form in zip(axes, FORMS, strict=False):
+    for ax, form in zip(axes, PENALTY, strict=False):
         draw_growth(ax, results, form)
     draw_tiny(axes[2], results)
     draw_leap(axes[3], results)
