@@ -35,9 +35,9 @@ from parity_jax.models.huggingface import (
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.files import whole_directory, write_json
+from parity_jax.runs.files import whole_directory, write_json, write_text
 from parity_jax.runs.lineage import Imported
-from parity_jax.tasks import Task
+from parity_jax.tasks import Task, Text
 
 
 def main(argv: Sequence[str]) -> None:
@@ -84,9 +84,16 @@ def write_tokenizer(
     directory: Path, task: Task, cfg: TransformerConfig, origin: Imported | None
 ) -> None:
     """The task's tokenizer, or the one of the weights if it knows more words."""
-    if origin is not None and cfg.vocab_size > task.vocab_size:
-        if not copy_tokenizer(Path(origin.path), directory):
-            where = f"{origin.path}: no tokenizer is there any more; it is left out"
+    source = "" if origin is None or cfg.vocab_size <= task.vocab_size else origin.path
+    if isinstance(task, Text):
+        source = task.config.tokenizer.folder
+        if not source:
+            for file, text in task.tokenizer.files().items():
+                write_text(directory / file, text)
+            return
+    if source:
+        if not copy_tokenizer(Path(source).expanduser(), directory):
+            where = f"{source}: no tokenizer is there any more; it is left out"
             print(f"warning: {where}", file=sys.stderr)
         return
     for name, value in zip(

@@ -22,7 +22,7 @@ from parity_jax.objectives import LengthPrice, is_zero_std, priced_reward
 from parity_jax.responses import has_ended, num_tokens
 from parity_jax.stages.stage import StepKeys, step_prompts
 from parity_jax.tasks.contract import check_reward
-from parity_jax.tasks.task import BINARY, Reward, Task
+from parity_jax.tasks.task import BINARY, FiniteTask, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
 
 POOL = 0x9E3779B9  # folded into the member's key: the fixed pool is outside all steps
@@ -63,6 +63,7 @@ class Rollout(NamedTuple):
     response: Response
     reward: Array  # BxG, what is trained on: weighted, noisy, priced
     correct: Array  # BxG, the task's end-to-end reward itself
+    flags: dict[str, Array] = {}  # BxG each, why a response could not be judged
 
 
 def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
@@ -185,7 +186,10 @@ class Sampler(NamedTuple):
         )
         reward_BxG = self._reward(keys.reward, prompt, response, hypers, data)
         correct_BxG = task.rewards["e2e"](prompt, response.token, data.task)
-        return Rollout(prompt, response, reward_BxG, correct_BxG)
+        flags = {}
+        if isinstance(task, FiniteTask):
+            flags = task.flags(prompt, response.token)
+        return Rollout(prompt, response, reward_BxG, correct_BxG, flags)
 
     def _reward(
         self, key: Key, prompt: Prompt, response: Response, hypers: Hypers, data: Data
@@ -217,7 +221,8 @@ def rollout_metrics(rollout: Rollout, task: Task) -> Metrics:
     ended_BxG, correct_BxG = has_ended(token, task.format), rollout.correct > 0
     is_long_BxG = task.is_long(token)
     num_prompts, num_generations = reward_BxG.shape
-    return {
+    flags = {k: Mean.over(flag, ended_BxG) for k, flag in rollout.flags.items()}
+    return flags | {
         "reward": Mean.over(reward_BxG),
         "reward_std": Mean.over(reward_BxG.std(-1)),
         "frac_reward_zero_std": Mean.over(is_zero_std(reward_BxG)),

@@ -186,6 +186,7 @@ def flatten_groups(rollout: Rollout) -> Rollout:
         response=jax.tree.map(one_each, rollout.response),
         reward=one_each(rollout.reward),
         correct=one_each(rollout.correct),
+        flags=jax.tree.map(one_each, rollout.flags),
     )
 
 

@@ -85,6 +85,10 @@ class FiniteTask(Task, Protocol):
         """
         ...
 
+    def flags(self, prompt: Prompt, response_BxGxT: Array) -> dict[str, Array]:
+        """By name whether a response could not be judged, 0 or 1, BxG each."""
+        ...
+
 
 class TaskConfig(Configured):
     """A frozen dataclass that makes a task."""

@@ -33,6 +33,7 @@ from parity_jax.tasks.text.rows import (
     digest_of,
     last_boxed,
     num_overlapping,
+    optional,
 )
 from parity_jax.tasks.text.sources import SourceConfig, WordedSource
 from parity_jax.tasks.text.table import (
@@ -116,6 +117,8 @@ class TextConfig(TaskConfig):
             require(named, "text_rewards", name, allowed)
 
     def resolved(self) -> "TextConfig":
+        if self.verifier == "math":
+            optional("math_verify", "verifier=math")
         with under("task"):
             found = corpus(dataclasses.replace(self, content=None)).content
             self.check_content(found)
@@ -373,6 +376,15 @@ class Text:
             flags = self._verdicts.flags(prompt, response_BxGxT)
             found |= {name: (flag, ended_BxG) for name, flag in flags.items()}
         return found
+
+    def flags(self, prompt: Prompt, response_BxGxT: Array) -> dict[str, Array]:
+        """Whether any judge on the host could not read a response, or was too late."""
+        total: dict[str, Array] = {}
+        for judge in (self._verdicts, *self._own.values()):
+            if judge is not None:
+                for name, flag_BxG in judge.flags(prompt, response_BxGxT).items():
+                    total[name] = jnp.maximum(total.get(name, flag_BxG), flag_BxG)
+        return total
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
         return self.tokenizer.decode(np.asarray(token_T).tolist())

@@ -59,6 +59,19 @@ class Tokenizer:
         special = {"pad": self.pad_id, "end": self.end_ids, "bos": self.bos_id}
         return self._inner.to_str() + json.dumps(special) + self.chat_template
 
+    def files(self) -> dict[str, str]:
+        """What `transformers` reads of one that was trained here."""
+        options = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "eos_token": END,
+            "clean_up_tokenization_spaces": False,
+        }
+        return {
+            "tokenizer.json": self._inner.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(options, indent=2),
+        }
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of every text; none is put before or behind it."""
         found = self._inner.encode_batch([*texts], add_special_tokens=False)
