@@ -79,7 +79,8 @@ def show(home: SweepDirectory, as_json: bool) -> None:
 def text(found: Sequence[Row], now: float) -> list[str]:
     """The table and the totals, at a time in seconds of the epoch."""
     members = sum(r.members for r in found)
-    last = f"{len(found)} jobs, {members} members: {totals(found)}"
+    both = f"{counted(len(found), 'job')}, {counted(members, 'member')}"
+    last = f"{both}: {totals(found)}"
     return [*table_lines(HEAD, [cells(r, now) for r in found]), last]
 
 
