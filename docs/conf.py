@@ -54,9 +54,9 @@ nitpick_ignore_regex = [(r"py:(class|obj|exc)", r".*")]
 def mathml(writer: Any, node: Any) -> None:
     """A formula as MathML, which browsers draw without a script."""
     is_block = node.tagname == "math_block"
-    writer.body.append(
-        convert(node.astext(), display="block" if is_block else "inline")
-    )
+    formula = convert(node.astext(), display="block" if is_block else "inline")
+    text = f'<div class="formula">{formula}</div>' if is_block else formula
+    writer.body.append(text)
     raise nodes.SkipNode
 
 
