@@ -29,12 +29,11 @@ from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfi
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import Prompt
 
-TASK = ParityConfig(num_bits=8)
-
 
 def right_steps(prompt: Prompt, response_BxGxT: jax.Array, data: object) -> jax.Array:
     """The share of the full chain's tokens that a response has in their place, BxG."""
-    chain_BxT = TASK.make().solution(prompt).worked[:, 0]
+    num_bits = prompt.token.shape[1] - 1  # a separator ends the prompt
+    chain_BxT = ParityConfig(num_bits).make().solution(prompt).worked[:, 0]
     return (response_BxGxT == chain_BxT[:, None]).mean(-1)
 
 
@@ -50,7 +49,7 @@ def get_config() -> Experiment:
         parent="pretrain",
     )
     return Experiment(
-        task=TASK,
+        task=ParityConfig(num_bits=8),
         model=gpt2(depth=2, width=64),
         axes=FrozenDict({"p_cot": (0.25,), "seed": (0, 1)}),
         runs=FrozenDict({"pretrain": pretrain, "grpo": grpo}),
