@@ -1,6 +1,8 @@
 """The stages on text: epochs, padding, rewards of the host, exact continuation."""
 
+import io
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax.core import FrozenDict
 from small_runs import contents, digests, train, train_until
 from small_texts import LLAMA, small_text, text_experiment
 from tiny import random_params
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parity_jax.analysis import load_metrics
 from parity_jax.analysis.samples import summary
@@ -138,6 +141,8 @@ def test_a_run_continues_within_an_epoch(workdir):
     names = {"greedy/accuracy", "t1/p_long", "t1/length_wrong", "greedy/ended"}
     assert names | {"greedy/timeout", "t1/unreadable"} <= {*scores}
     assert "greedy/first_wrong" not in scores
+    trained = load_metrics(workdir / "whole" / "grpo", "train")
+    assert {"unreadable", "timeout", "died"} <= {*trained}
 
 
 def test_a_reward_that_fails_stops_the_run_and_its_state_is_saved(
@@ -198,6 +203,25 @@ def test_samples_of_a_checkpoint(workdir, tmp_path, capsys):
     assert "wrong from" not in capsys.readouterr().out  # work may be another
     assert main.run([*typed[:2], f"--samples={tmp_path}/no/file"]) == 2
     assert "must be a file in a folder that is there" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_text_outside(workdir, tmp_path, capsys, monkeypatch):
+    """transformers reads its tokenizer and weights; play answers what has no row."""
+    run = str(workdir / "whole" / "sft")
+    out = str(tmp_path / "hf")
+    assert main.run(["export_hf", run, out, "--member=seed=0"]) == 0
+    task = small_text(workdir, verifier="gsm8k").make()
+    theirs = AutoTokenizer.from_pretrained(out)
+    text = "Ida has 7 figs.\n#### 1,204"
+    assert theirs(text)["input_ids"] == task.from_text(text).tolist()
+    assert theirs.decode(task.from_text(text)) == text
+    assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 1)
+    config = AutoModelForCausalLM.from_pretrained(out).config
+    assert config.vocab_size == task.vocab_size
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ida has 9 figs. Twice that?\n"))
+    capsys.readouterr()
+    assert main.run(["play", run, "--member=seed=0"]) == 0
+    assert "not judged" in capsys.readouterr().out
 
 
 def test_what_samples_add_up_to():
