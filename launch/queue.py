@@ -7,14 +7,15 @@ process that did.
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from parity_jax.runs.files import RunError
+from parity_jax.config import RunError, unknown_value
 
 MARK = "parity_jax"
 SQUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k")
+SBATCH = ("sbatch", "--help")
 IN_TIME = 60  # seconds for an answer
 
 
@@ -89,3 +90,17 @@ def places(sweep: Path) -> dict[int, Place]:
             task = int(number.partition("_")[2] or 0)
             found[numbers(said[1])[task]] = Place(number, state, reason)
     return found
+
+
+def check_options(options: Iterable[str]) -> None:
+    """ConfigError for an option that sbatch does not know, on a host that has it."""
+    try:
+        asked = subprocess.run(
+            SBATCH, check=True, capture_output=True, text=True, timeout=IN_TIME
+        )
+    except (OSError, subprocess.SubprocessError):
+        return
+    known = re.findall(r"--([a-z][\w-]*)", asked.stdout)
+    for name in options if known else ():
+        if name not in known:
+            raise unknown_value("--slurm", name, known)

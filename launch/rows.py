@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from launch.job import Life, Record
 from launch.queue import Place
+from parity_jax.config import RunError
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import RunError, is_locked
+from parity_jax.runs.files import is_locked
 from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.runs.sweep import SweepDirectory, SweepJob
 from parity_jax.types import DIVERGED

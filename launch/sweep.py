@@ -38,7 +38,7 @@ from rich.markup import escape
 
 from launch import engines
 from launch.plan import Asked, Built, of_job, parse_grid, parse_split, plan
-from launch.queue import places
+from launch.queue import check_options, places
 from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
@@ -98,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
         engines.read_profile(own.profile, Path(own.profiles)) if own.profile else {},
         given(own),
     )
+    if settings.engine == "slurm":
+        check_options(settings.slurm)
     home = SweepDirectory(local_path("workdir", own.workdir))
     is_free = not (home.path / "config.json").exists()
     allowed = "is the directory of an experiment or a run"

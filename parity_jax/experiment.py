@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 
 from parity_jax.config import (
     require,
+    require_count,
     require_finite,
     require_positive,
     under,
@@ -48,13 +49,12 @@ class Schedule:
         few = self.num_steps <= MAX_STEPS
         require(few, "num_steps", self.num_steps, f"must be at most {MAX_STEPS}")
         require_finite(self, "chunk_seconds")
-        every, keep = self.checkpoint_every, self.max_to_keep
-        allowed = "must be 0 (start and end only) or positive"
-        require(every >= 0, "checkpoint_every", every, allowed)
+        every = self.checkpoint_every
+        require_count(self, "checkpoint_every", "start and end only")
+        require_count(self, "max_to_keep", "all")
         allowed = f"must give at most {MAX_CHECKPOINTS} checkpoints"
         few = not every or self.num_steps // every <= MAX_CHECKPOINTS
         require(few, "checkpoint_every", every, allowed)
-        require(keep >= 0, "max_to_keep", keep, "must be 0 (all) or positive")
         for step in self.checkpoint_steps:
             inside = 0 <= step <= self.num_steps
             allowed = f"must be in [0, num_steps={self.num_steps}]"

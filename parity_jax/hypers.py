@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from parity_jax.config import require, require_float32
+from parity_jax.config import is_finite, require, require_float32
 
 
 def _number(default: float, low: float, high: float = math.inf) -> Any:
@@ -52,7 +52,7 @@ def check_hyper(name: str, value: float) -> None:
     allowed = f"must be in [{low:g}, {high:g}]"
     if high == math.inf:
         allowed = f"must be a finite number >= {low:g}"
-    inside = math.isfinite(value) and low <= value <= high
+    inside = is_finite(value) and low <= value <= high
     require(inside, name, value, allowed)
     require_float32(name, value)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from parity_jax.config import require, require_finite
+from parity_jax.config import require, require_count, require_finite
 from parity_jax.types import Params, StageState
 
 UNDECAYED = ("bias", "scale")  # of layers and norms
@@ -41,9 +41,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         warmup, decay = self.warmup_steps, self.decay_steps
-        require(warmup >= 0, "warmup_steps", warmup, "must be 0 (none) or positive")
-        allowed = "must be 0 (constant learning rate) or positive"
-        require(decay >= 0, "decay_steps", decay, allowed)
+        require_count(self, "warmup_steps", "none")
+        require_count(self, "decay_steps", "constant learning rate")
         allowed = f"must be 0 or more than warmup_steps={warmup}, which it includes"
         require(decay == 0 or decay > warmup, "decay_steps", decay, allowed)
         require_finite(self, "final_lr_ratio", high=1.0)

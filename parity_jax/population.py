@@ -17,7 +17,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from parity_jax.config import ConfigError, Label, number_text, require, unknown_name
+from parity_jax.config import (
+    ConfigError,
+    Label,
+    number_text,
+    require,
+    require_count,
+    unknown_name,
+)
 from parity_jax.hosts import is_alone, spread_over_hosts
 from parity_jax.hypers import Hypers
 from parity_jax.mesh import (
@@ -44,8 +51,7 @@ class PopulationConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "vmap_width"):
-            value = getattr(self, name)
-            require(value >= 0, name, value, "must be 0 (automatic) or positive")
+            require_count(self, name, "automatic")
 
 
 def member_labels(axes: Axes) -> list[Label]:

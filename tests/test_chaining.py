@@ -1,6 +1,7 @@
 """Runs that start from members and steps of another, on any layout of devices."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -202,6 +203,46 @@ def test_a_step_that_is_past_cannot_be_saved_any_more(first, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     coming = walk(checkpoint_steps=(3,))
     assert train(walks(first=coming, child=walk("first", parent_step=3)), tmp_path)
+
+
+def test_a_child_of_another_parent_is_not_used(first, tmp_path):
+    """The parent was deleted and run anew as another, here or elsewhere."""
+    home, other = first.parent, walk(hypers=Hypers(learning_rate=0.1))
+    assert train(walks(first=walk(), child=walk("first")), home)
+    outside = walks(child=walk(str(first)))
+    assert train(outside, tmp_path / "outside")
+    before = digests(home / "child")
+    shutil.rmtree(first)
+    told = "child started from other parameters than its parent has now"
+    with pytest.raises(RunError, match=told):
+        train(walks(first=other, child=walk("first")), home)
+    with pytest.raises(ConfigError, match=f"^runs.child.parent='first': .*{told}$"):
+        train(walks(first=other, child=walk("first")), home)
+    with pytest.raises(ConfigError, match=f"^runs.child.parent='{first}': .*{told}$"):
+        train(outside, tmp_path / "outside")
+    shutil.rmtree(first)
+    assert train(walks(first=walk(), child=walk("first")), home)
+    assert digests(home / "child") == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"parent": None}, "are not of one run"),
+        ({"stage": "star"}, "are not of one run"),
+        ({"parent": {"sequences": []}}, "must be of each of step"),
+        ({"process": {"started": "now"}}, "must be a date"),
+    ],
+)
+def test_an_edited_lineage_is_refused(workdir, tmp_path, fields, part):
+    child = shutil.copytree(workdir / "child", tmp_path / "child")
+    content = json.loads((child / "lineage.json").read_text())
+    for name, value in fields.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    (child / "lineage.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=part) as info:
+        load_metrics(child)
+    assert "damaged" in str(info.value)
 
 
 def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):

@@ -106,6 +106,14 @@ def test_of_nothing_nothing_is_true():
         Claim.of("C1")
 
 
+def test_members_that_only_one_side_has_are_not_left_out():
+    few = SCORES.isel(seed=[0])
+    for check in (Check.equal, Check.at_least, lambda a, b: Check.within(a, b, 9.0)):
+        for pair in ((SCORES, few), (few, SCORES)):
+            with pytest.raises(ValueError, match="cannot align"):
+                check(*pair)
+
+
 def made_by_hand(**fields):
     whole = dict(id="a", claim="b", measured=1, relation="", expected=0, tolerance=0)
     return Claim(**whole | {"holds": True} | fields)

@@ -15,6 +15,8 @@ import jax
 import pytest
 from small_runs import digests, stop, train, train_until, walk, walks
 
+from parity_jax.analysis.inspection import rescored
+from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import ConfigError
 from parity_jax.runs import RunDirectory, lineage
@@ -205,6 +207,10 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     assert train(experiment, tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert f"own_code.walk_of_mine is '{digest}' there" in line
+    file.write_text(OWN + "\n# a third one\n")
+    assert train(experiment, tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: run has ended and stays as it is: own_code.walk")
     del sys.modules["walk_of_mine"]
 
 
@@ -237,11 +243,14 @@ def test_settings_that_change_what_is_drawn_are_refused(
         train(walks(run=walk()), workdir)
     told = f"{name.upper()}='{value}': must be {was}, as when the run began"
     assert str(info.value) == told
+    with pytest.raises(ConfigError, match=name.upper()):
+        rescored(open_snapshot(RunDirectory(workdir / "run")))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("jax_debug_key_reuse", True),
         ("jax_disable_jit", True),
         ("jax_transfer_guard", "disallow"),
         ("jax_numpy_dtype_promotion", "strict"),

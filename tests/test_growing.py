@@ -46,6 +46,12 @@ def workdir(finished, tmp_path):
 def test_a_finished_run_can_grow(workdir, tmp_path):
     longer = walks(run=dataclasses.replace(RUN, num_steps=8))
     assert train(longer, tmp_path / "undisturbed")
+    home = ExperimentDirectory(workdir)
+    for file in (home.claims, home.figure):  # of the shorter run
+        file.write_text("[]")
+    assert train(walks(run=RUN), workdir) and home.claims.exists()
+    train_until(5, longer, workdir)
+    assert not home.claims.exists() and not home.figure.exists()
     assert train(longer, workdir)
     run, undisturbed = workdir / "run", tmp_path / "undisturbed" / "run"
     assert digests(run) == digests(undisturbed)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import tiny_experiment, tiny_gpt2, tiny_mistral
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
@@ -534,6 +534,11 @@ def test_a_run_starts_from_a_folder(folder, tmp_path, say):
     for name, array in expected.items():
         np.testing.assert_array_equal(back[name], array)
     run_experiment(child_of(folder), workdir, quiet=True)  # complete: nothing to do
+    weights = folder / "model.safetensors"
+    tensors = {k: x + 1 for k, x in load_file(weights).items()}
+    save_file(tensors, weights)
+    with pytest.raises(ConfigError, match="started from other parameters than its"):
+        run_experiment(child_of(folder), workdir, quiet=True)
 
 
 def test_what_a_run_cannot_start_from_is_refused(folder, tmp_path):

@@ -4,9 +4,11 @@ import dataclasses
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
-from small_runs import contents, train
+from flax.core import FrozenDict
+from small_runs import contents, train, walk, walks
 from small_sweeps import (
     LONG,
     arguments,
@@ -24,12 +26,15 @@ from launch.job import Life, Record, new_life
 from launch.rows import KILLED, Row, rows
 from launch.status import text
 from parity_jax.analysis import load_metrics, load_sweep
+from parity_jax.analysis.sweeps import final_table
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
+from parity_jax.config import RunError
 from parity_jax.config.overrides import parse
+from parity_jax.hypers import Hypers
 from parity_jax.runs.directory import RunDirectory
 from parity_jax.runs.files import read_json
-from parity_jax.runs.sweep import SweepDirectory
+from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,38 @@ def test_a_sweep_is_one_dataset(finished):
     assert same["sequences"].values.tolist() == alone["sequences"].values.tolist()
 
 
+def test_scales_and_values_that_are_text_stay_apart(tmp_path):
+    for name, rate in (("a", 1e-2), ("b", 2e-2)):
+        one = walk(hypers=Hypers(learning_rate=rate))
+        train(walks(run=one, seeds=(0,)), tmp_path / name)
+    home, nothing = SweepDirectory(tmp_path), FrozenDict()
+
+    def write(configs, grid, scales, **damage):
+        jobs = []
+        for name, config, fields in zip("ab", configs * 2, scales, strict=False):
+            part = (nothing, "", FrozenDict({"run": 4}), 1)
+            job = SweepJob(name, name, (), config, FrozenDict(fields), *part)
+            jobs.append(replace(job, **damage))
+        home.write(Sweep(configs, FrozenDict(grid), False, None, tuple(jobs)))
+
+    write(("w.py:a", "w.py:b"), {}, ({}, {}))
+    assert load_sweep(tmp_path, "run")["config"].values.tolist() == ["w:a", "w:b"]
+    for scales in (("1", "1.0"), ("2", "small"), ("1", "nan")):
+        write(("w.py",), {"scale": scales}, [{"scale": scale} for scale in scales])
+        assert load_sweep(tmp_path, "run")["scale"].values.tolist() == [*scales]
+        assert len(final_table(tmp_path)) == 2
+    for damage in (
+        {"directory": ".."},
+        {"steps": nothing},
+        {"steps": FrozenDict({"../a/run": 4})},
+        {"fields": FrozenDict({"width": "3"})},
+        {"members": 0},
+    ):
+        write(("w.py",), {"scale": ("1",)}, [{"scale": "1"}], **damage)
+        with pytest.raises(RunError, match=r"sweep\.json: damaged: job"):
+            home.read()
+
+
 def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
     output = tmp_path / "out"
     over = ["--score=greedy/accuracy", "--over=num_bits,seed"]
@@ -117,6 +154,12 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
         command = ["report", str(finished), f"--output={tmp_path / 'no'}", *over, wrong]
         assert run(command) == 2
         assert part in capsys.readouterr().err and not (tmp_path / "no").exists()
+    config = finished / "num_bits=5" / "other" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace("small_runs:WalkConfig", "no_such:WalkConfig"))
+    assert run(["report", str(finished), f"--output={tmp_path / 'no'}"]) == 1
+    assert "cannot be imported" in capsys.readouterr().err
+    config.write_text(whole)
     assert run(["inspect", str(finished)]) == 0
     printed = capsys.readouterr().out
     assert "num_bits=4,seed=2" in printed and printed.count("100/100") == 3

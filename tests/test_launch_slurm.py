@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from small_runs import contents, train
-from small_sweeps import LONG, ROOT, arguments, jobs, start
+from small_sweeps import LONG, ROOT, arguments, jobs, start, swept
 from tiny_slurm import cluster, free_ports, missing, ran, until
 
 from launch.job import Record
@@ -122,6 +122,12 @@ def test_what_slurm_refuses_is_one_line(slurm, tmp_path):
         (line,) = text.splitlines()
         assert line.startswith("error: ") and all(p in line for p in parts), line
     assert not places(workdir) and not (workdir / "sweep.json").exists()
+
+
+def test_an_option_that_sbatch_does_not_know_is_refused_at_once(slurm, tmp_path):
+    asked = ("--engine=slurm", "--slurm=time=9,tiem=9", "--dry_run")
+    code, _, told = swept(tmp_path / "sweep", *asked)
+    assert code == 2 and "--slurm='tiem': unknown; did you mean 'time'?" in told
 
 
 def test_without_slurm_it_is_one_line(tmp_path):

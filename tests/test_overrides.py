@@ -101,6 +101,16 @@ WRONG = [
     ("runs.grpo.task.num_bits", "5", "runs.grpo.task", "give its kind first"),
     ("axes.seed", "0,4294967296", "axes.seed", "in [0, 4294967295]"),
     ("axes.seed", "a,b", "axes.seed", "a number"),
+    ("axes.seed", "1" + "0" * 400, "axes.seed", "finite"),
+    ("runs.grpo.hypers.p_cot", "1" + "0" * 400, "runs.grpo.hypers.p_cot", "finite"),
+    ("runs.grpo.chunk_seconds", "1" + "0" * 400, "runs.grpo.chunk_seconds", "finite"),
+    (
+        "model.num_positions",
+        "1" + "0" * 400,
+        "model.num_positions",
+        "at most 2147483647",
+    ),
+    ("population.vmap_width", "9" * 12, "population.vmap_width", "at most 2147483647"),
     ("axes.seed", "()", "axes.seed", "at least one seed"),
 ]
 

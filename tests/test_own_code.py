@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import WalkConfig, train, walk, walks
 
-from parity_jax.config import ConfigError, UserCodeError
+from parity_jax.config import ConfigError, UserCodeError, in_code_of
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
 from parity_jax.runs import RunDirectory, RunError, resolve
@@ -29,6 +29,14 @@ def imaginary(prompt, response_BxGxT, data):
     return (response_BxGxT[..., 0] != 0) * (1 + 2j)
 
 
+def nothing(prompt, response_BxGxT, data):
+    return None
+
+
+def words(prompt, response_BxGxT, data):
+    return np.full(response_BxGxT.shape[:2], "good")
+
+
 def five(prompt, response_BxGxT, data):
     return jnp.full(response_BxGxT.shape[:2], 5.0)
 
@@ -38,6 +46,8 @@ def five(prompt, response_BxGxT, data):
     [
         ("transposed", "must return an array of shape (3, 2)"),
         ("imaginary", "type='complex64': must be real numbers"),
+        ("nothing", "type='NoneType': must be real numbers"),
+        ("words", "type='ndarray': must be real numbers"),
     ],
 )
 def test_an_own_reward_is_checked_at_sizes_that_differ(reward, part):
@@ -45,6 +55,17 @@ def test_an_own_reward_is_checked_at_sizes_that_differ(reward, part):
     with pytest.raises(ConfigError, match=reward) as info:
         resolve_rewards(cfg, ParityConfig(2).make())
     assert part in str(info.value)
+
+
+def test_what_own_code_raises_is_named_but_for_a_line():
+    """A StopIteration too, of `next`; what tells itself comes as it is."""
+    with (
+        pytest.raises(UserCodeError, match=r"^mine: StopIteration"),
+        in_code_of("mine"),
+    ):
+        next(iter(()))
+    with pytest.raises(RunError, match=r"^damaged$"), in_code_of("mine"):
+        raise RunError("damaged")
 
 
 def test_whole_numbers_beyond_32_bits_are_rewards_too():

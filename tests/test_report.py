@@ -258,6 +258,8 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     (other / "answer.json").unlink()
     write_json(other / "provenance.json", {"commits": "abc"})
     refused(say("report", other, output), 1, "c9_x/provenance.json: damaged")
+    bad = tmp_path / "bad\udcff"
+    refused(say("report", bad, output), 2, "must be UTF-8")
     (run_dir / "grpo" / "lineage.json").write_text("{")
     refused(say("report", run_dir, output), 1, "grpo/lineage.json: damaged")
     assert not (tmp_path / "results").exists()

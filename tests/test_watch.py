@@ -1,5 +1,8 @@
 """The terminal's view of runs: the numbers of metrics.jsonl, at any moment."""
 
+import io
+import sys
+
 import pytest
 from small_runs import records, train, train_until, walk, walks
 
@@ -39,6 +42,16 @@ def test_an_experiment_that_was_stopped_and_then_finished(tmp_path, capsys):
 )
 def test_bars_by_hand(values, bars):
     assert sparkline([*values], 3 if len(values) == 6 else 40) == bars
+
+
+def test_a_terminal_of_few_signs(tmp_path, monkeypatch):
+    """Bars are written as ASCII has them, and nothing is lost."""
+    train(walks(walk=walk()), tmp_path)
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run(["watch", str(tmp_path), "--once"]) == 0
+    out.flush()
+    assert b"\\u258" in out.buffer.getvalue()
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -16,7 +16,8 @@ import xarray as xr
 
 from parity_jax.analysis.legend import LEGEND
 from parity_jax.analysis.scores import by_member
-from parity_jax.runs.files import RunError, read_json, write_json
+from parity_jax.config import RunError
+from parity_jax.runs.files import read_json, write_json
 
 Relation = Literal["within", "equal", "at least", "at most", "below", "above"]
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -42,7 +43,7 @@ class Check:
     @classmethod
     def within(cls, measured: Any, expected: Any, tolerance: float) -> "Check":
         """Every |measured - expected| <= tolerance."""
-        gap = abs(xr.DataArray(measured) - expected)
+        gap = abs(_together(np.subtract, measured, expected))
         relation: Relation = "within" if tolerance else "equal"
         holds = bool(gap.size and (gap <= tolerance).all())
         numbers = (plain(measured), relation, plain(expected))
@@ -76,9 +77,18 @@ class Check:
     @classmethod
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
         # NaN, a number that does not exist, fulfils nothing
-        compared = COMPARE[relation](xr.DataArray(measured), bound)
+        compared = _together(COMPARE[relation], measured, bound)
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
+
+
+def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """A function of numbers by member; ValueError if they are not of the same members.
+
+    xarray would take those that both have, and leave out the others.
+    """
+    with xr.set_options(arithmetic_join="exact"):
+        return function(xr.DataArray(a), b)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from parity_jax.config import (
     to_dict,
 )
 from parity_jax.experiment import RunConfig
-from parity_jax.runs.checkpoint import CheckpointError, digest, from_arrays, subtree
+from parity_jax.runs.checkpoint import from_arrays, subtree
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.execute import check_settings
 from parity_jax.runs.lineage import ParentEntry
 from parity_jax.runs.metrics_file import Record, numbers
 from parity_jax.runs.resolve import (
@@ -37,6 +38,7 @@ from parity_jax.runs.resolve import (
     order_of_execution,
     resolved_file,
 )
+from parity_jax.runs.start import compared_content
 from parity_jax.runs.sweep import SweepDirectory
 from parity_jax.tasks import Text
 from parity_jax.types import RUNNING, STATUS_TEXT
@@ -125,7 +127,7 @@ def ancestry(directory: RunDirectory) -> list[dict[str, Any]]:
 
     With it `step`, where the run before started in this one (the steps, if its members
     started from several), and `content`, whether the parameters there are still what
-    that run recorded: "unchanged", "CHANGED" or "not found".
+    that run recorded: "unchanged", "CHANGED", "damaged" or "not found".
     """
     line: list[dict[str, Any]] = []
     seen: set[Path] = set()
@@ -147,21 +149,6 @@ def ancestry(directory: RunDirectory) -> list[dict[str, Any]]:
         if content == "not found":
             return [*line, entry]
         directory = parent
-
-
-def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
-    """Whether the parameters at its steps have the digests of a lineage."""
-    if not parent.has_config():
-        return "not found"
-    try:
-        with parent.saved() as checkpoints:
-            if not {*entry.step} <= {*checkpoints.steps()}:
-                return "not found"
-            saved = [checkpoints.read(step).arrays for step in entry.step]
-    except CheckpointError:  # damaged
-        return "CHANGED"
-    found = tuple(digest(subtree(arrays, "params")) for arrays in saved)
-    return "unchanged" if found == entry.params_sha256 else "CHANGED"
 
 
 def config_changes(snapshot: Snapshot) -> dict[str, list[Any]] | None:
@@ -234,6 +221,7 @@ def recorded_scores(snapshot: Snapshot) -> dict[str, Any] | None:
 
 def rescored(snapshot: Snapshot) -> dict[str, Any]:
     """The evaluation that the run itself makes at this step, made again."""
+    check_settings(snapshot.directory.read_lineage())
     file = snapshot.run.eval_file
     allowed = "holds other prompts than those of the run's own evaluation"
     require(resolved_file(file.path) == file, "eval_file", file.path, allowed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from parity_jax.config import ConfigError, unknown_value
+from parity_jax.config import ConfigError, RunError, unknown_value
 from parity_jax.experiment import Experiment
 from parity_jax.runs.directory import (
     ExperimentDirectory,
@@ -16,7 +16,6 @@ from parity_jax.runs.directory import (
     is_experiment,
     local_path,
 )
-from parity_jax.runs.files import RunError
 from parity_jax.runs.metrics_file import SPLITS, Record
 from parity_jax.runs.resolve import ResolvedRun, resolve
 

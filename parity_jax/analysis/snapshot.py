@@ -9,6 +9,7 @@ from flax.core import FrozenDict
 
 from parity_jax.config import (
     Label,
+    RunError,
     label_text,
     number_text,
     require,
@@ -18,7 +19,6 @@ from parity_jax.models import Model
 from parity_jax.population import Axes
 from parity_jax.runs.checkpoint import Arrays, from_arrays, subtree
 from parity_jax.runs.directory import RunDirectory, is_experiment
-from parity_jax.runs.files import RunError
 from parity_jax.runs.resolve import ResolvedRun, listed
 from parity_jax.tasks import Task
 from parity_jax.types import Params

@@ -1,8 +1,7 @@
 """Sweeps: the runs of many experiments as one labelled dataset, a table, a figure."""
 
 import itertools
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from matplotlib.figure import Figure
 from parity_jax.analysis.plots import CYCLE, legend_below, style
 from parity_jax.analysis.results import load_metrics
 from parity_jax.analysis.scores import by_member, last
-from parity_jax.config import require, unknown_value
+from parity_jax.config import RunError, is_finite, require, unknown_value
 from parity_jax.config.labels import parse_number
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.files import RunError
 from parity_jax.runs.progress import SHOWN
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob, is_sweep
 
@@ -31,11 +29,17 @@ def load_sweep(directory: str | Path, run: str, split: str = "eval") -> xr.Datas
     coordinate `sequences` may depend on swept fields. ConfigError for a directory, run
     or split that is not one, RunError if nothing is there.
     """
-    return _merged(directory, run, split)
+    merged = _merged(directory, run, split)
+    if merged is None:
+        raise RunError(f"{directory}: no job has a record of {run} yet")
+    return merged
 
 
-def final_scores(directory: str | Path, run: str) -> xr.Dataset:
-    """The last evaluation of one run in all jobs, with dimensions (*fields, *axes)."""
+def final_scores(directory: str | Path, run: str) -> xr.Dataset | None:
+    """The last evaluation of one run in all jobs, with dimensions (*fields, *axes).
+
+    None if no job has any.
+    """
     return _merged(directory, run, "eval", last)
 
 
@@ -44,7 +48,7 @@ def _merged(
     run: str,
     split: str,
     chosen: Callable[[xr.Dataset], xr.Dataset] = lambda data: data,
-) -> xr.Dataset:
+) -> xr.Dataset | None:
     """What is chosen of the metrics of a run in every job that has any, in one."""
     home, sweep = _opened(directory)
     names = dict.fromkeys(name for job in sweep.jobs for name in job.steps)
@@ -57,7 +61,7 @@ def _merged(
             data = chosen(load_metrics(files.path, split).reset_coords("sequences"))
             parts.append(data.expand_dims(_fields(sweep, job)))
     if not parts:
-        raise RunError(f"{home.path}: no job has a record of {run} yet")
+        return None
     merged = xr.merge(parts, join="outer", compat="no_conflicts")
     return merged.set_coords("sequences")
 
@@ -71,16 +75,24 @@ def _opened(directory: str | Path) -> tuple[SweepDirectory, Sweep]:
 
 
 def _fields(sweep: Sweep, job: SweepJob) -> dict[str, list[Any]]:
-    """The swept fields of a job as coordinates: numbers where they are numbers."""
-    found = {sweep.short_names[name]: [_value(v)] for name, v in job.fields.items()}
-    return ({CONFIG: [Path(job.config).stem]} if len(sweep.configs) > 1 else {}) | found
+    """The swept fields of a job as coordinates: numbers where all are numbers."""
+    found = {
+        sweep.short_names[name]: [_values(sweep.grid[name])[text]]
+        for name, text in job.fields.items()
+    }
+    file, colon, scale = job.config.partition(":")
+    config = {CONFIG: [Path(file).stem + colon + scale]}
+    return (config if len(sweep.configs) > 1 else {}) | found
 
 
-def _value(text: str) -> float | str:
+def _values(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of a field by how they were typed: all numbers, or all text."""
     try:
-        return parse_number(text)
+        numbers = [parse_number(text) for text in texts]
     except ValueError:
-        return text
+        numbers = []
+    are_numbers = all(map(is_finite, numbers)) and len({*numbers}) == len(texts)
+    return dict(zip(texts, numbers if are_numbers else texts, strict=True))
 
 
 def swept_names(directory: str | Path) -> list[str]:
@@ -113,8 +125,9 @@ def _all_final_scores(directory: str | Path) -> dict[str, xr.Dataset]:
     """`final_scores` of every run that has been evaluated."""
     sweep, found = _opened(directory)[1], {}
     for run in dict.fromkeys(name for job in sweep.jobs for name in job.steps):
-        with suppress(RunError):
-            found[run] = final_scores(directory, run)
+        scores = final_scores(directory, run)
+        if scores is not None:
+            found[run] = scores
     return found
 
 

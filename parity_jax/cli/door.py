@@ -16,9 +16,8 @@ from collections.abc import Callable
 
 import jax
 
-from parity_jax.config import ConfigError, UserCodeError
+from parity_jax.config import ConfigError, RunError, UserCodeError
 from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
-from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
 
 LOWER = "lower batch_size, num_prompts, num_generations or population.vmap_width"

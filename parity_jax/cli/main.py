@@ -14,6 +14,7 @@ parity-jax COMMAND --help tells more; parity-jax --version the versions and the 
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"error: command={command!r}: must be one of {known}", file=sys.stderr)
         return 2
     debug = any(text.lower() in DEBUG for text in rest)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal that has few signs
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with stopping_at_once():
             check_xla_flags(os.environ.get("XLA_FLAGS", ""))

@@ -151,19 +151,27 @@ def analyse(module: ModuleType, workdir: Path) -> None:
     home, results = ExperimentDirectory(workdir), Results(workdir)
     where = str(module.__file__)
     with style():
+        # what a file does not make any more is not kept
         if hasattr(module, "claims"):
             with in_code_of(f"{where}: claims"):
                 claims = plain_claims(module.claims(results))
             write_json(home.claims, claims)
+        else:
+            home.claims.unlink(missing_ok=True)
         if hasattr(module, "answer"):
             with in_code_of(f"{where}: answer"):
                 answer = plain_answer(module.answer(results))
             write_json(home.answer, answer)
+        else:
+            home.answer.unlink(missing_ok=True)
         if hasattr(module, "figure"):
             with in_code_of(f"{where}: figure"):
                 png, svg = pictures_of(module.figure(results))
             write_bytes(home.figure, png)
             write_bytes(home.drawing, svg)
+        else:
+            home.figure.unlink(missing_ok=True)
+            home.drawing.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str]) -> None:

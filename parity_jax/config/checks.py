@@ -18,8 +18,11 @@ class ConfigError(ValueError):
         self.name, self.value, self.allowed = name, value, allowed
 
 
-class UserCodeError(RuntimeError):
-    """An exception in code of the user's own, which `where` names; its cause is it."""
+class UserCodeError(Exception):
+    """An exception in code of the user's own, which `where` names; its cause is it.
+
+    No RuntimeError: contextlib takes one that a StopIteration caused for that.
+    """
 
     def __init__(self, where: str, error: BaseException):
         text = str(error).strip().splitlines()
@@ -28,12 +31,16 @@ class UserCodeError(RuntimeError):
         self.is_early = False  # before anything was written
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that its message tells in one line."""
+
+
 @contextmanager
 def in_code_of(where: str) -> Iterator[None]:
-    """Names the user's own code in whatever it raises."""
+    """Names the user's own code in whatever it raises but what tells itself."""
     try:
         yield
-    except (ConfigError, UserCodeError, MemoryError):
+    except (ConfigError, RunError, UserCodeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise UserCodeError(where, error) from error
@@ -78,11 +85,26 @@ def require_positive(config: Any, *names: str) -> None:
         require(value <= MAX_SIZE, name, value, f"must be at most {MAX_SIZE}")
 
 
+def require_count(config: Any, name: str, zero: str) -> None:
+    """ConfigError unless a field is 0, which means `zero`, or fits 32 bits."""
+    value = getattr(config, name)
+    require(value >= 0, name, value, f"must be 0 ({zero}) or positive")
+    require(value <= MAX_SIZE, name, value, f"must be at most {MAX_SIZE}")
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite, as float64 has it."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
 def require_float32(name: str, value: float) -> None:
     """ConfigError for a number that float32 turns into 0 or into infinity."""
     allowed = f"must be 0 or, as float32 can, in [{SMALLEST:.3g}, {LARGEST:.3g}]"
     is_kept = value == 0 or SMALLEST <= abs(value) <= LARGEST
-    require(is_kept or not math.isfinite(value), name, value, allowed)
+    require(is_kept or not is_finite(value), name, value, allowed)
 
 
 def require_finite(
@@ -94,7 +116,7 @@ def require_finite(
         allowed = f"must be a finite number >= {low:g}"
     for name in names:
         value = getattr(config, name)
-        inside = math.isfinite(value) and low <= value <= high
+        inside = is_finite(value) and low <= value <= high
         require(inside, name, value, allowed)
         require_float32(name, value)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 import types
 import typing
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from flax.core import FrozenDict
 
 from parity_jax.config.checks import (
     ConfigError,
+    is_finite,
     require,
     require_float32,
     under,
@@ -115,7 +115,7 @@ def from_dict(kind: Any, value: Any) -> Any:
     if kind is Any or kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number, "", value, "must be a number")
-        require(math.isfinite(value), "", value, "must be a finite number")
+        require(is_finite(value), "", value, "must be a finite number")
         require_float32("", value)
         return value if kind is Any else float(value)
     require(type(value) is kind, "", value, f"must be of type {kind.__name__}")

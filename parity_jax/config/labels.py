@@ -4,6 +4,7 @@ Numbers are printed whole (20251125, 0.25, 1e-06): two that differ never look al
 what is printed can be typed back.
 """
 
+import math
 from collections.abc import Mapping
 
 from parity_jax.config.checks import ConfigError
@@ -42,11 +43,15 @@ def parse_label(text: str) -> Label:
 
 
 def parse_number(text: str) -> float:
-    """An int if it is written as one, else a float; ValueError for anything else."""
+    """An int if it is written as one, else a float; ValueError for anything else.
+
+    One beyond all floats is infinite, however it is written.
+    """
+    number = float(plain(text))
     try:
-        return parse_int(text)
+        return parse_int(text) if math.isfinite(number) else number
     except ValueError:
-        return float(plain(text))
+        return number
 
 
 def parse_int(text: str) -> int:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import require, require_finite, require_positive
+from parity_jax.config import require, require_count, require_finite, require_positive
 from parity_jax.models.attention import (
     KV,
     Attention,
@@ -101,8 +101,7 @@ class TransformerConfig(ModelConfig):
             ("num_positions", "the task's"),
             ("sliding_window", "off"),
         ):
-            value = getattr(self, name)
-            require(value >= 0, name, value, f"must be 0 ({zero}) or positive")
+            require_count(self, name, zero)
         divides = self.head_size > 0 or self.width % heads == 0
         require(divides, "num_heads", heads, f"must divide width={self.width}")
         divides = heads % self.num_kv_heads == 0

@@ -1,8 +1,8 @@
 """Runs: from an experiment to directories that continue exactly."""
 
+from parity_jax.config import RunError
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.execute import run_experiment
-from parity_jax.runs.files import RunError
 from parity_jax.runs.resolve import ResolvedRun, make_program, resolve
 
 __all__ = [

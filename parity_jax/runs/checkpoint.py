@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from parity_jax.config import differences, lines_of
+from parity_jax.config import RunError, differences, lines_of
 from parity_jax.hosts import any_of, is_alone
 from parity_jax.metrics import Metrics
-from parity_jax.runs.files import RunError
 from parity_jax.runs.shards import (
     has_shards_of,
     is_as_written,

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, Protocol
 
-from parity_jax.config import label_text, require, to_dict
+from parity_jax.config import RunError, label_text, require, to_dict
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import RunError, read_json, write_json
+from parity_jax.runs.files import read_json, write_json
 from parity_jax.runs.metrics_file import SPLITS, Record
 from parity_jax.runs.resolve import ResolvedRun
 

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity_jax.config import Label, require, to_dict
+from parity_jax.config import Label, RunError, kind_of, require, to_dict
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first, on_host
 from parity_jax.population import member_labels
 from parity_jax.runs.checkpoint import Checkpoints
-from parity_jax.runs.files import RunError, lock, read_as, read_json, write_json
+from parity_jax.runs.files import lock, read_as, read_json, write_json
 from parity_jax.runs.lineage import Lineage
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.resolve import ResolvedRun
@@ -29,8 +29,11 @@ def local_path(name: str, text: str | Path) -> Path:
     path = Path(text)
     with suppress(RuntimeError):  # no home to expand to
         path = path.expanduser()
+    whole = str(path.absolute())
     allowed = "must not contain a backslash: Orbax takes it for a slash"
-    require("\\" not in str(path.absolute()), name, text, allowed)
+    require("\\" not in whole, name, text, allowed)
+    is_text = all(c >= " " and not "\ud800" <= c <= "\udfff" for c in whole)
+    require(is_text, name, text, "must be UTF-8 without control characters")
     return path
 
 
@@ -115,6 +118,8 @@ class RunDirectory:
             text = f"tells of {len(finished.step)} members, {self._config} of {num}"
         elif finished.records_sha256 != self.metrics.sha256():
             text = f"{self.metrics.path} is not as it was when the run ended"
+        elif not is_lineage_of(self.read_lineage(), run):
+            text = f"{self._lineage} and {self._config} are not of one run"
         elif running - {end} or (running and end != planned):
             text = f"members at step {sorted(running)}, the last record at {end}"
             text += f", {self._config} ends at {planned}"
@@ -205,6 +210,17 @@ class RunDirectory:
             yield
 
 
+def is_lineage_of(lineage: Lineage, run: ResolvedRun) -> bool:
+    """Whether stage and parent, with its steps, are those of a run's config."""
+    entry, steps = lineage.parent, run.axes.get("parent_step")
+    if lineage.stage != kind_of(type(run.stage)):
+        return False
+    if entry is None:
+        return not run.parent.path or lineage.imported is not None
+    fits = len(entry.step) == 1 if steps is None else {*entry.step} == {*steps}
+    return bool(run.parent.path) and fits
+
+
 class ExperimentDirectory:
     """config.json, what its analysis leaves, and a directory for each run."""
 
@@ -216,6 +232,11 @@ class ExperimentDirectory:
         self.command = path / "command.txt"  # that made them
         self.figure = path / "figure.png"
         self.drawing = path / "figure.svg"  # the same figure
+
+    def forget_analysis(self) -> None:
+        """Claims, answer and figure are gone: the runs that they tell of go on."""
+        for file in (self.claims, self.answer, self.figure, self.drawing):
+            file.unlink(missing_ok=True)
 
     def run(self, name: str) -> RunDirectory:
         return RunDirectory(self.path / name)

@@ -18,6 +18,7 @@ import jax
 
 from parity_jax.config import (
     ConfigError,
+    RunError,
     differences,
     early,
     kind_of,
@@ -35,9 +36,8 @@ from parity_jax.runs.directory import (
     RunDirectory,
     is_experiment,
 )
-from parity_jax.runs.files import RunError
 from parity_jax.runs.interrupt import StoppedError, never
-from parity_jax.runs.lineage import DECISIVE, Lineage, settings
+from parity_jax.runs.lineage import DECISIVE, Lineage, own_code, settings
 from parity_jax.runs.loop import Training
 from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
@@ -51,7 +51,12 @@ from parity_jax.runs.resolve import (
     select,
     under_run,
 )
-from parity_jax.runs.start import parent_of, start, steps_of_parent
+from parity_jax.runs.start import (
+    is_of_another_parent,
+    parent_of,
+    start,
+    steps_of_parent,
+)
 
 
 class Job(NamedTuple):
@@ -91,11 +96,14 @@ def run_experiment(
         for job in jobs:
             locks.enter_context(job.directory.locked())
         home.write_config(experiment)
+        if jobs:
+            home.forget_analysis()
         for job in jobs:
             if any_of(should_stop()):
                 raise StoppedError(f"stopped before {job.name}")
             with named_if_out_of_memory(job.name, job.run):
                 execute(job, experiment.log, quiet, should_stop)
+            check_children(job.name, runs, home)
     done = {name: is_complete(run, home.run(name)) for name, run in runs.items()}
     for name, is_done in done.items():
         finished = home.run(name).read_finished()
@@ -133,10 +141,15 @@ def plan(
     jobs: list[Job] = []
     for name, run in runs.items():
         directory, has_trained = home.run(name), name in trained
+        if has_trained and is_of_another_parent(run, directory):
+            where = run.parent.sibling or run.parent.path
+            raise ConfigError(
+                f"runs.{name}.parent", where, f"{directory.path} {OTHER_PARENT}"
+            )
         if name not in names:
             continue
         if is_complete(run, directory):
-            tell_schedule(name, run, directory)
+            tell_ended(name, run, directory)
             continue
         if has_trained:
             check_settings(directory.read_lineage())
@@ -157,6 +170,21 @@ def check_home(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> list[
     for name in trained:
         check_past(name, runs[name], home.run(name))
     return trained
+
+
+OTHER_PARENT = "started from other parameters than its parent has now"
+
+
+def check_children(
+    name: str, runs: dict[str, ResolvedRun], home: ExperimentDirectory
+) -> None:
+    """RunError if a run trained before its parent, which was deleted and run anew."""
+    for child, run in runs.items():
+        directory = home.run(child)
+        is_child = run.parent.sibling == name and directory.trained_steps() > 0
+        if is_child and is_of_another_parent(run, directory):
+            text = f"{directory.path} {OTHER_PARENT}; to train it again, delete it"
+            raise RunError(f"{child}: {text}")
 
 
 def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> None:
@@ -232,10 +260,16 @@ def is_complete(run: ResolvedRun, directory: RunDirectory) -> bool:
 PASSING = ("num_steps", "chunk_seconds")
 
 
-def tell_schedule(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
-    """A run that has ended records and saves nothing again; says so if it is asked."""
+def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
+    """A run that has ended stays as it is; says so if now it would be another one.
+
+    It records and saves nothing again, and the user's own code may not be as it was.
+    """
     was, now = to_dict(directory.read_config().schedule), to_dict(run.schedule)
     found = [d for d in differences(was, now) if d.path not in PASSING]
+    code = directory.read_lineage().last_process.own_code
+    known = own_code({*code} & {*run.own_modules})  # others are not imported yet
+    found += differences({n: code[n] for n in known}, known, "own_code")
     if found:
         told = f"{name} has ended and stays as it is: {lines_of(found)}"
         Report(name).warn(told)

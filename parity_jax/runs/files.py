@@ -10,12 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError, from_dict
+from parity_jax.config import ConfigError, RunError, from_dict
 from parity_jax.hosts import is_first
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on, for a reason that its message tells in one line."""
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from flax.core import FrozenDict
 
+from parity_jax.config import ConfigError, require
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -27,6 +29,13 @@ class Process:
     commit: str | None  # of this code; None outside a checkout of it
     settings: FrozenDict[str, str]  # of JAX that decide numbers
     own_code: FrozenDict[str, str]  # sha256 of the files of the user's own modules
+
+    def __post_init__(self) -> None:
+        try:
+            self.when.timestamp()
+        except (ValueError, OverflowError):
+            allowed = "must be a date as ISO 8601 has it"
+            raise ConfigError("started", self.started, allowed) from None
 
     @property
     def when(self) -> datetime.datetime:
@@ -42,6 +51,12 @@ class ParentEntry:
     params_sha256: tuple[str, ...]  # of the parameters at each of these steps
     # Training sequences of a member of the parent until each step, its ancestors' too.
     sequences: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.step), "step", self.step, "must name a step")
+        for name in ("params_sha256", "sequences"):
+            own, allowed = getattr(self, name), f"must be of each of step={self.step}"
+            require(len(own) == len(self.step), name, own, allowed)
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,13 @@ def this_process(own_modules: Iterable[str] = ()) -> Process:
         packages=FrozenDict({n: importlib.metadata.version(n) for n in PACKAGES}),
         commit=git_commit(),
         settings=FrozenDict(settings()),
-        own_code=FrozenDict({n: module_sha256(n) for n in own_modules}),
+        own_code=FrozenDict(own_code(own_modules)),
     )
+
+
+def own_code(modules: Iterable[str]) -> dict[str, str]:
+    """The digest of the file of every module."""
+    return {name: module_sha256(name) for name in modules}
 
 
 def module_sha256(name: str) -> str:

@@ -7,7 +7,6 @@ a train record are those of its steps, of an eval record those of the evaluation
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from parity_jax.config import RunError, is_finite
 from parity_jax.hosts import is_first
 from parity_jax.metrics import Metrics
-from parity_jax.runs.files import RunError, write_text
+from parity_jax.runs.files import write_text
 
 SPLITS = ("train", "eval")
 
@@ -149,7 +149,7 @@ def _is_row(row: Any, num_members: int | None) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and is_finite(value)
 
 
 def numbers(values_P: jax.Array | np.ndarray) -> list[float | None]:

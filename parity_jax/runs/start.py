@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from parity_jax.config import differences, kind_of, lines_of, to_dict
+from parity_jax.config import RunError, differences, kind_of, lines_of, to_dict
 from parity_jax.hosts import is_alone, meet, on_host
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.population import Population, parent_index
 from parity_jax.runs.checkpoint import (
     Arrays,
+    CheckpointError,
     Checkpoints,
     Saved,
     digest,
@@ -21,7 +22,6 @@ from parity_jax.runs.checkpoint import (
     subtree,
 )
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import RunError
 from parity_jax.runs.lineage import (
     Imported,
     Lineage,
@@ -193,6 +193,36 @@ def sequences_until(directory: RunDirectory, run: ResolvedRun, step: int) -> int
     parent = directory.read_lineage().parent
     before = max(parent.sequences) if parent else 0
     return before + step * run.stage.sequences_per_step
+
+
+def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
+    """Whether the parameters at its steps have the digests of a lineage.
+
+    "unchanged", "CHANGED", or "not found" and "damaged", which tell nothing.
+    """
+    if not parent.has_config():
+        return "not found"
+    try:
+        with parent.saved() as checkpoints:
+            if not {*entry.step} <= {*checkpoints.steps()}:
+                return "not found"
+            saved = [checkpoints.read(step).arrays for step in entry.step]
+    except CheckpointError:
+        return "damaged"
+    found = tuple(digest(subtree(arrays, "params")) for arrays in saved)
+    return "unchanged" if found == entry.params_sha256 else "CHANGED"
+
+
+def is_of_another_parent(run: ResolvedRun, directory: RunDirectory) -> bool:
+    """Whether a run started from other parameters than its parent has now.
+
+    Those of a parent that is gone or damaged cannot be compared.
+    """
+    lineage, parent = directory.read_lineage(), parent_of(run, directory)
+    if lineage.imported is not None and is_hf_folder(parent.path):
+        return HfFolder(parent.path).sha256() != lineage.imported.safetensors_sha256
+    entry = lineage.parent
+    return entry is not None and compared_content(parent, entry) == "CHANGED"
 
 
 def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:

@@ -15,9 +15,9 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from parity_jax.config import to_dict
+from parity_jax.config import RunError, to_dict
 from parity_jax.runs.directory import ExperimentDirectory
-from parity_jax.runs.files import RunError, lock, read_as, write_json
+from parity_jax.runs.files import lock, read_as, write_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class SweepDirectory:
         names = [job.name for job in sweep.jobs]
         places = [*names, *(job.directory for job in sweep.jobs)]
         bad = [name for name in names if names.count(name) > 1]
-        bad += [place for place in places if Path(place).name != place]
+        bad += [p for p in places if Path(p).name != p or p in ("", "..")]
+        bad += [job.name for job in sweep.jobs if not is_whole(job, sweep)]
         if bad:
             raise RunError(f"{self._sweep}: damaged: job {bad[0]!r}")
         return sweep
@@ -107,6 +108,13 @@ class SweepDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path, wait=True):
             yield
+
+
+def is_whole(job: SweepJob, sweep: Sweep) -> bool:
+    """Whether a job has members and runs, and fields that are swept."""
+    runs = all(Path(run).name == run for run in job.steps)
+    swept = all(text in sweep.grid.get(k, ()) for k, text in job.fields.items())
+    return job.members > 0 and bool(job.steps) and runs and swept
 
 
 def is_sweep(path: Path) -> bool:

@@ -11,6 +11,7 @@ from parity_jax.config import (
     import_object,
     in_code_of,
     require,
+    require_count,
     require_positive,
     unknown_value,
 )
@@ -47,8 +48,7 @@ class RolloutConfig:
         allowed = f"must give one weight for each of rewards={self.rewards}"
         matches = len(self.reward_weights) == len(self.rewards)
         require(matches, "reward_weights", self.reward_weights, allowed)
-        pool = self.num_unique_prompts
-        require(pool >= 0, "num_unique_prompts", pool, "must be 0 (fresh) or positive")
+        require_count(self, "num_unique_prompts", "fresh")
 
     @property
     def num_responses(self) -> int:
@@ -91,10 +91,13 @@ def own_reward(name: str, function: Reward) -> Reward:
     def reward(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
         with in_code_of(name):
             value = function(prompt, response_BxGxT, data)
+        try:
             is_complex = jnp.iscomplexobj(value)
             value = jnp.asarray(value, None if is_complex else jnp.float32)
-        allowed = "must be real numbers"
-        require(not is_complex, f"{name} type", str(value.dtype), allowed)
+            kind = str(value.dtype)
+        except (TypeError, ValueError):
+            is_complex, kind = True, type(value).__name__
+        require(not is_complex, f"{name} type", kind, "must be real numbers")
         expected = response_BxGxT.shape[:2]
         allowed = f"must return an array of shape {expected}, one reward a response"
         require(value.shape == expected, f"{name} shape", value.shape, allowed)
