@@ -57,3 +57,12 @@ def test_a_terminal_of_few_signs(tmp_path, monkeypatch):
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert run(["watch", str(tmp_path)]) == 2
     assert "must be a directory that a run" in capsys.readouterr().err
+    for damage in (
+        '{"runs": 3}',
+        '{"runs": {"../a": {}}}',
+        '{"schedule": {}, "axes": {"seed": [[0]]}}',
+        '{"schedule": {}, "axes": {"seed": "01"}}',
+    ):
+        (tmp_path / "config.json").write_text(damage)
+        assert run(["watch", str(tmp_path), "--once"]) == 1
+        assert "config.json: damaged: " in capsys.readouterr().err

@@ -4,8 +4,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from parity_jax.config import Label, RunError, kind_of, require, to_dict
+from flax.core import FrozenDict
+
+from parity_jax.config import (
+    ConfigError,
+    Label,
+    RunError,
+    from_dict,
+    kind_of,
+    require,
+    to_dict,
+)
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first, on_host
 from parity_jax.population import member_labels
@@ -193,9 +204,10 @@ class RunDirectory:
         """The members, whatever else its config says."""
         content = read_json(self._config)
         try:
-            return member_labels({k: tuple(v) for k, v in content["axes"].items()})
-        except (AttributeError, KeyError, TypeError):
+            axes = from_dict(FrozenDict[str, tuple[Any, ...]], content["axes"])
+        except (KeyError, TypeError, ConfigError):
             raise RunError(f"{self._config}: damaged: has no axes") from None
+        return member_labels(axes)
 
     def last_change(self) -> float | None:
         """When something was last written, in seconds of the epoch; None: never."""
@@ -235,7 +247,8 @@ class ExperimentDirectory:
 
     def forget_analysis(self) -> None:
         """Claims, answer and figure are gone: the runs that they tell of go on."""
-        for file in (self.claims, self.answer, self.figure, self.drawing):
+        made = (self.claims, self.answer, self.figure, self.drawing, self.command)
+        for file in made:
             file.unlink(missing_ok=True)
 
     def run(self, name: str) -> RunDirectory:
@@ -248,8 +261,10 @@ class ExperimentDirectory:
 
     def planned(self) -> list[RunDirectory]:
         """All its runs, whatever else its config says."""
-        content = read_json(self._config)
-        return [self.run(name) for name in content["runs"]]
+        runs = read_json(self._config)["runs"]
+        if not isinstance(runs, dict) or any(Path(n).name != n for n in runs):
+            raise RunError(f"{self._config}: damaged: names no run")
+        return [self.run(name) for name in runs]
 
     def has_config(self) -> bool:
         return self._config.exists()
