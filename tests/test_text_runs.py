@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from parity_jax.analysis import load_metrics
 from parity_jax.analysis.samples import summary
 from parity_jax.cli import main
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, RunError
 from parity_jax.evaluate import EvaluateConfig, make_evaluate
 from parity_jax.evaluate import test_prompts as prompts_of_test
 from parity_jax.experiment import RunConfig
@@ -25,7 +25,6 @@ from parity_jax.hypers import Hypers
 from parity_jax.models import response_logits
 from parity_jax.responses import response_mask
 from parity_jax.runs import run_experiment
-from parity_jax.runs.files import RunError
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
 from parity_jax.tasks.text.table import epoch_rows
 from parity_jax.types import Data, Prompt

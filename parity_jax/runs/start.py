@@ -1,6 +1,7 @@
 """Where a run starts: its own checkpoint, its parent's, a folder, or scratch."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +10,10 @@ import numpy as np
 
 from parity_jax.config import RunError, differences, kind_of, lines_of, to_dict
 from parity_jax.hosts import is_alone, meet, on_host
-from parity_jax.models.huggingface import HfFolder, is_hf_folder
+from parity_jax.models.huggingface import FolderError, HfFolder, is_hf_folder
 from parity_jax.population import Population, parent_index
 from parity_jax.runs.checkpoint import (
     Arrays,
-    CheckpointError,
     Checkpoints,
     Saved,
     digest,
@@ -206,10 +206,10 @@ def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
         with parent.saved() as checkpoints:
             if not {*entry.step} <= {*checkpoints.steps()}:
                 return "not found"
-            saved = [checkpoints.read(step).arrays for step in entry.step]
-    except CheckpointError:
+            saved = (checkpoints.read(step).arrays for step in entry.step)
+            found = tuple(digest(subtree(arrays, "params")) for arrays in saved)
+    except RunError:
         return "damaged"
-    found = tuple(digest(subtree(arrays, "params")) for arrays in saved)
     return "unchanged" if found == entry.params_sha256 else "CHANGED"
 
 
@@ -219,8 +219,11 @@ def is_of_another_parent(run: ResolvedRun, directory: RunDirectory) -> bool:
     Those of a parent that is gone or damaged cannot be compared.
     """
     lineage, parent = directory.read_lineage(), parent_of(run, directory)
-    if lineage.imported is not None and is_hf_folder(parent.path):
-        return HfFolder(parent.path).sha256() != lineage.imported.safetensors_sha256
+    if lineage.imported is not None:
+        with suppress(FolderError):
+            is_there = is_hf_folder(parent.path)
+            own = lineage.imported.safetensors_sha256
+            return is_there and HfFolder(parent.path).sha256() != own
     entry = lineage.parent
     return entry is not None and compared_content(parent, entry) == "CHANGED"
 
