@@ -109,7 +109,7 @@ def test_what_fails_harms_no_other_job(slurm, tmp_path):
 
 REFUSED = [
     (["--slurm=partition=nowhere"], ("partition=nowhere", "invalid partition")),
-    (["--slurm=colour=red"], ("colour=red", "unrecognized option")),
+    (["--slurm=colour=red"], ("--slurm='colour'", "unknown; valid: ")),
     (["--slurm=time=0"], ("--grace=30", "less than the time limit")),
 ]
 
