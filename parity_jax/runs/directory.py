@@ -248,7 +248,7 @@ class ExperimentDirectory:
     def forget_analysis(self) -> None:
         """Claims, answer and figure are gone: the runs that they tell of go on."""
         made = (self.claims, self.answer, self.figure, self.drawing, self.command)
-        for file in made:
+        for file in made if is_first() else ():
             file.unlink(missing_ok=True)
 
     def run(self, name: str) -> RunDirectory:
