@@ -83,7 +83,7 @@ def commands(text):
     joined = re.sub(r"\\?\n +(?=--)", " ", text)
     found = re.findall(
         r"^(?:[^\n`]*?(?:parity-jax|python -m) )?((?:(?<!^)(?:run|list|watch|inspect|"
-        r"report|export_hf|launch\.(?:sweep|status))|(?<=^)cp) .*)$",
+        r"report|diagnose|export_hf|launch\.(?:sweep|status))|(?<=^)cp) .*)$",
         joined,
         re.M,
     )
