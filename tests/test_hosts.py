@@ -1,13 +1,15 @@
 """Two processes that train one model: the numbers of one, stopped and killed."""
 
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from tiny_slurm import free_ports, until
@@ -23,43 +25,61 @@ LAST = 24
 LOST = "error: another process of this run is gone; the same command continues\n"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compiled programs, which all of these processes share."""
-    return tmp_path_factory.mktemp("cache")
+# Forked from a server that has imported everything and started no backend.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["parity_jax.cli.run", "tiny"])
 
 
-def start(cache, workdir, *more, num_devices=2):
-    """A process that trains."""
+class Life(NamedTuple):
+    """A process that trains, and where what it says goes."""
+
+    process: multiprocessing.Process
+    log: Path
+
+
+def live(arguments, num_devices, cache, log):
+    """What a process of these tests does: the command, with devices of its own."""
     flag = f"--xla_force_host_platform_device_count={num_devices}"
-    env = os.environ | {
-        "NPROC": "64",  # threads: collectives of devices wait for each other
-        "XLA_FLAGS": f"{flag} --xla_cpu_use_fusion_emitters=false",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "parity_jax.cli", "run", "--config=two_hosts.py"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", "--quiet", *more],
-        env=env,
-        cwd=TESTS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    os.environ["XLA_FLAGS"] = f"{flag} --xla_cpu_use_fusion_emitters=false"
+    os.environ["NPROC"] = "64"  # threads: collectives of devices wait for each other
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(out, number)
+    os.chdir(TESTS)
+    sys.exit(run(["run", "--config=two_hosts.py", "--quiet", *arguments]))
+
+
+def start(workdir, *more, num_devices=2):
+    """A process that trains."""
+    number = len([*workdir.parent.glob("*.log")])
+    log = workdir.parent / f"{number}.log"
+    log.touch()
+    arguments = (
+        [f"--workdir={workdir}", *more],
+        num_devices,
+        workdir.parent / "cache",
+        log,
     )
+    process = SERVER.Process(target=live, args=arguments)
+    process.start()
+    return Life(process, log)
 
 
-def start_two(cache, workdir):
+def start_two(workdir):
     """Two, each with half of the devices."""
     address = f"--coordinator=127.0.0.1:{free_ports(1)[0]}"
     group = (address, "--num_processes=2")
-    return [start(cache, workdir, *group, f"--process_id={i}") for i in (0, 1)]
+    return [start(workdir, *group, f"--process_id={i}") for i in (0, 1)]
 
 
-def ended(*processes):
+def ended(*lives):
     """Exit codes, and what was said."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    return [process.returncode for process in processes], said
+    for life in lives:
+        life.process.join(300)
+    return [life.process.exitcode for life in lives], [x.log.read_text() for x in lives]
 
 
 def until_trained(workdir, step=2):
@@ -73,23 +93,23 @@ def saved(workdir, step=LAST):
         return checkpoints.read(step).arrays
 
 
-def test_two_are_as_one_stopped_killed_and_continued(cache, tmp_path):
+def test_two_are_as_one_stopped_killed_and_continued(tmp_path):
     """TERM to one ends both, SIGKILL of one ends the other; on two processes to the
     end, and on one of one device: what one process of the same mesh has, to rounding.
     """
     two, alone, plain = (tmp_path / name for name in ("two", "alone", "plain"))
-    one = start(cache, plain, num_devices=4)
-    processes = start_two(cache, two)
+    one = start(plain, num_devices=4)
+    processes = start_two(two)
     until_trained(two)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].process.terminate()
     codes, said = ended(*processes)
     assert codes == [75, 75], said
     assert all("error: stopped at step" in text for text in said), said
     shutil.copytree(two, alone)
 
-    processes = start_two(cache, two)
+    processes = start_two(two)
     until_trained(two, RunDirectory(two / "run").last_step() + 2)
-    processes[1].kill()
+    processes[1].process.kill()
     killed = time.monotonic()
     codes, said = ended(*processes)
     assert time.monotonic() - killed < 60
@@ -97,8 +117,8 @@ def test_two_are_as_one_stopped_killed_and_continued(cache, tmp_path):
 
     codes, said = ended(
         one,
-        *start_two(cache, two),
-        start(cache, alone, "--config.mesh.fsdp=1", num_devices=1),
+        *start_two(two),
+        start(alone, "--config.mesh.fsdp=1", num_devices=1),
     )
     assert codes == [0] * 4, said
     assert said[:3] == [""] * 3 and "not bit for bit" in said[3], said
