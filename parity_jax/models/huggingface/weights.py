@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import tree_flatten_with_path
 
 from parity_jax.config import require
+from parity_jax.hosts import spread_over_hosts
 from parity_jax.models.huggingface.config import family_of
 from parity_jax.models.transformer import TransformerConfig
 from parity_jax.types import Params, path_text
@@ -182,7 +183,7 @@ def put(
     kind = str(tensor.dtype)
     require(is_real, f"{piece.theirs}.dtype", kind, "must be floating point numbers")
     with np.errstate(over="ignore"):  # of float64: what is infinite is refused
-        whole = jax.device_put(tensor, sharding_of(piece, leaves, tensor.ndim))
+        whole = put_whole(tensor, sharding_of(piece, leaves, tensor.ndim))
     start = 0
     is_finite = bool(jax.jit(lambda x: jnp.isfinite(x).all())(whole))
     require(is_finite, piece.theirs, "nan or inf", "must be finite")
@@ -197,6 +198,13 @@ def put(
                 params[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
             params[name] = insert(params[name], piece.block, whole, form)
         start = end
+
+
+def put_whole(tensor: np.ndarray, sharding: Sharding | None) -> Array:
+    """A tensor on the devices; where they are other processes', each puts its part."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tensor, sharding)
+    return spread_over_hosts(tensor, sharding)
 
 
 class Form(NamedTuple):
