@@ -7,6 +7,7 @@ an array. One that is alone pays nothing: it is the first, and nobody is waited 
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from jax.experimental import multihost_utils
 from parity_jax.config import require
 
 # A process that says nothing for so long is dead; the others end.
-HEARTBEAT_SECONDS = 20
+HEARTBEAT_SECONDS = 30
 START_SECONDS = 300  # in which all processes have to be there
 LEAVE_SECONDS = 10  # in which they all have to come to the end
 LOST = "another process of this run is gone; the same command continues"
@@ -63,6 +64,15 @@ def place_in_slurm(env: Mapping[str, str]) -> tuple[int, int] | None:
     return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
 
 
+def address_in_slurm(env: Mapping[str, str]) -> str:
+    """Where the first task of a step listens, as JAX has it: HOST:PORT."""
+    told = env.get("JAX_COORDINATOR_ADDRESS", "")
+    head, _, rest = env["SLURM_STEP_NODELIST"].partition("[")  # "a,b", "a[01-3,7],b"
+    number = "" if "," in head else re.split(r"[,\-\]]", rest)[0]
+    port = 65536 - 2**12 + int(env["SLURM_JOB_ID"]) % 2**12
+    return told or f"{head.partition(',')[0]}{number}:{port}"
+
+
 def join(coordinator: str, num_processes: int, process_id: int) -> None:
     """Meet the other processes of a run, before JAX is used.
 
@@ -78,7 +88,7 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
         if place is None:
             return
         process_id, num_processes = place
-        address = None  # JAX asks Slurm, or JAX_COORDINATOR_ADDRESS
+        address = address_in_slurm(os.environ)
     else:
         require(num_processes > 0, "--num_processes", num_processes, "must be positive")
         is_right = 0 <= process_id < num_processes
@@ -100,6 +110,8 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
             address,
             num_processes,
             process_id,
+            # or else Slurm's tasks get one GPU each, whatever they may see
+            cluster_detection_method="deactivate",
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters.slurm_cluster import SlurmCluster
 from tiny_slurm import free_ports, until
 
 from parity_jax.cli.main import run
-from parity_jax.hosts import place_in_slurm
+from parity_jax.hosts import address_in_slurm, place_in_slurm
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.files import read_json
 from parity_jax.runs.shards import is_as_written, sha256, slices_of
@@ -171,3 +172,15 @@ def test_tasks_of_slurm_are_processes_in_a_step_only():
     assert place_in_slurm(step) == (1, 2)
     assert place_in_slurm(step | {"SLURM_STEP_NUM_TASKS": "1"}) is None
     assert place_in_slurm({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) is None
+
+
+@pytest.mark.parametrize(
+    "nodes", ["n", "n,m", "n[01-3]", "n[01-3,7],m", "n[7,9-12]", "n-a,m[1-2]"]
+)
+def test_the_first_task_is_where_jax_looks_for_it(monkeypatch, nodes):
+    env = {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "5000"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert address_in_slurm(env) == SlurmCluster.get_coordinator_address(None, None)
+    told = "JAX_COORDINATOR_ADDRESS"
+    assert address_in_slurm(env | {told: "there:1"}) == "there:1"
