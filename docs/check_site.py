@@ -1,8 +1,9 @@
-"""Every link and image of the built site leads to a file and a place in it.
+"""Links of the built site lead to a file and a place in it; notebooks have figures.
 
-python docs/check_links.py docs/_build/html
+python docs/check_site.py docs/_build
 """
 
+import json
 import sys
 from functools import cache
 from html.parser import HTMLParser
@@ -54,7 +55,21 @@ def broken(site: Path) -> list[str]:
     return found
 
 
+def without_figure(notebooks: Path) -> list[str]:
+    """Executed cells that draw a figure which is not there."""
+    found = []
+    for path in sorted(notebooks.rglob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            shown = [output.get("data", {}) for output in cell.get("outputs", ())]
+            is_drawn = cell["cell_type"] == "code" and "plt.subplots(" in source
+            if is_drawn and not any("image/png" in data for data in shown):
+                found.append(f"{path.name}: no figure of {source[:60]!r}")
+    return found
+
+
 if __name__ == "__main__":
-    wrong = broken(Path(sys.argv[1]))
+    build = Path(sys.argv[1])
+    wrong = broken(build / "html") + without_figure(build / "jupyter_execute")
     print(*wrong, sep="\n", end="\n" * bool(wrong))
     sys.exit(1 if wrong else 0)
