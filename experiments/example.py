@@ -38,7 +38,7 @@ def right_steps(prompt: Prompt, response_BxGxT: jax.Array, data: object) -> jax.
 
 
 def get_config() -> Experiment:
-    rollout = RolloutConfig(num_prompts=16, rewards=(f"{__name__}:right_steps",))
+    rollout = RolloutConfig(num_prompts=32, rewards=(f"{__name__}:right_steps",))
     pretrain = RunConfig(
         num_steps=300, stage=PretrainConfig(128), hypers=Hypers(learning_rate=2e-3)
     )
