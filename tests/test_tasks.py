@@ -247,6 +247,16 @@ def test_rewards_by_hand():
 # Text
 
 
+def test_eps_2_is_of_those_that_begin_right_and_go_on():
+    """x = + - +: t = + - -; of six responses the last three count, one of them errs."""
+    task, _ = parity(d=3)
+    lines = ["+.", "-+.", "_", "+--.", "+-+.", "++-."]
+    response = jnp.array(tokens(lines, 4))[None]
+    found, counts = task.diagnostics(Prompt(tokens(["+-+="], 4)), response)["eps_2"]
+    assert counts.tolist() == [[False, False, False, True, True, True]]
+    assert found[counts].tolist() == [False, False, True]
+
+
 def test_text_round_trip():
     task = parity()[0]
     line = "+-=._+"
