@@ -101,6 +101,7 @@ def get_config() -> Experiment:
         axes=FrozenDict({"length_price": TINY_PRICES}),
     )
     task = ParityConfig(NUM_BITS, leap=LEAP)
+    deep = replace(SMALL, depth=4)  # 2 blocks may miss the steps of a leap
     mixed = Hypers(p_cot=0.2, p_leap=0.2, learning_rate=1e-3)
     runs["pretrain_leap"] = replace(
         pretrain,
@@ -108,6 +109,7 @@ def get_config() -> Experiment:
         hypers=mixed,
         num_steps=1600,
         task=task,
+        model=deep,
     )
     runs["leap"] = replace(
         priced,
@@ -118,6 +120,7 @@ def get_config() -> Experiment:
         parent="pretrain_leap",
         axes=FrozenDict({"length_price": LEAP_PRICES}),
         task=task,
+        model=deep,
     )
     return Experiment(
         task=ParityConfig(NUM_BITS),
