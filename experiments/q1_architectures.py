@@ -119,8 +119,9 @@ def found_by(end: xr.Dataset) -> Found:
     """The greedy threshold of an architecture."""
     crossing = gate_crossing(end, end["t1/eps_2"])
     eps_2 = float(end["t1/eps_2"].mean(skipna=False))
-    is_rate = 0 <= eps_2 <= 0.5  # else NaN: nobody goes on; or worse than a coin
-    predicted = float(theory.greedy_threshold(0.0, eps_2)) if is_rate else np.nan
+    predicted = np.nan
+    if not np.isnan(eps_2):  # a step that is not learned is a coin, give or take
+        predicted = float(theory.greedy_threshold(0.0, min(eps_2, 0.5)))
     interval = mean_interval(crossing.values)
     return Found(
         crossing, float(crossing.mean(skipna=False)), interval, eps_2, predicted
