@@ -9,6 +9,7 @@ from parity_jax.config import ConfigError, from_dict, to_dict
 from parity_jax.tasks import TaskConfig, TextConfig
 from parity_jax.tasks.text import (
     FileSource,
+    GsmSymbolicSource,
     Row,
     TemplateConfig,
     TokenizerConfig,
@@ -195,6 +196,19 @@ def test_numbers_of_gsm8k():
     assert number_of("9" * 101) is None
     assert exact("on", "off\n#### on ").value == 1
     assert exact("on", "#### on.").value == exact("on", "on").value == 0
+
+
+def test_rows_of_gsm_symbolic():
+    """Their solutions are right, without the mark and without the instruction."""
+    pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym")
+    source = GsmSymbolicSource(60, 20)
+    splits = source.splits()
+    assert (len(splits.train), len(splits.test)) == (60, 20)
+    assert splits == source.splits()
+    for row in splits.rows:
+        assert gsm8k(row.answer, f"{row.solution}\n#### {row.answer}").value == 1
+        assert "####" not in row.solution
+        assert "Give the result" not in row.prompt
 
 
 def test_gsm8k_itself():
