@@ -94,7 +94,7 @@ def get_config() -> Experiment:
     runs["tiny"] = replace(
         priced,
         stage=sgd,
-        hypers=Hypers(p_cot=P_COT, learning_rate=0.005),  # 0.1 jumps to an end at once
+        hypers=Hypers(p_cot=P_COT, learning_rate=0.01),  # 0.1 jumps to an end at once
         num_steps=12,
         eval_every=12,
         log_every=12,
