@@ -100,7 +100,7 @@ def gate_crossing(end: xr.Dataset, eps_2: xr.DataArray | float = 0.0) -> xr.Data
     other token among those that go on.
     """
     x = np.log(2 * end["p_cot"] / (1 - end["p_cot"]))
-    likelier = 0.5 + abs(0.5 - eps_2)  # a step that is not learned is a coin
+    likelier = np.maximum(eps_2, 1 - eps_2)  # a step that is not learned is a coin
     gate = np.log(likelier) - logit(end["t1/p_stop_begun"])
     slope = xr.cov(x, gate, "p_cot") / x.var(ddof=1)
     return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
