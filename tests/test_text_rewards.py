@@ -9,7 +9,8 @@ import pytest
 from text_rewards import brevity
 
 from parity_jax.tasks.text import ProcessPool, RewardError
-from parity_jax.tasks.text.host import HostReward, Job
+from parity_jax.tasks.text.host import HostReward
+from parity_jax.tasks.text.pool import START, Job
 
 SECONDS = 0.5
 
@@ -58,6 +59,10 @@ def test_what_hangs_or_dies(pool, tmp_path, monkeypatch):
     found = pool.judge(jobs("text_rewards:hangs", "wait", "a", "power", "b"))
     assert [v.state for v in found] == ["timeout", "judged", "timeout", "judged"]
     assert [v.value for v in found] == [0, 1, 0, 1]
+    started = time.monotonic()
+    late = pool.judge(jobs("text_rewards:hangs", *["wait"] * 4))  # in new processes
+    assert [v.state for v in late] == ["timeout"] * 4
+    assert time.monotonic() - started < START  # whose imports are not counted
     found = pool.judge(jobs("text_rewards:dies", "once", "always", "a"))
     assert [v.state for v in found] == ["judged", "died", "judged"]
     for worker in pool._workers:  # killed from outside while it waits

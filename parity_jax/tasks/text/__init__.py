@@ -1,6 +1,7 @@
 """Text: rows, tokenizers, templates and verifiers behind one task."""
 
-from parity_jax.tasks.text.host import ProcessPool, RewardError, reward_error
+from parity_jax.tasks.text.host import reward_error
+from parity_jax.tasks.text.pool import ProcessPool, RewardError
 from parity_jax.tasks.text.rows import Row, Splits
 from parity_jax.tasks.text.sources import (
     FileSource,

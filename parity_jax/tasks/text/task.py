@@ -27,7 +27,8 @@ from parity_jax.config import (
 from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
 from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
-from parity_jax.tasks.text.host import HostReward, Job, ProcessPool, RewardError
+from parity_jax.tasks.text.host import HostReward
+from parity_jax.tasks.text.pool import Job, ProcessPool, RewardError
 from parity_jax.tasks.text.rows import (
     Splits,
     digest_of,

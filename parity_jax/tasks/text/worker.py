@@ -48,12 +48,28 @@ def math_reward(_: str, response: str, answer: str) -> float:
 def named(name: str) -> Callable[[str, str, str], Any]:
     """The judge of a name."""
     if name == "math":
+        math_parts()
         return math_reward
     module, _, attribute = name.partition(":")
     found: Callable[[str, str, str], Any] = getattr(
         importlib.import_module(module), attribute
     )
     return found
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """What went wrong, in a line."""
+    told = str(error).strip().splitlines()[:1]
+    return {"error": f"{type(error).__name__}: {''.join(told)}"}
+
+
+def imported(name: str) -> dict[str, Any]:
+    """Whether a judge is there."""
+    try:
+        named(name)
+    except (Exception, SystemExit) as error:
+        return failure(error)
+    return {"ready": True}
 
 
 def judged(name: str, texts: list[str]) -> dict[str, Any]:
@@ -68,8 +84,7 @@ def judged(name: str, texts: list[str]) -> dict[str, Any]:
     except (Exception, SystemExit) as error:
         if name == "math":  # its parsers fail on much of what a model says
             return {"value": 0.0, "state": "unreadable"}
-        told = (str(error).strip() or "").splitlines()[:1]
-        return {"error": f"{type(error).__name__}: {''.join(told)}"}
+        return failure(error)
     return {"value": number, "state": "judged"}
 
 
@@ -81,14 +96,24 @@ def main() -> None:
     most = MAX_BYTES if hard == resource.RLIM_INFINITY else min(MAX_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     with open(os.devnull, "w") as nowhere:
-        for line in sys.stdin:
-            job = json.loads(line)
-            sys.path[:] = job["path"]
-            faulthandler.dump_traceback_later(job["seconds"], exit=True, file=nowhere)
-            found = judged(job["name"], job["texts"])
+
+        def answer(seconds: float, f: Callable[..., Any], *args: Any) -> dict[str, Any]:
+            """Write what f returns in time."""
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            found: dict[str, Any] = f(*args)
             faulthandler.cancel_dump_traceback_later()
             answers.write(json.dumps(found) + "\n")
             answers.flush()
+            return found
+
+        for line in sys.stdin:
+            job = json.loads(line)
+            sys.path[:] = job["path"]
+            ready = "start" not in job
+            if not ready:  # a name that is new here: its import has a time of its own
+                ready = "ready" in answer(job["start"], imported, job["name"])
+            if ready:
+                answer(job["seconds"], judged, job["name"], job["texts"])
 
 
 if __name__ == "__main__":
