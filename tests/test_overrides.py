@@ -90,7 +90,7 @@ WRONG = [
     ("task.num_bits", "", "task.num_bits", "a whole number"),
     ("task.num_bits", None, "task.num_bits", "needs a value"),
     ("task.num_bits", "none", "task.num_bits", "a whole number"),
-    ("task", "none", "task.kind", "must be one of chains, multiplication, parity, text"),
+    ("task", "none", "task.kind", "must be one of chains, multiplication"),
     ("task.num_bits.x", "1", "task.num_bits.x", "unknown field"),
     ("model.bias", "yes", "model.bias", "true or false"),
     ("runs.grpo", "3", "runs.grpo", "fields of its own"),
