@@ -31,7 +31,7 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # of a cell, on a machine that does much else
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 
