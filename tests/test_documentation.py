@@ -68,7 +68,8 @@ def forget(names):
     """Experiments and what they import from their folder: each run loads its own."""
     for name in names:
         file = str(getattr(sys.modules[name], "__file__", None) or "")
-        if "/experiments/" in file or "/outside/" in file:
+        own = ("/experiments/", "/outside/", str(Path.cwd()))
+        if any(part in file for part in own):
             del sys.modules[name]
 
 
