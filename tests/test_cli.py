@@ -92,7 +92,7 @@ def one_line(code, expected, said, *parts):
 
 
 def test_a_run_leaves_the_documented_files(finished):
-    files = {"config.json", "claims.json", "pretrain", "grpo", ".lock"}
+    files = {"config.json", "claims.json", "command.txt", "pretrain", "grpo", ".lock"}
     assert {p.name for p in finished.iterdir()} == files
     assert read_json(finished / "claims.json")[0]["holds"] is True
     files = {"config.json", "lineage.json", "checkpoints", "metrics.jsonl", ".lock"}
@@ -102,7 +102,7 @@ def test_a_run_leaves_the_documented_files(finished):
 
 
 def test_the_same_command_again_does_nothing(place, finished):
-    rewritten = ("claims.json", "config.json", ".lock")
+    rewritten = ("claims.json", "command.txt", "config.json", ".lock")
 
     def times():
         files = [p for p in finished.rglob("*") if p.is_file()]

@@ -31,6 +31,7 @@ def slurm():
     with cluster() as env, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", env["SLURM_CONF"])
         patch.chdir(ROOT)  # jobs start where they are submitted
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"))  # the analysis reads the runs
         yield env
 
 

@@ -1,6 +1,7 @@
 """Sweeps: the runs of many experiments as one labelled dataset, a table, a figure."""
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,12 @@ def _opened(directory: str | Path) -> tuple[SweepDirectory, Sweep]:
     found, allowed = is_sweep(path), "must be the directory of a sweep"
     require(found, "directory", str(path), allowed)
     home = SweepDirectory(path)
-    return home, home.read()
+    sweep = home.read()
+    for config in sweep.configs:  # stages and tasks of one's own may stand beside them
+        folder = str(Path(config.partition(":")[0]).resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
+    return home, sweep
 
 
 def _fields(sweep: Sweep, job: SweepJob) -> dict[str, list[Any]]:
