@@ -59,7 +59,7 @@ space := $(subst ,, )
 FILES := $(subst $(space),$(comma),$(CLAIMS:%=experiments/%.py))
 
 # LAUNCH="--engine=slurm --slurm=partition=cpu,time=120" hands them to a cluster
-claims: $(STAMP)  ## Every claim at CPU scale and the report: 78 minutes on 2 cores; resumable
+claims: $(STAMP)  ## Every claim at CPU scale and the report: hours on 2 cores; resumable
 	$(RUN) -m launch.sweep --config=$(FILES) --workdir=runs --report=results $(LAUNCH)
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
