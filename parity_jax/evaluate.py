@@ -83,7 +83,7 @@ def read_prompts(path: str, task: Task) -> Prompt:
     return left_padded(prompts, task.format)
 
 
-def test_prompts(cfg: EvaluateConfig, task: Task) -> Prompt | None:
+def held_out_prompts(cfg: EvaluateConfig, task: Task) -> Prompt | None:
     """The test rows that are evaluated; None of a task that has no rows."""
     if not isinstance(task, FiniteTask):
         return None

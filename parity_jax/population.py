@@ -304,8 +304,9 @@ def make_population(
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
 
-    They run on the local devices, if no others are given. `keeps_states`: those that a
-    step starts from stay as they are, for more memory; it may fail on the host.
+    They run on all devices, of all processes, if no others are given. `keeps_states`:
+    those that a step starts from stay as they are, for more memory; it may fail on the
+    host.
 
     Each is traced and compiled once, at its first call; a second trace is an error.
     """

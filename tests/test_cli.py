@@ -401,8 +401,7 @@ def test_too_little_memory_is_told_before_the_first_step(place, tmp_path):
     assert (code, said) == (0, "")  # what has trained nothing may change
 
 
-@pytest.mark.parametrize("name", ["JAX_PLATFORMS"])
-def test_a_device_that_is_not_there_is_one_line(place, tmp_path, name):
+def test_a_device_that_is_not_there_is_one_line(place, tmp_path):
     code, said = launch(place, *options(place, tmp_path / "run"), JAX_PLATFORMS="cuda")
     one_line(code, 2, said, "JAX_PLATFORMS='cuda'")
 

@@ -18,8 +18,7 @@ from parity_jax.analysis import load_metrics
 from parity_jax.analysis.samples import summary
 from parity_jax.cli import main
 from parity_jax.config import ConfigError, RunError
-from parity_jax.evaluate import EvaluateConfig, make_evaluate
-from parity_jax.evaluate import test_prompts as prompts_of_test
+from parity_jax.evaluate import EvaluateConfig, held_out_prompts, make_evaluate
 from parity_jax.experiment import RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import response_logits
@@ -272,7 +271,7 @@ def test_evaluation_in_batches_is_that_of_all_at_once(tmp_path):
     found = []
     for size in (0, 2):
         cfg = EvaluateConfig(3, (), batch_size=size)
-        data = Data(task.data, prompts_of_test(cfg, task))
+        data = Data(task.data, held_out_prompts(cfg, task))
         evaluate = jax.jit(make_evaluate(cfg, task, model))
         found.append(evaluate(jax.random.key(0), params, data))
     assert found[0] == found[1]

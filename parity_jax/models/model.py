@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -48,6 +49,15 @@ class ModelConfig(Configured):
 
     def check(self, task: TaskConfig) -> None:
         """ConfigError if the model cannot learn this task at all."""
+
+
+def applied(module: nn.Module, method: str) -> Callable[..., Any]:
+    """A method of a module as a pure function of its parameters and arguments."""
+
+    def call(params: Params, *args: Any) -> Any:
+        return module.apply({"params": params}, *args, method=method)
+
+    return call
 
 
 class Start(NamedTuple):

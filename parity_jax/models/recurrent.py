@@ -9,9 +9,8 @@ so that a whole sequence is one associative scan. The state after the prompt is 
 its responses know of it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import require_positive
-from parity_jax.models.model import Model, ModelConfig
+from parity_jax.models.model import Model, ModelConfig, applied
 from parity_jax.tasks.task import Task
 from parity_jax.types import Key, Params, Prompt
 
@@ -162,21 +161,15 @@ def make_recurrent(cfg: RecurrentConfig, task: Task) -> Model:
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def method(name: str) -> Callable[..., Any]:
-        def call(params: Params, *args: Any) -> Any:
-            return module.apply({"params": params}, *args, method=name)
-
-        return call
-
     def empty_cache(states: States, num_generations: int, response_len: int) -> States:
         """Where responses begin: the states behind their prompts."""
         return repeated(states, num_generations)
 
     return Model(
         init=init,
-        prompt_pass=method("prompt_pass"),
-        response_pass=method("response_pass"),
+        prompt_pass=applied(module, "prompt_pass"),
+        response_pass=applied(module, "response_pass"),
         empty_cache=empty_cache,
-        decode_step=method("decode_step"),
-        unembed=method("logits"),
+        decode_step=applied(module, "decode_step"),
+        unembed=applied(module, "logits"),
     )

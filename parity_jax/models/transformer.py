@@ -6,7 +6,6 @@ then shared by the G responses of that prompt, in training and in decoding alike
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -28,7 +27,7 @@ from parity_jax.models.attention import (
     num_positions,
     residual_std,
 )
-from parity_jax.models.model import Model, ModelConfig
+from parity_jax.models.model import Model, ModelConfig, applied
 from parity_jax.tasks.task import Task, TaskConfig
 from parity_jax.types import Key, Params, Prompt
 
@@ -416,12 +415,6 @@ def make_transformer(cfg: TransformerConfig, vocab_size: int, max_len: int) -> M
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def method(name: str) -> Callable[..., Any]:
-        def call(params: Params, *args: Any) -> Any:
-            return module.apply({"params": params}, *args, method=name)
-
-        return call
-
     def empty_cache(prompt: Context, num_generations: int, response_len: int) -> Layers:
         def empty(x: Array) -> Array:
             num_rows = len(x) * num_generations
@@ -432,9 +425,9 @@ def make_transformer(cfg: TransformerConfig, vocab_size: int, max_len: int) -> M
 
     return Model(
         init=init,
-        prompt_pass=method("prompt_pass"),
-        response_pass=method("response_pass"),
+        prompt_pass=applied(module, "prompt_pass"),
+        response_pass=applied(module, "response_pass"),
         empty_cache=empty_cache,
-        decode_step=method("decode_step"),
-        unembed=method("logits"),
+        decode_step=applied(module, "decode_step"),
+        unembed=applied(module, "logits"),
     )

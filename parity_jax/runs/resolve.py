@@ -30,9 +30,9 @@ from parity_jax.config import (
 )
 from parity_jax.evaluate import (
     EvaluateConfig,
+    held_out_prompts,
     make_evaluate,
     read_prompts,
-    test_prompts,
 )
 from parity_jax.experiment import Experiment, RunConfig, Schedule
 from parity_jax.hypers import BOUNDS, Hypers, check_hypers
@@ -309,7 +309,7 @@ def make_program(run: ResolvedRun) -> Population:
         stage = run.stage.make(task, model, evaluate)
     path, allowed = run.eval_file.path, "must be left out: the task has test rows"
     require(not (path and isinstance(task, FiniteTask)), "eval_file", path, allowed)
-    given = read_prompts(path, task) if path else test_prompts(run.evaluate, task)
+    given = read_prompts(path, task) if path else held_out_prompts(run.evaluate, task)
     data = Data(task.data, given)
     return make_population(
         run.population,
