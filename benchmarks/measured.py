@@ -106,9 +106,7 @@ def main(only: list[str]) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    devices = ", ".join(
-        sorted({row["device"] for row in found.values() if "device" in row})
-    )
+    devices = sorted({row["device"] for row in found.values() if "device" in row})
     lines = [
         "# Steps on an accelerator",
         "",

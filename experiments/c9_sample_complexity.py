@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 
 from parity_jax.analysis import Check, Claim, Results
 from parity_jax.analysis.fits import Fit, interval_fit, reached
-from parity_jax.analysis.overlays import overlay
+from parity_jax.analysis.overlays import overlay_fit
 from parity_jax.analysis.plots import ACCENT, BLUE, dots, label_line
 from parity_jax.config import label_text
 from parity_jax.evaluate import EvaluateConfig
@@ -192,7 +192,7 @@ def draw_fitted(
     line = np.exp(fitted.intercept + fitted.slope[0] * scale_of_d(d))
     shown = line <= 10 * float(low.max())  # the rest of the line is far above all data
     if shown.any():
-        overlay(ax, d[shown], line[shown], "fit", color)
+        overlay_fit(ax, d[shown], line[shown], name, color)
         end = (d[shown][-1], line[shown][-1])
         label_line(ax, *end, label, color, xytext=(6, 0))
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import xarray as xr
 from flax.core import FrozenDict
+from matplotlib.axes import Axes
 
 from parity_jax.analysis import Check, Claim, Results, last
-from parity_jax.analysis.plots import ACCENT, BLUE, draw_members
+from parity_jax.analysis.plots import ACCENT, BLUE, draw_members, legend_below
 from parity_jax.experiment import RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.optim import OptimizerConfig
@@ -119,17 +120,28 @@ def treated_only(scores: xr.Dataset, threshold: float) -> xr.Dataset:
 
 def text_figure(results: Results, names: Mapping[str, str]) -> plt.Figure:
     """Accuracy and mean length over the steps of every run; names gives its title."""
-    figure, axes = plt.subplots(2, len(names), figsize=(3.6 * len(names), 5))
+    size = (3.6 * len(names), 5.6)
+    figure, axes = plt.subplots(2, len(names), figsize=size, layout="constrained")
     for column, (run, title) in enumerate(names.items()):
         for ax, score in zip(axes[:, column], ("accuracy", "length_mean"), strict=True):
-            draw_members(ax, results[run][f"t1/{score}"], BLUE)
-            draw_members(ax, results[run][f"greedy/{score}"], ACCENT)
+            draw_decodings(ax, results[run], score)
         axes[0, column].set_title(title, loc="left")
         axes[0, column].set(ylim=(-0.03, 1.03))
         axes[1, column].set(xlabel="step")
-    axes[0, 0].set(ylabel="accuracy (greedy: orange)")
+    axes[0, 0].set(ylabel="accuracy")
     axes[1, 0].set(ylabel="response length (tokens)")
+    legend_below(axes[1, 0])
     return figure
+
+
+def draw_decodings(ax: Axes, run: xr.Dataset, score: str) -> None:
+    """Greedy (orange) and sampled (blue), solid at the largest p_cot, else dotted."""
+    shares = run["p_cot"].values if "p_cot" in run.dims else [None]
+    for p_cot, look in zip(sorted(shares, reverse=True), ("-", ":"), strict=False):
+        scores = run if p_cot is None else run.sel(p_cot=p_cot)
+        at = "" if p_cot is None else f", p_cot = {p_cot:g}"
+        draw_members(ax, scores[f"t1/{score}"], BLUE, f"sampled{at}", ls=look)
+        draw_members(ax, scores[f"greedy/{score}"], ACCENT, f"greedy{at}", ls=look)
 
 
 def path_of(variable: str, default: str) -> str:

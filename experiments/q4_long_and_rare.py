@@ -22,10 +22,11 @@ import xarray as xr
 from flax.core import FrozenDict
 from lab import SMALL, choose, finish
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from parity_jax.analysis import Answer, Check, Claim, Results, first_step
 from parity_jax.analysis.fits import Fit, interval_fit, reached
-from parity_jax.analysis.overlays import overlay
+from parity_jax.analysis.overlays import overlay, overlay_fit
 from parity_jax.analysis.plots import CYCLE, INK
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
@@ -202,6 +203,9 @@ def figure(results: Results) -> plt.Figure:
     for ax in axes:
         ax.minorticks_off()
         ax.set_xticks(found["bits"].values, found["bits"].values)
+    for ax in axes[:2]:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(EngFormatter())
     figure.suptitle("Long and rare: p_cot = c d^-kappa")
     return figure
 
@@ -227,7 +231,7 @@ def draw_learning(ax: Axes, found: xr.Dataset) -> None:
     d = np.geomspace(float(found["bits"].min()), float(found["bits"].max()), 50)
     for color, (kappa, line) in zip(CYCLE, fits(found).items(), strict=False):
         y = np.exp(line.intercept + line.slope[0] * np.log(d))
-        overlay(ax, d, y, f"fit, kappa = {kappa:g}: d^{line.slope[0]:.1f}", color)
+        overlay_fit(ax, d, y, f"d^{line.slope[0]:.1f} at kappa = {kappa:g}", color)
     title = f"Sequences to {LEARNED:.0%} right long samples"
     xlabel = "bits d (open: not there after so many)"
     finish(ax, title, xlabel, "sequences", ncols=2, xscale="log", yscale="log")
@@ -239,7 +243,7 @@ def draw_long_seen(ax: Axes, found: xr.Dataset) -> None:
     line = fits(found)[0.0]
     d = np.geomspace(float(found["bits"].min()), float(found["bits"].max()), 50)
     y = P_COT * np.exp(line.intercept + line.slope[0] * np.log(d))
-    overlay(ax, d, y, "fit at kappa = 0: only long ones teach the chain", INK)
+    overlay_fit(ax, d, y, "kappa = 0; all alike if only long ones teach", INK)
     title = "Long demonstrations among them"
     finish(ax, title, "bits d", "long demonstrations", xscale="log", yscale="log")
 

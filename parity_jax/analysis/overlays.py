@@ -24,6 +24,13 @@ def overlay(
     ax.plot(x, y, ls="--", lw=1.3, color=color, label=label, zorder=4)
 
 
+def overlay_fit(
+    ax: Axes, x: ArrayLike, y: ArrayLike, label: str, color: str = INK
+) -> None:
+    """A line that was fitted to what is drawn: no prediction."""
+    ax.plot(x, y, ls="-.", lw=1.1, color=color, label=f"fit: {label}", zorder=4)
+
+
 def overlay_temperature(
     ax: Axes, p_cot: float, temperatures: ArrayLike, score: Score, color: str = INK
 ) -> None:
