@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from parity_jax.config import require
+from parity_jax.config import ConfigError, require
 
 # A process that says nothing for so long is dead; the others end.
 HEARTBEAT_SECONDS = 30
@@ -197,6 +197,18 @@ def of_all(value: Any) -> list[Any]:
     padded = np.pad(own, (0, int(sizes.max()) - own.size))
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(r[:n])) for r, n in zip(rows, sizes, strict=True)]
+
+
+def require_same(name: str, value: Any) -> None:
+    """ConfigError, in all processes, unless every one of them has this value."""
+    told = of_all(value)
+    index = next((i for i, other in enumerate(told) if other != told[0]), 0)
+    allowed = f"must be what the others of this run have, {told[0]!r}; a task of a step"
+    allowed += (
+        " with several is no run of its own (give that one to a step of one task)"
+    )
+    if index:
+        raise ConfigError(f"{name} of process {index}", told[index], allowed)
 
 
 def on_host(tree: Any) -> Any:

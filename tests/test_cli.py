@@ -185,6 +185,7 @@ def in_process(capsys, *args):
 MISTAKES = [
     ("--config.runs.grpo.num_stepz=3", ("runs.grpo.num_stepz", "'num_steps'")),
     ("--config.model.depth=0", ("model.depth=0", "at least 1")),
+    ("--config.model.depth=1000000", ("model.depth=1000000", "at most 1000")),
     ("--wokdir=x", ("wokdir",)),
     ("stray", ("stray", "options start with --")),
     ("--only=grop", ("only='grop'", "did you mean 'grpo'")),

@@ -262,6 +262,17 @@ def test_settings_under_which_nothing_works_are_refused(setting, name, value):
         set_up_jax()
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_number_of_devices_that_is_told_stays(monkeypatch, is_told):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if is_told:
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    changed = []
+    monkeypatch.setattr(jax.config, "update", lambda name, _: changed.append(name))
+    set_up_jax()
+    assert ("jax_num_cpu_devices" in changed) != is_told
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -135,6 +135,19 @@ def test_two_are_as_one_stopped_killed_and_continued(tmp_path):
     assert len(head["shards"]["params.embed.embedding"]["shards"]) == 4
 
 
+def test_processes_with_other_commands_are_no_run(tmp_path):
+    """As tasks of a step are that were meant to be jobs of their own."""
+    group = (f"--coordinator=127.0.0.1:{free_ports(1)[0]}", "--num_processes=2")
+    places = [tmp_path / "a", tmp_path / "b"]
+    both = [start(p, *group, f"--process_id={i}") for i, p in enumerate(places)]
+    codes, told = ended(*both)
+    assert codes == [2, 2]
+    for text in told:
+        assert text.startswith(f"error: command of process 1='{places[1]} ")
+        assert f"'{places[0]} " in text and text.count("\n") == 1
+    assert not any(p.exists() for p in places)
+
+
 def test_shards_are_verified(tmp_path):
     """What one process reads whole of shards: a bit, a shard or a name that is off."""
     x = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -20,10 +20,11 @@ REFUSED: dict[str, tuple[bool | str, ...]] = {
 
 
 def set_up_jax() -> None:
-    """One CPU device per core (members run side by side); keep compiled programs."""
+    """One CPU device per core unless told (members run side by side); a cache."""
     flag = "xla_force_host_platform_device_count"  # says it already
     with suppress(RuntimeError):  # this process uses JAX already: its devices stay
-        if flag not in os.environ.get("XLA_FLAGS", ""):
+        told = "JAX_NUM_CPU_DEVICES" in os.environ
+        if not told and flag not in os.environ.get("XLA_FLAGS", ""):
             num_cores = len(os.sched_getaffinity(0))
             jax.config.update("jax_num_cpu_devices", num_cores)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

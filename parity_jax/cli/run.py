@@ -44,7 +44,7 @@ from parity_jax.config import (
 )
 from parity_jax.config.overrides import Override, apply, parse
 from parity_jax.experiment import Experiment
-from parity_jax.hosts import join
+from parity_jax.hosts import join, require_same
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
@@ -193,6 +193,8 @@ def main(argv: Sequence[str]) -> None:
         with stops.at_once():
             join(own.coordinator, own.num_processes, own.process_id)
             set_up_jax()
+            typed = [own.workdir, own.config, *(each.text for each in overrides)]
+            require_same("command", " ".join(map(str, typed)))
             module, experiment = configured(own.config, overrides)
             if own.dry_run:
                 with early():

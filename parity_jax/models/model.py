@@ -15,6 +15,7 @@ from parity_jax.types import Key, Params, Prompt
 
 # So many logits of a loss are held at once; where there are more they come in pieces.
 MAX_LOGITS = 2**24
+MAX_DEPTH = 1000  # blocks of one model: the compiler sees each that is not scanned
 
 Context = Any  # what the responses need of their prompts; floats, B in front
 Cache = Any  # what responses need of their earlier tokens; N = B G rows in front

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import require_positive
-from parity_jax.models.model import Model, ModelConfig, applied
+from parity_jax.config import require, require_positive
+from parity_jax.models.model import MAX_DEPTH, Model, ModelConfig, applied
 from parity_jax.tasks.task import Task
 from parity_jax.types import Key, Params, Prompt
 
@@ -36,6 +36,8 @@ class RecurrentConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         require_positive(self, "depth", "width")
+        at_most = f"must be at most {MAX_DEPTH}"
+        require(self.depth <= MAX_DEPTH, "depth", self.depth, at_most)
 
     def make(self, task: Task) -> Model:
         return make_recurrent(self, task)

@@ -27,7 +27,7 @@ from parity_jax.models.attention import (
     num_positions,
     residual_std,
 )
-from parity_jax.models.model import Model, ModelConfig, applied
+from parity_jax.models.model import MAX_DEPTH, Model, ModelConfig, applied
 from parity_jax.tasks.task import Task, TaskConfig
 from parity_jax.types import Key, Params, Prompt
 
@@ -92,6 +92,8 @@ class TransformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         require_positive(self, "depth", "width", "num_heads", "num_kv_heads")
+        at_most = f"must be at most {MAX_DEPTH}"
+        require(self.depth <= MAX_DEPTH, "depth", self.depth, at_most)
         heads = self.num_heads
         for name, zero in (
             ("head_size", "width / num_heads"),
