@@ -38,7 +38,7 @@ def steps() -> dict[str, Step]:
 def measured(step: Step) -> dict[str, Any]:
     """Bytes and seconds of one step on the first device."""
     device = jax.devices()[0]
-    program = step.population(devices=[device])
+    program = step.population()
     started = time.perf_counter()
     lowered = program.run.lower(*program.arguments())
     traced = time.perf_counter()

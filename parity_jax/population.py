@@ -304,9 +304,9 @@ def make_population(
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
 
-    They run on all devices, of all processes, if no others are given. `keeps_states`:
-    those that a step starts from stay as they are, for more memory; it may fail on the
-    host.
+    They run on all devices, of all processes; for devices that are given, which are
+    only described, they can be compiled. `keeps_states`: those that a step starts from
+    stay as they are, for more memory; it may fail on the host.
 
     Each is traced and compiled once, at its first call; a second trace is an error.
     """
@@ -320,7 +320,7 @@ def make_population(
     # States come from init, a checkpoint or the step before: always laid out alike.
     uniform = NamedSharding(mesh, PartitionSpec(None if num_padded else MEMBER))
     shared = NamedSharding(mesh, PartitionSpec())
-    data = jax.device_put(data, shared)
+    data = described(data, shared) if devices else jax.device_put(data, shared)
 
     def placed(tree: Any) -> Any:
         if is_spread:
@@ -427,6 +427,13 @@ def traced_once(f: Any) -> Any:
         return f(*args)
 
     return once
+
+
+def described(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes of arrays that lie on devices which are not here."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
 
 
 def _call_one(f: Any, rest: tuple[Any, ...], trees: tuple[Any, ...]) -> Any:

@@ -2,7 +2,8 @@
 
 parity-jax run --config=experiments/headline.py --workdir=runs/headline
     [--config.scale=paper] [--config.runs.grpo.num_steps=40 ..] [--only=RUN,..]
-    [--dry_run] [--profile=DIR] [--quiet] [--debug] [--flagfile=FILE]
+    [--dry_run [--target=h100x1|h100x8|v5e-4|v5e-16|v5p-8]] [--profile=DIR]
+    [--quiet] [--debug] [--flagfile=FILE]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 --config.scale=S is the argument of the experiment's get_config; --config=FILE:S says
@@ -10,10 +11,10 @@ the same. Any other --config.a.b=VALUE overrides a field; both --flag=VALUE and 
 VALUE are read, and of a flag that is given twice the last one counts. Running the same
 command again continues an interrupted run; with more steps it continues a finished one.
 --only runs some of the stages. --dry_run only tells what will be run and what it will
-cost; --profile leaves a trace (for XProf or Perfetto) of all that is run, so take few
-steps. With --coordinator, the address of process 0, N processes train one model that is
-spread over all their devices; in a Slurm step with several tasks they are found by
-themselves.
+cost; with --target its programs are compiled for devices that are not here. --profile
+leaves a trace (for XProf or Perfetto) of all that is run, so take few steps. With
+--coordinator, the address of process 0, N processes train one model that is spread over
+all their devices; in a Slurm step with several tasks they are found by themselves.
 """
 
 import importlib.util
@@ -50,8 +51,9 @@ from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.execute import Job
 from parity_jax.runs.files import write_bytes, write_json, write_text
-from parity_jax.runs.forecast import forecast
+from parity_jax.runs.forecast import forecast, forecast_for
 from parity_jax.runs.interrupt import stop_requests
+from parity_jax.runs.targets import chosen, compile_only
 
 SCALE = "scale"
 
@@ -64,6 +66,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "Directory of the runs.", **options)
     flags.DEFINE_list("only", [], "Runs to execute; default: all.", **options)
     flags.DEFINE_bool("dry_run", False, "Only tell what it will cost.", **options)
+    flags.DEFINE_string("target", "", "Devices to compile for.", **options)
     flags.DEFINE_string("profile", None, "Directory of a trace.", **options)
     flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.", **options)
     flags.DEFINE_integer("num_processes", 0, "That train together.", **options)
@@ -190,6 +193,11 @@ def main(argv: Sequence[str]) -> None:
         require(bool(own.only) or not own["only"].present, "--only", "", allowed)
         if own.profile is not None:
             check_profile(own.profile, own.dry_run)
+        if own.target:
+            allowed = "--dry_run compiles for devices that are not here"
+            require(own.dry_run, "--target", own.target, allowed)
+            chosen(own.target)
+            compile_only()
         with stops.at_once():
             join(own.coordinator, own.num_processes, own.process_id)
             set_up_jax()
@@ -199,7 +207,10 @@ def main(argv: Sequence[str]) -> None:
             if own.dry_run:
                 with early():
                     show(experiment)
-                    forecast(experiment, own.only, print)
+                    if own.target:
+                        forecast_for(experiment, own.only, own.target, print)
+                    else:
+                        forecast(experiment, own.only, print)
                 return
 
         workdir = local_path("workdir", own.workdir)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from parity_jax.experiment import Experiment
+from parity_jax.platform import made_for
 from parity_jax.population import check_devices, layout, memory_limit, memory_needed
 from parity_jax.runs.resolve import (
     ResolvedRun,
@@ -16,6 +17,7 @@ from parity_jax.runs.resolve import (
     select,
     under_run,
 )
+from parity_jax.runs.targets import chosen, compiled_for
 
 
 def forecast(
@@ -69,6 +71,31 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
         f"{seconds / 60:.1f} min"
     )
     return compile_seconds + seconds
+
+
+def forecast_for(
+    experiment: Experiment, only: list[str], name: str, say: Callable[[str], None]
+) -> None:
+    """One line for each run, compiled for a target and not run; nothing is written."""
+    target, runs = chosen(name), resolve(experiment)
+    devices = target.devices()
+    for run_name in select([*runs], only):
+        run = runs[run_name]
+        with under_run(run_name), in_own_code(run), made_for(target.platform):
+            program = make_program(run, devices)
+        row, num = compiled_for(target, program), len(program.labels)
+        used = layout(run.population, num, run.mesh, devices)[0].size
+        needed, there = row["device_bytes"], row["memory_bytes"]
+        most = int(there // (needed / num)) if run.mesh.size == 1 else num
+        fits = "fits" if row["fits"] else "does not fit"
+        say(
+            f"{run_name}: {num} members on {used} of {len(devices)} devices of {name}: "
+            f"{fits}, {mib(needed)} of {mib(there)} on a device "
+            f"({mib(row['argument_bytes'])} of arguments, "
+            f"{mib(row['temporary_bytes'])} of temporaries, "
+            f"{mib(row['code_bytes'])} of code); about {most} members would fit; "
+            f"compiled in {row['compile_seconds']:.0f} s, not run"
+        )
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax.core import FrozenDict
 
 from parity_jax.config import (
@@ -299,8 +300,11 @@ def select(names: list[str], only: list[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def make_program(run: ResolvedRun) -> Population:
-    """The programs of a run; nothing is traced or compiled yet."""
+def make_program(run: ResolvedRun, devices: Sequence[jax.Device] = ()) -> Population:
+    """The programs of a run; nothing is traced or compiled yet.
+
+    devices   that are described only, to compile for them; empty: those that are here
+    """
     task = run.task.make()
     check_task(run.task, task)
     model = spread(run.model.make(task), run.mesh)
@@ -318,5 +322,6 @@ def make_program(run: ResolvedRun) -> Population:
         run.hypers,
         data,
         run.mesh,
+        devices,
         keeps_states=isinstance(task, FiniteTask) and task.may_fail,
     )

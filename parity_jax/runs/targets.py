@@ -1,0 +1,109 @@
+"""Accelerators that are not here: what programs compiled for them need.
+
+XLA compiles for a described device without having one. Its plugins are extras of this
+package: `cuda13` and `tpu`.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from parity_jax.config import ConfigError, require
+from parity_jax.platform import made_for
+from parity_jax.population import Population, memory_needed
+
+GIB = 2**30
+
+# What XLA has to know of an H100 SXM; the numbers are NVIDIA's.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
+  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for."""
+
+    platform: str  # of JAX: gpu or tpu
+    topology: str  # its name for XLA
+    memory: int  # bytes of a device
+    options: tuple[tuple[str, Any], ...] = ()  # of the compiler
+
+    def devices(self) -> list[Any]:
+        """Descriptions of the devices; ConfigError without XLA's plugin for them."""
+        is_gpu = self.platform == "gpu"
+        name, more = (self.topology, {})
+        if is_gpu:
+            name, more = "h100", {"topology": self.topology, "target_config": H100}
+        platform = "cuda" if is_gpu else "tpu"
+        try:
+            topology = topologies.get_topology_desc(name, platform, **more)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            extra = "cuda13" if is_gpu else "tpu"
+            allowed = f"needs XLA's plugin, pip install -e .[{extra}]"
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError("--target", platform, f"{allowed}: {reason}") from None
+        return list(topology.devices)
+
+
+# Without a device Triton's products are not tuned, and some shapes find no tiles.
+NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
+TARGETS = {
+    "h100x1": Target("gpu", "1x1x1", 80 * 10**9, NO_TRITON),
+    "h100x8": Target("gpu", "1x1x8", 80 * 10**9, NO_TRITON),
+    "v5e-4": Target("tpu", "v5e:2x2", 16 * GIB),
+    "v5e-16": Target("tpu", "v5e:4x4", 16 * GIB),
+    "v5p-8": Target("tpu", "v5p:2x2x2", 95 * GIB),
+}
+
+
+def compile_only() -> None:
+    """Before JAX is used: programs will be compiled for a target, none is run."""
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    jax.config.update("jax_platforms", "cpu")
+
+
+def chosen(name: str) -> Target:
+    """The target of this name."""
+    require(name in TARGETS, "--target", name, f"must be one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def compiled_for(target: Target, program: Population) -> dict[str, Any]:
+    """Bytes of a device and seconds of compilation of a step of all members.
+
+    The program was made for the target's devices.
+    """
+    with made_for(target.platform):
+        started = time.perf_counter()
+        lowered = program.run.lower(*program.arguments())
+        traced = time.perf_counter()
+        compiled = lowered.compile(compiler_options=dict(target.options))
+        seconds = time.perf_counter() - traced
+    sizes, needed = compiled.memory_analysis(), memory_needed(compiled)
+    params = jax.tree.leaves(program.arguments()[0].params)
+    return {
+        "parameters": sum(x.size for x in params),
+        "argument_bytes": sizes.argument_size_in_bytes,
+        "temporary_bytes": sizes.temp_size_in_bytes,
+        "code_bytes": sizes.generated_code_size_in_bytes,
+        "device_bytes": needed,
+        "memory_bytes": target.memory,
+        "fits": needed < target.memory,
+        "trace_seconds": round(traced - started, 1),
+        "compile_seconds": round(seconds, 1),
+    }
