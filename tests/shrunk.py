@@ -1,11 +1,14 @@
 """Any experiment at a size that runs in seconds, as flags that a user could type."""
 
+from collections.abc import Callable
 from math import gcd
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from parity_jax.config import to_dict
 from parity_jax.experiment import Experiment
+from parity_jax.runs import resolve
 
 # Nothing is larger than this; whatever an experiment has beside it stays as it is.
 TINY = {
@@ -28,6 +31,68 @@ TINY = {
 }
 STEPS = ("num_steps", "eval_every", "checkpoint_every", "log_every", "decay_steps")
 MAX_STEPS = 100
+
+# Lists in an experiment's file that make a run of every entry: here of these.
+SHORTER: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "c4_next_token_alone": {
+        "SCALES": lambda scales: scales | {"cpu": with_models(scales["cpu"], C4_MODELS)}
+    },
+    "c9_sample_complexity": {
+        "SCALES": lambda scales: scales | {"cpu": with_bits(scales["cpu"], 5, 8, 16)}
+    },
+    "q1_architectures": {
+        "SCALES": lambda scales: scales | {"cpu": with_models(scales["cpu"], Q1_MODELS)}
+    },
+    "q2_unique_prompts": {"POOLS": lambda _: {"grpo": (1, 16, 0), "star": (1, 0)}},
+    "q4_long_and_rare": {
+        "SCALES": lambda scales: scales | {"cpu": with_bits(scales["cpu"], 16, 48)}
+    },
+    "q6_price": {"ALGORITHMS": lambda found: of(found, ("grpo", "rloo", "reinforce"))},
+}
+C4_MODELS = ("mistral_2x64", "gpt2_2x64")
+Q1_MODELS = tuple(
+    f"{name}_2x64" for name in ("mistral", "attention", "gpt2", "llama", "recurrent")
+)
+
+
+def of(found: dict[Any, Any], keys: tuple[Any, ...]) -> dict[Any, Any]:
+    """Some entries."""
+    return {key: found[key] for key in keys}
+
+
+def with_models(scale: Any, names: tuple[str, ...]) -> Any:
+    """A scale with some of its models."""
+    return scale._replace(models=of(scale.models, names))
+
+
+def with_bits(scale: Any, *num_bits: int) -> Any:
+    """A scale with some of its numbers of bits."""
+    return scale._replace(num_steps=of(scale.num_steps, num_bits))
+
+
+def shortened(module: ModuleType) -> ModuleType:
+    """An experiment's module, its long lists shorter from now on."""
+    for name, shorter in SHORTER.get(module.__name__, {}).items():
+        setattr(module, name, shorter(getattr(module, name)))
+    return module
+
+
+def choices(experiment: Experiment) -> set[tuple[str, Any]]:
+    """Whatever its stages, models and tasks choose that is no number, anywhere."""
+    found = set()
+    for run in resolve(experiment).values():
+        for part in ("stage", "model", "task"):
+            found |= _choices(to_dict(getattr(run, part)), part)
+    return found
+
+
+def _choices(node: Any, path: str) -> set[tuple[str, Any]]:
+    if isinstance(node, dict):
+        inner = (_choices(value, f"{path}.{key}") for key, value in node.items())
+        return set().union(*inner)
+    if isinstance(node, list):
+        return set().union(*(_choices(value, path) for value in node))
+    return {(path, node)} if isinstance(node, (str, bool)) else set()
 
 
 def tiny_flags(experiment: Experiment) -> list[str]:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from shrunk import tiny_flags
+from shrunk import SHORTER, choices, shortened, tiny_flags
 from small_texts import gsm8k_like, tiny_folder, write_rows
 
 import launch.status
 import launch.sweep
 from parity_jax.analysis import load_metrics
+from parity_jax.cli import run as run_command
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
@@ -31,6 +32,7 @@ EXPERIMENTS = sorted(
     for path in (ROOT / "experiments").glob("*.py")
     if path.stem not in ("lab", "lab_text")
 )
+LOAD = run_command.load_experiment
 OF_MODELS = ("competition_math", "gsm8k")  # whose scales are models
 
 
@@ -59,6 +61,9 @@ def checkout(tmp_path, monkeypatch, named):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(
+        run_command, "load_experiment", lambda path: shortened(LOAD(path))
+    )
     before = {*sys.modules}
     yield tmp_path
     forget({*sys.modules} - before)
@@ -173,6 +178,20 @@ def test_the_command_of_an_experiment(name, checkout, capsys):
     assert typed(command[:3]) == 0, capsys.readouterr().err
     assert (checkout / "runs" / name / "claims.json").stat().st_size > 2
     assert (checkout / "runs" / name / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", SHORTER)
+def test_a_shorter_list_has_every_kind_of_the_whole(name, checkout, monkeypatch):
+    """Objectives, rewards, families of models: whatever is chosen by name is run."""
+    found = []
+    for load in (run_command.load_experiment, LOAD):
+        monkeypatch.setattr(run_command, "load_experiment", load)
+        before = {*sys.modules}
+        found.append(configured(f"experiments/{name}.py", [])[1])
+        forget({*sys.modules} - before)
+    short, whole = found
+    assert choices(short) == choices(whole)
+    assert {*short.runs} < {*whole.runs}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
