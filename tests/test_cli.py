@@ -197,6 +197,7 @@ MISTAKES = [
     ("--only=", ("--only=", "names no run")),
     ("--helpfull", ("--help lists the flags",)),
     ("--profile=/proc/version", ("--profile=", "must be a directory")),
+    ("--target=h100x1", ("--target='h100x1'", "--dry_run compiles")),
     ("--config.axes.learning_rate=1e39", ("axes.learning_rate", "as float32 can")),
     ("--config.runs.grpo.hypers.learning_rate=1e-50", ("e-50", "as float32 can")),
     ("--config.evaluate.temperatures=1e39", ("temperatures", "as float32 can")),
@@ -236,6 +237,18 @@ def test_a_trace_is_left_by_nothing_that_does_not_run(
     )
     one_line(code, 2, said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_is_known_and_its_compiler_is_there(place, tmp_path):
+    """In a process of its own: JAX is told that nothing will be run."""
+    for name, parts in {
+        "h100": ("--target='h100'", "must be one of h100x1, "),
+        "h100x1": ("--target='h100x1'", "pip install -e .[cuda13]"),
+    }.items():
+        arguments = options(place, tmp_path / "run")
+        code, said = launch(place, *arguments, "--dry_run", f"--target={name}")
+        one_line(code, 2, said, *parts)
+    assert not (tmp_path / "run").exists()
 
 
 def spliced(result):

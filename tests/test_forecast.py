@@ -1,8 +1,10 @@
 """What --dry_run says: every run, its members and a total; nothing is written."""
 
+import jax
 from small_runs import walk, walks
 
-from parity_jax.runs.forecast import forecast
+from parity_jax.runs import targets
+from parity_jax.runs.forecast import forecast, forecast_for
 
 
 def test_says_what_each_run_costs(tmp_path, monkeypatch):
@@ -18,3 +20,20 @@ def test_says_what_each_run_costs(tmp_path, monkeypatch):
     lines.clear()
     forecast(experiment, ["child"], lines.append)
     assert [line.partition(":")[0] for line in lines[:-1]] == ["child"]
+
+
+def test_says_what_a_device_that_is_not_here_would_hold(tmp_path, monkeypatch):
+    """With this machine's devices in place of the described ones."""
+    monkeypatch.chdir(tmp_path)
+    here = targets.Target("cpu", "", memory=2**20)
+    monkeypatch.setitem(targets.TARGETS, "here", here)
+    monkeypatch.setattr(targets.Target, "devices", lambda _: jax.devices()[:1])
+    experiment, lines = walks(first=walk(), child=walk("first")), []
+    forecast_for(experiment, ["first"], "here", lines.append)
+    (line,) = lines
+    assert line.startswith("first: 2 members on 1 of 1 devices of here: fits, ")
+    assert " of 1.0 MiB on a device (" in line and line.endswith(" s, not run")
+    monkeypatch.setitem(targets.TARGETS, "here", targets.Target("cpu", "", memory=1))
+    forecast_for(experiment, ["first"], "here", lines.append)
+    assert " of here: does not fit, " in lines[1] and "about 0 members" in lines[1]
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from parity_jax.runs.resolve import (
     select,
     under_run,
 )
-from parity_jax.runs.targets import chosen, compiled_for
+from parity_jax.runs.targets import chosen, compiled_for, devices_of
 
 
 def forecast(
@@ -78,7 +78,7 @@ def forecast_for(
 ) -> None:
     """One line for each run, compiled for a target and not run; nothing is written."""
     target, runs = chosen(name), resolve(experiment)
-    devices = target.devices()
+    devices = devices_of(name)
     for run_name in select([*runs], only):
         run = runs[run_name]
         with under_run(run_name), in_own_code(run), made_for(target.platform):

@@ -43,20 +43,12 @@ class Target:
     options: tuple[tuple[str, Any], ...] = ()  # of the compiler
 
     def devices(self) -> list[Any]:
-        """Descriptions of the devices; ConfigError without XLA's plugin for them."""
-        is_gpu = self.platform == "gpu"
-        name, more = (self.topology, {})
-        if is_gpu:
-            name, more = "h100", {"topology": self.topology, "target_config": H100}
-        platform = "cuda" if is_gpu else "tpu"
-        try:
-            topology = topologies.get_topology_desc(name, platform, **more)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            extra = "cuda13" if is_gpu else "tpu"
-            allowed = f"needs XLA's plugin, pip install -e .[{extra}]"
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError("--target", platform, f"{allowed}: {reason}") from None
-        return list(topology.devices)
+        """Descriptions of the devices."""
+        name, platform, more = self.topology, "tpu", {}
+        if self.platform == "gpu":
+            more = {"topology": self.topology, "target_config": H100}
+            name, platform = "h100", "cuda"
+        return list(topologies.get_topology_desc(name, platform, **more).devices)
 
 
 # Without a device Triton's products are not tuned, and some shapes find no tiles.
@@ -81,6 +73,18 @@ def chosen(name: str) -> Target:
     """The target of this name."""
     require(name in TARGETS, "--target", name, f"must be one of {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def devices_of(name: str) -> list[Any]:
+    """Descriptions of a target's devices; ConfigError without XLA's plugin for them."""
+    target = chosen(name)
+    try:
+        return target.devices()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        extra = "cuda13" if target.platform == "gpu" else "tpu"
+        reason = str(error).strip().splitlines()[0]
+        allowed = f"needs XLA's plugin, pip install -e .[{extra}] ({reason})"
+        raise ConfigError("--target", name, allowed) from None
 
 
 def compiled_for(target: Target, program: Population) -> dict[str, Any]:
