@@ -8,13 +8,10 @@ Figure     the paper's section 6: p_n = 2^n p / (1 + (2^n - 1) p)
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
 from flax.core import FrozenDict
-from lab import SMALL
+from lab import SMALL, draw_star_map, star_gap
 
 from parity_jax.analysis import Claim, Results, last
-from parity_jax.analysis.overlays import overlay_star
-from parity_jax.analysis.plots import CYCLE, draw_members, end_of, label_line
 from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
@@ -56,34 +53,16 @@ def get_config() -> Experiment:
 
 def claims(results: Results) -> list[Claim]:
     """The map in every round, and where the rounds end."""
-    p_long = results["star"]["t1/p_long"]
-    before = p_long.shift(step=1)
-    gap = abs(p_long - 2 * before / (1 + before))
+    gap = star_gap(results["star"]["t1/p_long"])
     accuracy = last(results["star"])["greedy/accuracy"]
     return [
-        Claim.at_most("C7", gap.max("step"), 0.05),
+        Claim.at_most("C7", gap, 0.05),
         Claim.at_least("C7-greedy", accuracy, 0.99),
     ]
 
 
 def figure(results: Results) -> plt.Figure:
     """The long share over the rounds, and after a round over before it."""
-    p_long = results["star"]["t1/p_long"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="tight")
-    num_rounds = int(p_long["step"][-1])
-    for p_cot, color in zip(p_long["p_cot"].values, CYCLE, strict=False):
-        share = p_long.sel(p_cot=p_cot)
-        draw_members(left, share, color, marker="o", ms=3)
-        overlay_star(left, p_cot, num_rounds, color=color)
-        label_line(left, num_rounds, end_of(share), f"p_cot = {p_cot:g}", color)
-        before = share.shift(step=1).values.ravel()
-        right.plot(before, share.values.ravel(), "o", ms=4, color=color, alpha=0.7)
-    left.set(xlabel="STaR round", ylabel="P(long) at temperature 1", ylim=(0, 1))
-    left.set_title("dashed: 2ⁿp / (1 + (2ⁿ - 1)p)", loc="left", fontsize=9)
-    p = np.linspace(0, 1, 101)
-    right.plot(p, 2 * p / (1 + p), "k--", lw=1)
-    right.plot(p, p, color="0.8", lw=1)
-    right.set(xlabel="P(long) before a round", ylabel="after it", xlim=(0, 1))
-    title = "one dot per round and seed; dashed: 2p / (1 + p)"
-    right.set_title(title, loc="left", fontsize=9)
+    draw_star_map(left, right, results["star"]["t1/p_long"])
     return figure

@@ -9,12 +9,20 @@ from matplotlib.axes import Axes
 from scipy.special import expit, logit
 
 from parity_jax.analysis import Check
-from parity_jax.analysis.plots import draw_members, legend_below
+from parity_jax.analysis.overlays import overlay_star
+from parity_jax.analysis.plots import (
+    CYCLE,
+    draw_members,
+    end_of,
+    label_line,
+    legend_below,
+)
 from parity_jax.config import unknown_value
 from parity_jax.experiment import RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import mistral
 from parity_jax.stages import LinearPretrainConfig, SgdConfig
+from parity_jax.theory import star_p
 
 T = TypeVar("T")
 
@@ -91,19 +99,49 @@ def critical_price(run: xr.Dataset) -> xr.DataArray:
     return first_zero(p_long_growth(run), "length_price")
 
 
-def gate_crossing(end: xr.Dataset, eps_2: xr.DataArray | float = 0.0) -> xr.DataArray:
+def gate_crossing(
+    end: xr.Dataset,
+    eps_2: xr.DataArray | float = 0.0,
+    score: str = "t1/p_stop_begun",
+) -> xr.DataArray:
     """p_cot where EOS and the likelier next token are equally likely, for every seed.
 
     The odds of their probabilities are linear in ln(2p / (1 - p)) in theory; a line is
     fitted to the members of a seed. Those are no independent measurements: who is long
     is a uniform number below p_cot, the same for all of them. eps_2: the share of the
-    other token among those that go on.
+    other token among those that go on. score: what tells P(EOS) after a right token.
     """
     x = np.log(2 * end["p_cot"] / (1 - end["p_cot"]))
     likelier = np.maximum(eps_2, 1 - eps_2)  # a step that is not learned is a coin
-    gate = np.log(likelier) - logit(end["t1/p_stop_begun"])
+    gate = np.log(likelier) - logit(end[score])
     slope = xr.cov(x, gate, "p_cot") / x.var(ddof=1)
     return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
+
+
+def draw_star_map(rounds: Axes, over: Axes, p_long: xr.DataArray) -> None:
+    """P(long) over the rounds of STaR, and after a round over before it, by theory."""
+    num_rounds = int(p_long["step"][-1])
+    for p_cot, color in zip(p_long["p_cot"].values, CYCLE, strict=False):
+        share = p_long.sel(p_cot=p_cot)
+        draw_members(rounds, share, color, marker="o", ms=3)
+        overlay_star(rounds, p_cot, num_rounds, color=color)
+        label_line(rounds, num_rounds, end_of(share), f"p_cot = {p_cot:g}", color)
+        before = share.shift(step=1).values.ravel()
+        over.plot(before, share.values.ravel(), "o", ms=4, color=color, alpha=0.7)
+    rounds.set(xlabel="STaR round", ylabel="P(long) at temperature 1", ylim=(0, 1))
+    rounds.set_title("dashed: 2ⁿp / (1 + (2ⁿ - 1)p)", loc="left", fontsize=9)
+    p = np.linspace(0.01, 0.99, 99)
+    over.plot(p, star_p(p, 1), "k--", lw=1)
+    over.plot(p, p, color="0.8", lw=1)
+    over.set(xlabel="P(long) before a round", ylabel="after it", xlim=(0, 1))
+    title = "one dot per round and seed; dashed: 2p / (1 + p)"
+    over.set_title(title, loc="left", fontsize=9)
+
+
+def star_gap(p_long: xr.DataArray) -> xr.DataArray:
+    """The largest gap, over the rounds of STaR, of P(long) to 2p / (1 + p)."""
+    before = p_long.shift(step=1)
+    return abs(p_long - 2 * before / (1 + before)).max("step")
 
 
 def greedy_crossing(end: xr.Dataset) -> xr.DataArray:

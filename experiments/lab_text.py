@@ -1,8 +1,8 @@
-"""What the experiments on real weights share: runs, claims T1 - T4, figure."""
+"""What the experiments on text share: worded parity; runs, claims T1 - T4, figure."""
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -15,6 +15,40 @@ from parity_jax.experiment import RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.optim import OptimizerConfig
 from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfig
+from parity_jax.tasks import TextConfig
+from parity_jax.tasks.text import TokenizerConfig, WordedSource, unmarked
+from parity_jax.tasks.text.worded import Wording
+
+WORDED_BATCH = 64  # demonstrations of a step
+WORDED_ROLLOUT = RolloutConfig(num_prompts=32, num_generations=8)
+
+
+def worded_task(
+    num_bits: int, wording: Wording = "coin", distractors: int = 0, num_test: int = 512
+) -> TextConfig:
+    """Parity in words whose kind of answer does not show in the first word.
+
+    Every step of a solution names its person; the tokenizer is trained on the rows.
+    """
+    source = WordedSource(
+        num_bits, wording, distractors, named=True, num_train=60_000, num_test=num_test
+    )
+    return TextConfig(source, TokenizerConfig(vocab_size=512), unmarked())
+
+
+def worded_pretrain(switch: int, num_sequences: int, **rest: Any) -> RunConfig:
+    """Next-token prediction from scratch to RL at step `switch`; then the control.
+
+    num_sequences   of the control: it goes on beside RL
+    rest            fields of RunConfig
+    """
+    return RunConfig(
+        stage=PretrainConfig(WORDED_BATCH, OptimizerConfig(decay_steps=switch)),
+        hypers=Hypers(learning_rate=1e-3),
+        num_steps=switch + num_sequences // WORDED_BATCH,
+        log_every=20,
+        **rest,
+    )
 
 
 class TextRuns(NamedTuple):

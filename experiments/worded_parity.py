@@ -16,6 +16,7 @@ the model starts from scratch. A short answer and a chain may begin with the sam
 so that greedy decoding goes long above p_cot = 1/3, as in parity.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ import matplotlib.pyplot as plt
 from flax.core import FrozenDict
 from jax import Array
 from lab import stuck
+from lab_text import WORDED_ROLLOUT, worded_pretrain, worded_task
 
 from parity_jax.analysis import Check, Claim, Results, last
 from parity_jax.analysis.plots import ACCENT, BLUE, GREY, INK, draw_members
@@ -31,28 +33,21 @@ from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import mistral
-from parity_jax.optim import OptimizerConfig
-from parity_jax.stages import PolicyGradientConfig, PretrainConfig, RolloutConfig
-from parity_jax.tasks import TextConfig
-from parity_jax.tasks.text import TokenizerConfig, WordedSource, unmarked
+from parity_jax.stages import PolicyGradientConfig
 from parity_jax.types import Prompt
 
 NUM_BITS, SWITCH = 12, 800  # d, and the steps of fine-tuning before GRPO (ours)
 
 
 def get_config() -> Experiment:
-    rollout = RolloutConfig(num_prompts=32, num_generations=8)
     schedule: dict[str, Any] = dict(
         num_steps=25, log_every=1, eval_every=5, parent="sft", parent_step=SWITCH
     )
-    grpo = PolicyGradientConfig(rollout, loss_type="dapo")
-    coin = RolloutConfig(32, 8, rewards=("worded_parity:coin_reward",))
-    batch_size = 64
-    sft = RunConfig(
-        stage=PretrainConfig(batch_size, OptimizerConfig(decay_steps=SWITCH)),
-        hypers=Hypers(learning_rate=1e-3),
-        num_steps=SWITCH + 25 * rollout.num_responses // batch_size,
-        log_every=20,
+    grpo = PolicyGradientConfig(WORDED_ROLLOUT, loss_type="dapo")
+    coin = replace(WORDED_ROLLOUT, rewards=("worded_parity:coin_reward",))
+    sft = worded_pretrain(
+        SWITCH,
+        25 * WORDED_ROLLOUT.num_responses,
         eval_every=100,
         checkpoint_every=100,
     )
@@ -64,9 +59,8 @@ def get_config() -> Experiment:
             stage=PolicyGradientConfig(coin, loss_type="dapo"), hypers=rl, **schedule
         ),
     }
-    source = WordedSource(NUM_BITS, named=True, num_train=60_000, num_test=512)
     return Experiment(
-        task=TextConfig(source, TokenizerConfig(vocab_size=512), unmarked()),
+        task=worded_task(NUM_BITS),
         model=mistral(depth=2, width=128),
         axes=FrozenDict({"p_cot": (0.25, 0.0), "seed": (0, 1)}),
         runs=FrozenDict(runs),

@@ -365,13 +365,23 @@ class Text:
     def diagnostics(
         self, prompt: Prompt, response_BxGxT: Array, data: Any
     ) -> Diagnostics:
-        """Lengths by correct and wrong; answers that were not judged, and why."""
+        """Lengths by correct and wrong; answers that were not judged, and why.
+
+        Without a mark: the share of short ones among those that begin with as many
+        tokens of the worked solution.
+        """
         correct_BxG = self.rewards["e2e"](prompt, response_BxGxT, data) > 0
         length_BxG = num_tokens(response_BxGxT, self.format).astype(jnp.float32)
         found = {
             "length_correct": (length_BxG, correct_BxG),
             "length_wrong": (length_BxG, ~correct_BxG),
         }
+        if not self._mark:
+            num = self.format.short_len - 1
+            worked_Bx1xS = data.long[prompt.row][:, None, :num]
+            begun_BxG = (response_BxGxT[..., :num] == worked_Bx1xS).all(-1)
+            short_BxG = ~self.is_long(response_BxGxT)
+            found["short_begun"] = (short_BxG.astype(jnp.float32), begun_BxG)
         if self._verdicts is not None:
             ended_BxG = has_ended(response_BxGxT, self.format)
             flags = self._verdicts.flags(prompt, response_BxGxT)
