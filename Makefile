@@ -1,11 +1,12 @@
 # Every target sets up .venv from the locks when it is missing or stale: runs need
-# requirements.lock only; tests, lint and benchmarks need requirements-dev.lock and torch,
-# the site requirements-docs.lock.
+# requirements.lock only, those on text a tokenizer as well; tests, lint and benchmarks
+# need requirements-dev.lock and torch, the site requirements-docs.lock.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARITY := $(VENV)/bin/parity-jax
 STAMP := $(VENV)/.installed
+TEXT_STAMP := $(VENV)/.installed-text
 DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 
@@ -52,14 +53,14 @@ CLAIMS := headline c1_c3_mixtures c4_next_token_alone c6_algorithms c7_star_map 
 	c8_c11_timing c9_sample_complexity c10_partial_chains multiplication \
 	linear_theorem1 linear_theorem2 linear_policy_gradient linear_noise \
 	q1_architectures q2_unique_prompts q3_many_chains q4_long_and_rare q5_noise \
-	q6_price
+	q6_price q7_worded
 
 comma := ,
 space := $(subst ,, )
 FILES := $(subst $(space),$(comma),$(CLAIMS:%=experiments/%.py))
 
 # LAUNCH="--engine=slurm --slurm=partition=cpu,time=120" hands them to a cluster
-claims: $(STAMP)  ## Every claim at CPU scale and the report: hours on 2 cores; resumable
+claims: $(TEXT_STAMP)  ## Every claim at CPU scale and the report: hours on 2 cores; resumable
 	$(RUN) -m launch.sweep --config=$(FILES) --workdir=runs --report=results $(LAUNCH)
 
 bench: $(DEV_STAMP)  ## Speed, as ratios within one run
@@ -76,6 +77,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(TEXT_STAMP): $(STAMP) requirements-dev.lock
+	$(VENV)/bin/pip install --quiet --constraint requirements-dev.lock tokenizers
 	touch $@
 
 $(DEV_STAMP): $(STAMP) requirements-dev.lock

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 from small_texts import gsm8k_like, path_of, small_text, write_rows
 
@@ -182,6 +183,16 @@ def test_the_kind_shows_in_the_first_token_or_not():
         firsts = [{*task.data.long[:, 0].tolist()}, {*task.data.short[:, 0].tolist()}]
         assert (firsts[0] == firsts[1]) is not shows
         assert template.greedy_threshold == (1 / 2 if shows else 1 / 3)
+        prompt = task.eval_prompts
+        responses = task.solution(prompt, task.data)
+        both_BxGxT = jnp.stack([responses.worked[:, 0], responses.short], 1)
+        found = task.diagnostics(prompt, both_BxGxT, task.data)
+        assert ("short_begun" in found) is not shows
+    short_BxG, begun_BxG = found["short_begun"]
+    assert short_BxG.tolist() == [[0, 1]] * 8
+    agrees = [row.solution.split()[0] == row.answer for row in task.splits.test]
+    assert begun_BxG.tolist() == [[True, is_same] for is_same in agrees]
+    assert 0 < sum(agrees) < 8
 
 
 def test_numbers_of_gsm8k():

@@ -109,6 +109,19 @@ QUESTIONS = {
     "Q6-tiny": "a tiny price slows GRPO as the expected update with its std says",
     "Q6-leap": "prices between the critical ones of full and of leap-2 chains make "
     "greedy decoding the leap chain, the shortest right answer",
+    "Q7": "where parity is told in words, GRPO and STaR make greedy answers long and "
+    "right",
+    "Q7-C1": "in words, P(long) at temperature 1 is p_cot after pre-training",
+    "Q7-C1-gate": "in words, answers end after a right first word with probability "
+    "(1 - p_cot) / (1 + p_cot)",
+    "Q7-C2": "in words, accuracy at temperature 1 is (1 + p_cot) / 2",
+    "Q7-C3": "in words, the gate turns at p_cot = 1/3",
+    "Q7-C3-below": "in words, greedy answers are short and at chance below it",
+    "Q7-C3-above": "in words, greedy answers are long and right above it",
+    "Q7-C4": "in words, next-token prediction on as many sequences stays short and at "
+    "chance",
+    "Q7-C7": "in words, a STaR round maps the long share p to 2p / (1 + p)",
+    "Q7-short": "the short answer in words is not learnable within the budget",
 }  # of the paper's public reviews
 
 TEXT = {
