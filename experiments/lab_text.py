@@ -19,7 +19,6 @@ from parity_jax.tasks import TextConfig
 from parity_jax.tasks.text import TokenizerConfig, WordedSource, unmarked
 from parity_jax.tasks.text.worded import Wording
 
-WORDED_BATCH = 64  # demonstrations of a step
 WORDED_ROLLOUT = RolloutConfig(num_prompts=32, num_generations=8)
 
 
@@ -33,19 +32,22 @@ def worded_task(
     source = WordedSource(
         num_bits, wording, distractors, named=True, num_train=60_000, num_test=num_test
     )
-    return TextConfig(source, TokenizerConfig(vocab_size=512), unmarked())
+    # more than there are words, each of which is a token then
+    return TextConfig(source, TokenizerConfig(vocab_size=640), unmarked())
 
 
-def worded_pretrain(switch: int, num_sequences: int, **rest: Any) -> RunConfig:
+def worded_pretrain(
+    batch_size: int, learning_rate: float, switch: int, num_sequences: int, **rest: Any
+) -> RunConfig:
     """Next-token prediction from scratch to RL at step `switch`; then the control.
 
     num_sequences   of the control: it goes on beside RL
     rest            fields of RunConfig
     """
     return RunConfig(
-        stage=PretrainConfig(WORDED_BATCH, OptimizerConfig(decay_steps=switch)),
-        hypers=Hypers(learning_rate=1e-3),
-        num_steps=switch + num_sequences // WORDED_BATCH,
+        stage=PretrainConfig(batch_size, OptimizerConfig(decay_steps=switch)),
+        hypers=Hypers(learning_rate=learning_rate),
+        num_steps=switch + num_sequences // batch_size,
         log_every=20,
         **rest,
     )

@@ -13,9 +13,9 @@ Expected   fixed before anything was tuned, and the same as on bits: after next-
 Figure     beyond the paper (open question 7 of its reviews); all sizes are ours
 
 Coins that are flipped, lamps that are switched, votes that are overturned; in each row
-other people, two of whom do nothing to it ("Eva sees it."). The long answer tells the
-state after every person who acts or declines to, and leaves out the two. It begins with
-the same word as the short one half of the time, as in parity.
+other people, one of whom does nothing to it ("Eva sees it."). The long answer tells the
+state after every person who acts or declines to, and leaves this one out. It begins
+with the same word as the short one half of the time, as in parity.
 """
 
 from dataclasses import replace
@@ -46,10 +46,11 @@ from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
 
-NUM_BITS, DISTRACTORS = 8, 2  # people who matter, and who do not
-SWITCH, UPDATES, ROUNDS = 800, 40, 4  # steps before RL; updates of GRPO, rounds of STaR
+NUM_BITS, DISTRACTORS = 8, 1  # people who matter, and who do not
+BATCH_SIZE, SWITCH = 32, 2400  # demonstrations of a step, steps before RL
+UPDATES, ROUNDS = 30, 4  # of GRPO, of STaR
 STAR = RolloutConfig(num_prompts=3072, num_generations=1)
-P_COT, RARE = (0.0, 0.1, 0.25, 0.4, 1.0), (0.1, 0.25)  # RARE: those of RL
+P_COT, RARE = (0.0, 0.2, 0.25, 0.4), (0.2, 0.25)  # RARE: those of RL
 SOLVED = 0.95  # greedy accuracy and share of long answers
 THIRD = float(theory.greedy_threshold(0.0))
 ALGORITHMS = {"grpo": "GRPO", "star": "STaR"}
@@ -60,7 +61,13 @@ def get_config() -> Experiment:
         UPDATES * WORDED_ROLLOUT.num_responses, ROUNDS * STAR.num_responses
     )
     pretrain = worded_pretrain(
-        SWITCH, num_sequences, eval_every=SWITCH // 4, checkpoint_steps=(SWITCH,)
+        BATCH_SIZE,
+        3e-3,
+        SWITCH,
+        num_sequences,
+        eval_every=SWITCH // 4,
+        checkpoint_steps=(SWITCH,),
+        axes=FrozenDict({"p_cot": P_COT}),
     )
     grpo = RunConfig(
         stage=PolicyGradientConfig(WORDED_ROLLOUT, loss_type="dapo"),
@@ -84,7 +91,7 @@ def get_config() -> Experiment:
     return Experiment(
         task=worded_task(NUM_BITS, "mixed", DISTRACTORS, num_test=1024),
         model=SMALL,
-        axes=FrozenDict({"p_cot": P_COT, "seed": (0, 1)}),
+        axes=FrozenDict({"seed": (0, 1)}),
         runs=FrozenDict({"pretrain": pretrain, "grpo": grpo, "star": rounds}),
         # a share of 0.4 of 4096 samples has a standard error of 0.008
         evaluate=EvaluateConfig(1024, (1.0,), num_samples=4),
@@ -156,7 +163,7 @@ def answer(results: Results) -> Answer:
     accuracy = before["greedy/accuracy"].sel(p_cot=list(RARE))
     ends = [
         f"{float(last(results[run])['greedy/accuracy'].min()):.2f} or more after "
-        f"{results.runs[run].num_steps} {unit} of {ALGORITHMS[run]}"
+        f"{int(results[run]['step'][-1])} {unit} of {ALGORITHMS[run]}"
         for run, unit in (("grpo", "updates"), ("star", "rounds"))
     ]
     gap = float(star_gap(results["star"]["t1/p_long"]).max())

@@ -46,6 +46,8 @@ def get_config() -> Experiment:
     grpo = PolicyGradientConfig(WORDED_ROLLOUT, loss_type="dapo")
     coin = replace(WORDED_ROLLOUT, rewards=("worded_parity:coin_reward",))
     sft = worded_pretrain(
+        64,
+        1e-3,
         SWITCH,
         25 * WORDED_ROLLOUT.num_responses,
         eval_every=100,
