@@ -23,7 +23,11 @@ WORDED_ROLLOUT = RolloutConfig(num_prompts=32, num_generations=8)
 
 
 def worded_task(
-    num_bits: int, wording: Wording = "coin", distractors: int = 0, num_test: int = 512
+    num_bits: int,
+    wording: Wording = "coin",
+    distractors: int = 0,
+    num_test: int = 512,
+    vocab_size: int = 512,
 ) -> TextConfig:
     """Parity in words whose kind of answer does not show in the first word.
 
@@ -32,8 +36,7 @@ def worded_task(
     source = WordedSource(
         num_bits, wording, distractors, named=True, num_train=60_000, num_test=num_test
     )
-    # more than there are words, each of which is a token then
-    return TextConfig(source, TokenizerConfig(vocab_size=640), unmarked())
+    return TextConfig(source, TokenizerConfig(vocab_size=vocab_size), unmarked())
 
 
 def worded_pretrain(

@@ -89,7 +89,8 @@ def get_config() -> Experiment:
         eval_every=1,
     )
     return Experiment(
-        task=worded_task(NUM_BITS, "mixed", DISTRACTORS, num_test=1024),
+        # more tokens than there are words, so that each of them is one
+        task=worded_task(NUM_BITS, "mixed", DISTRACTORS, 1024, vocab_size=640),
         model=SMALL,
         axes=FrozenDict({"seed": (0, 1)}),
         runs=FrozenDict({"pretrain": pretrain, "grpo": grpo, "star": rounds}),
