@@ -185,9 +185,8 @@ def figure(results: Results) -> plt.Figure:
     draw_training(bottom[1], results, "length_mean", "greedy length (tokens)")
     draw_star_map(bottom[2], bottom[3], results["star"]["t1/p_long"])
     source = results.experiment.task.source
-    figure.suptitle(
-        f"Worded parity: {source.num_bits} people, {source.distractors} distractors"
-    )
+    matter, idle = source.num_bits, source.distractors
+    figure.suptitle(f"Worded parity: {matter} people who matter, {idle} who do not")
     return figure
 
 
@@ -207,7 +206,7 @@ def draw_mixture(row: list[Axes], before: xr.Dataset) -> None:
     dots(greedy, p, before["greedy/accuracy"], ACCENT)
     dots(greedy, p, before["greedy/p_long"], GREY, marker="s")
     overlay_threshold(greedy)
-    label_line(greedy, 0.5, 0.93, "accuracy; share of long (squares)", GREY)
+    label_line(greedy, 0.0, 0.86, "accuracy; share of long (squares)", GREY)
     for ax, title, ylabel in (
         (long, "Calibration", "P(long) at temperature 1"),
         (right, "Accuracy by mode", "accuracy at temperature 1"),
