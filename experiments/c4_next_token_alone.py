@@ -3,7 +3,8 @@
 Command    parity-jax run --config=experiments/c4_next_token_alone.py \
                --workdir=runs/c4_next_token_alone [--config.scale=paper]
            (--config.scale=long: 1e7 sequences of one architecture at d = 20)
-Device     2 CPU cores, about 7 minutes, about 110 at scale long; paper scale: one GPU
+Device     2 CPU cores, about 7 minutes; scale long: 10 minutes on an H200 that others
+           used; paper scale: one GPU
 Expected   at p_cot = 0.25 greedy decoding stays short and at chance to the end of
            next-token prediction in every architecture, while GRPO from an early
            checkpoint of the same run makes it long and right with a fraction of the

@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/q3_many_chains.py \
                --workdir=runs/q3_many_chains
-Device     2 CPU cores, about 10 minutes
+Device     2 CPU cores, 18 minutes beside other work
 Expected   the blind coin says where the greedy threshold is: at 1/3 for every chain
            whose next token is known (leap-2, repeated), near 0.60 for one that shows
            the bits in a random order announced by nothing; with full, leap-2 and leap-4

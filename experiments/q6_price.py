@@ -1,7 +1,7 @@
 """At which price of length does RL stop lengthening answers? (Q6)
 
 Command    parity-jax run --config=experiments/q6_price.py --workdir=runs/q6_price
-Device     2 CPU cores, about 9 minutes
+Device     2 CPU cores, 14 minutes beside other work
 Expected   GRPO, Dr. GRPO, RLOO and REINFORCE turn where the theory of two logits says:
            an additive price alpha |y| / d at alpha_c = d / (2 (d - 1)), a
            multiplicative one at d / (2d - 1), whatever is divided by; a tiny price

@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/worded_parity.py
                --workdir=runs/worded_parity
-Device     2 CPU cores, about 22 minutes (forecast; not yet run in one go)
+Device     2 CPU cores, about 12 minutes
 Expected   fixed before anything was tuned: before GRPO greedy answers are one word and
            right half of the time (within 0.1), P(long) at temperature 1 is p_cot
            (within 0.05); after 25 updates greedy answers are long and right on 95% of
