@@ -2,8 +2,8 @@
 
 Command    parity-jax run --config=experiments/q4_long_and_rare.py \
                --workdir=runs/q4_long_and_rare [--config.scale=paper]
-Device     2 CPU cores, about 24 minutes, as far as d = 48; paper scale: one GPU, to 512,
-           not run
+Device     2 CPU cores, about 24 minutes, as far as d = 48; paper scale: one GPU,
+           to 512, not run
 Expected   what costs is to learn the chain, not to find it: sequences of pre-training
            grow like a power of d over p_cot, so by a further power kappa if p_cot falls
            like d^-kappa (a chain is learned from long demonstrations alone), while
