@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/c9_sample_complexity.py \
                --workdir=runs/c9_sample_complexity [--config.scale=paper]
-Device     2 CPU cores, about 18 minutes; paper scale: one GPU
+Device     2 CPU cores, about 25 minutes; paper scale: one GPU
 Expected   next-token prediction alone has to learn the parity of d bits: sequences grow
            exponentially in d; with GRPO after it only the chain has to be learned:
            sequences grow like a low power of d
