@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/q1_architectures.py \
                --workdir=runs/q1_architectures [--config.scale=paper]
-Device     2 CPU cores, about 13 minutes; paper scale: one GPU
+Device     2 CPU cores, 27 minutes beside other work; paper scale: one GPU
 Expected   of the data: the linear model, transformers of 1 to 8 blocks and widths 32 to
            256, with hardly any MLP and with little else, of three families, and a
            recurrence without attention all cross at 1/3; where the second step of the

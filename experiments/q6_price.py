@@ -226,15 +226,17 @@ def answer(results: Results) -> Answer:
         low, high, where = min(means), max(means), turning_point(results, form)
         near.append(f"{form} {low:.2f} to {high:.2f} (theory {where:.2f})")
     end = last(results["leap"])
-    is_short = (
-        end["greedy/length_median"].mean("seed") < results.runs["leap"].task.num_bits
-    )
-    is_right = end["greedy/accuracy"].min("seed") >= 0.95
-    prices = [f"{p:g}" for p in end["length_price"].values[is_short & is_right]]
+    is_short = end["greedy/length_median"] < results.runs["leap"].task.num_bits
+    both = (is_short & (end["greedy/accuracy"] >= 0.95)).sum("seed")
+    prices = [
+        f"{float(num['length_price']):g} ({int(num)} of {end.sizes['seed']} seeds)"
+        for num in both
+        if num
+    ]
     return Answer(
         "At which price of length does RL stop lengthening answers?",
         f"Four objectives turn at prices of a full chain of {' and '.join(near)}; with "
-        f"leap chains to choose, prices {', '.join(prices) or 'none'} buy shorter "
+        f"leap chains to choose, {', '.join(prices) or 'no price'} buys shorter "
         "answers that are right.",
     )
 
