@@ -94,7 +94,15 @@ def compiled_for(target: Target, program: Population) -> dict[str, Any]:
     """
     with made_for(target.platform):
         started = time.perf_counter()
-        lowered = program.run.lower(*program.arguments())
+        try:
+            lowered = program.run.lower(*program.arguments())
+        except RuntimeError as error:
+            if "Unknown backend" not in str(error):
+                raise
+            allowed = "compiles no step that calls back to this machine, as rewards do "
+            allowed += "that processes judge (a verifier on the device, as exact, can)"
+            name = next(k for k, v in TARGETS.items() if v == target)
+            raise ConfigError("--target", name, allowed) from None
         traced = time.perf_counter()
         compiled = lowered.compile(compiler_options=dict(target.options))
         seconds = time.perf_counter() - traced
