@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from parity_jax.runs.interrupt import StoppedError, stop_requests
+from parity_jax.runs.interrupt import NOTE, StoppedError, stop_requests
 
 ALL = [getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2")]
 
@@ -67,3 +69,35 @@ def test_while_nothing_can_be_lost_a_signal_stops_at_once():
             pass
         send(signal.SIGTERM)  # something can be lost again
         assert stops()
+
+
+TOGETHER = """
+import signal, sys, threading
+from contextlib import nullcontext
+from parity_jax.runs.interrupt import StoppedError, stop_requests
+
+two = {signal.SIGUSR1, signal.SIGTERM}
+with stop_requests() as stops:
+    try:
+        with stops.at_once() if "at once" in sys.argv else nullcontext():
+            signal.pthread_sigmask(signal.SIG_BLOCK, two)
+            for number in two:
+                signal.pthread_kill(threading.get_ident(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, two)
+            print("it went on")
+    except StoppedError:
+        sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "after its chunk"])
+def test_two_signals_that_come_together_are_two(when):
+    """The second ends a run, which would go on to its chunk's end, where it is."""
+    command = [sys.executable, "-c", TOGETHER, when]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    if when == "at once":
+        assert (done.returncode, done.stderr) == (75, "")
+    else:
+        assert -done.returncode in (signal.SIGUSR1, signal.SIGTERM)
+        assert done.stderr == NOTE

@@ -1,8 +1,9 @@
 """Stopping on request: signals of people and schedulers end a run after its chunk."""
 
+import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,6 +34,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.asked = False
+        self.stopped = False  # StoppedError is on its way
         self._at_once = False
 
     def __call__(self) -> bool:
@@ -49,11 +51,10 @@ class Stops:
         finally:
             self._at_once = before
 
-    def note(self, restore: Callable[[], None]) -> None:
+    def note(self) -> None:
         """A signal came."""
-        self.asked = True
-        restore()
-        if self._at_once:
+        self.asked, self.stopped = True, self._at_once
+        if self.stopped:
             raise StoppedError("stopped")
         os.write(2, NOTE.encode())
 
@@ -69,16 +70,31 @@ def stop_requests() -> Iterator[Stops]:
     # what the caller ignores (nohup) stays ignored
     before = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
 
-    def restore() -> None:
+    def restore(known: bool) -> None:
+        """What was before; what the default action was is `known` to Python, or not."""
         for number, handler in before.items():
-            signal.signal(number, handler)
+            default_at_once(number)
+            if known or handler is not signal.SIG_DFL:
+                signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stops.note(restore)
+        if not stops.asked:
+            restore(known=False)
+            stops.note()
+        elif not stops.stopped:  # it came together with the first
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, handle)
     try:
         yield stops
     finally:
-        restore()
+        restore(known=True)
+
+
+def default_at_once(number: int) -> None:
+    """Give a signal its default action, of which Python does not know.
+
+    If it did, it would refuse, and lose, a signal that has come but was not handled.
+    """
+    ctypes.CDLL(None).signal(number, ctypes.c_void_p(signal.SIG_DFL))
