@@ -141,6 +141,13 @@ def records(run: Path) -> list[Any]:
     return [r._replace(seconds=0) for r in RunDirectory(run).metrics.read()]
 
 
+def finish(run: Path) -> dict[str, Any]:
+    """Everything in finished.json but the hash of the lineage, which tells the time."""
+    told: dict[str, Any] = json.loads((run / "finished.json").read_text())
+    del told["lineage_sha256"]
+    return told
+
+
 def contents(workdir: Path) -> str:
     """Everything an experiment leaves that does not tell the time, to be compared."""
     runs = sorted(path.parent for path in workdir.glob("*/metrics.jsonl"))
@@ -149,7 +156,7 @@ def contents(workdir: Path) -> str:
             "files": sorted(p.name for p in run.iterdir()),
             "saved": sorted(p.name for p in (run / "checkpoints").iterdir()),
             "config": (run / "config.json").read_text(),
-            "finished": (run / "finished.json").read_text(),
+            "finished": finish(run),
             "records": records(run),
             "digests": digests(run),
         }

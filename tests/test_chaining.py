@@ -231,6 +231,11 @@ def test_a_child_of_another_parent_is_not_used(first, tmp_path):
         ({"parent": None}, "are not of one run"),
         ({"stage": "star"}, "are not of one run"),
         ({"parent": {"sequences": []}}, "must be of each of step"),
+        (
+            {"parent": {"sequences": [0, 0, 99999]}},
+            "is not as it was when the run ended",
+        ),
+        ({"parent": {"run": "/elsewhere"}}, "is not as it was when the run ended"),
         ({"process": {"started": "now"}}, "must be a date"),
     ],
 )

@@ -1,6 +1,7 @@
 """Checkpoints: N + M steps equal N, save, restore, M; chains, damage, mismatches."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -100,6 +101,9 @@ def test_files_of_a_run(workdir):
         finished = json.loads((workdir / name / "finished.json").read_text())
         digest_of_records = RunDirectory(workdir / name).metrics.sha256()
         assert finished.pop("records_sha256") == digest_of_records
+        lineage = json.loads((workdir / name / "lineage.json").read_text())
+        text = json.dumps(lineage, sort_keys=True).encode()
+        assert finished.pop("lineage_sha256") == hashlib.sha256(text).hexdigest()
         assert finished == {"step": [last] * 2, "status": [0, 0]}
     found = RunDirectory(workdir / "first").metrics.read()
     assert [r.step for r in found if r.split == "train"] == [1, 2, 3, 4]

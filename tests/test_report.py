@@ -1,9 +1,10 @@
 """The report says what the claims say, and can be made again from what it left."""
 
+import json
 import os
+import shutil
 import signal
 from dataclasses import replace
-from datetime import datetime
 
 import html5lib
 import matplotlib.pyplot as plt
@@ -26,6 +27,7 @@ from parity_jax.cli import main
 from parity_jax.runs import ExperimentDirectory, resolve
 from parity_jax.runs.files import read_json, write_json
 from parity_jax.runs.lineage import Continuation, Lineage, Process
+from parity_jax.runs.metrics_file import Record
 from parity_jax.types import StageState
 
 STARTED = "2026-01-01T00:00:00+00:00"
@@ -35,14 +37,13 @@ PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", NONE, 
 
 
 def finish(directory, run, lineage, seconds=90.0):
-    """The files of a run that took so long."""
+    """The files of a run whose records took so long."""
     directory.write_config(run)
     directory.write_lineage(lineage)
+    record = Record("eval", 0, seconds, {"greedy/accuracy": [0.5, 0.5]})
+    directory.metrics.path.write_text(json.dumps(record._asdict()) + "\n")
     zeros = np.zeros(2, int)
     directory.write_finished(StageState(None, zeros, None, None, None, zeros, None))
-    start = datetime.fromisoformat(lineage.process.started).timestamp()
-    finished = directory.path / "finished.json"
-    os.utime(finished, (start + seconds, start + seconds))
 
 
 @pytest.fixture
@@ -116,15 +117,20 @@ def test_minutes_commits_and_devices_come_from_the_runs(run_dir):
     assert found.command == COMMAND
 
 
-def test_later_processes_count_and_time_never_runs_backwards(run_dir):
+def test_minutes_are_of_the_records_and_not_of_the_files(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "copy", copy_function=shutil.copyfile)
+    for file in copy.glob("*/finished.json"):
+        os.utime(file, (4e9, 4e9))
+    assert provenance(ExperimentDirectory(copy)).minutes == 3.0
+
+
+def test_later_processes_count(run_dir):
     home = ExperimentDirectory(run_dir)
     directory = home.run("grpo")
     later = Continuation(1, replace(PROCESS, commit=None, device="gpu: x 1"))
-    future = replace(PROCESS, started="2999-01-01T00:00:00+00:00")
-    lineage = Lineage("policy_gradient", future, continued=(later,))
-    finish(directory, directory.read_config(), lineage, seconds=-1e6)
+    lineage = Lineage("policy_gradient", PROCESS, continued=(later,))
+    finish(directory, directory.read_config(), lineage)
     found = provenance(home)
-    assert found.minutes == 1.5  # of the other run
     assert found.devices == ("cpu: cpu x 2", "gpu: x 1")
     assert found.commits == ("a", "abc")  # none where there was no checkout
 

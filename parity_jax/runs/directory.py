@@ -1,5 +1,7 @@
 """The files of a run and of an experiment: the only place that knows their names."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ class Finished:
     step: tuple[int, ...]
     status: tuple[int, ...]
     records_sha256: str  # of metrics.jsonl but its seconds
+    lineage_sha256: str  # of lineage.json
 
     def __post_init__(self) -> None:
         allowed = f"must be of as many members as step={self.step}"
@@ -131,6 +134,8 @@ class RunDirectory:
             text = f"{self.metrics.path} is not as it was when the run ended"
         elif not is_lineage_of(self.read_lineage(), run):
             text = f"{self._lineage} and {self._config} are not of one run"
+        elif finished.lineage_sha256 != sha256(self.read_lineage()):
+            text = f"{self._lineage} is not as it was when the run ended"
         elif running - {end} or (running and end != planned):
             text = f"members at step {sorted(running)}, the last record at {end}"
             text += f", {self._config} ends at {planned}"
@@ -145,7 +150,8 @@ class RunDirectory:
     def write_finished(self, states: StageState) -> None:
         step_P, status_P = on_host((states.step, states.status))
         ends = (tuple(step_P.tolist()), tuple(status_P.tolist()))
-        finished = Finished(*ends, self.metrics.sha256())
+        hashes = (self.metrics.sha256(), sha256(self.read_lineage()))
+        finished = Finished(*ends, *hashes)
         write_json(self._finished, to_dict(finished))
 
     def reopen(self) -> None:
@@ -155,11 +161,10 @@ class RunDirectory:
 
     @property
     def seconds(self) -> float | None:
-        """From the start of the run to its end; pauses of an interrupted one count."""
+        """Those that its records took, compilation included; None before its end."""
         if not self._finished.exists():
             return None
-        started = self.read_lineage().process.when
-        return max(0.0, self._finished.stat().st_mtime - started.timestamp())
+        return sum(record.seconds for record in self.metrics.read())
 
     def checkpoints(self, run: ResolvedRun) -> AbstractContextManager[Checkpoints]:
         """Those of a run, to be written; closed at the end."""
@@ -220,6 +225,12 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path):
             yield
+
+
+def sha256(lineage: Lineage) -> str:
+    """Digest of what a lineage says."""
+    text = json.dumps(to_dict(lineage), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_lineage_of(lineage: Lineage, run: ResolvedRun) -> bool:
