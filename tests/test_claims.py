@@ -1,5 +1,7 @@
 """Claims: a verdict computed from numbers, as JSON has them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +12,9 @@ from parity_jax.analysis.legend import LEGEND
 from parity_jax.analysis.plots import pictures_of
 from parity_jax.analysis.scores import by_member
 from parity_jax.runs import RunError
+from parity_jax.runs.files import read_json, write_json
+
+COMMITTED = [*Path(__file__).parents[1].glob("results/*/claims.json")]
 
 SCORES = xr.DataArray(
     [[0.5, 0.25], [1.0, 0.0]],
@@ -63,9 +68,9 @@ def test_claims_are_written_as_they_are_read(tmp_path):
     claims = [
         Claim.within("C1", score, 0.25, 0.1),
         Claim.at_least("C2", 0.9, 0.8),
-        Claim.at_most("C2", 0.9, 0.8),
+        Claim.at_most("C4", 0.9, 0.8),
         Claim.of("C9", "of ours", **checks),
-        Claim.of("C9", "of ours", seen={"n": np.int64(3)}, low=Check.equal(1, 1)),
+        Claim.of("C10", "of ours", seen={"n": np.int64(3)}, low=Check.equal(1, 1)),
     ]
     write_claims(path, claims)
     first, above, below, both, seen = read_claims(path)
@@ -83,9 +88,77 @@ def test_claims_are_written_as_they_are_read(tmp_path):
     assert both["measured"] == {"low": 0.1, "high": None}
     assert both["relation"] == {"low": "at least", "high": "at most"}
     assert seen["measured"] == {"low": 1, "n": 3} and seen["holds"]
+    over = Claim.of("C9", "of ours", seen={"low": 7}, low=Check.equal(1, 1))
+    assert over.measured == {"low": 1}  # what was held, whatever is shown
 
 
-@pytest.mark.parametrize("text", ["{}", "[3]", '[{"id": "C1"}]', "null"])
+EDITS = [
+    ("expected", 0.99),
+    ("relation", "smells like"),
+    ("relation", "below"),
+    ("measured", {"x": "abc"}),
+    ("measured", None),
+    ("measured", {}),
+    ("measured", {"seed=0": 0.5, "seed=1": None, "seed=2": 0.1}),
+    ("measured", True),
+    ("measured", 10**400),
+    ("tolerance", None),
+    ("tolerance", -1),
+    ("holds", False),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), EDITS)
+def test_an_edited_claim_is_damaged(tmp_path, field, value):
+    path, score = tmp_path / "claims.json", SCORES.isel(p_cot=0)
+    write_claims(path, [Claim.at_least("C2", score, 0.2)])
+    (claim,) = read_claims(path)
+    write_json(path, [claim | {field: value}])
+    with pytest.raises(RunError, match=r"claims\.json: damaged: ") as info:
+        read_claims(path)
+    assert "\n" not in str(info.value)
+
+
+def test_a_verdict_is_told_up_to_the_digits_that_are_stored(tmp_path):
+    """Whatever the axes, bounds and digits, what is written is read."""
+    path, rng = tmp_path / "claims.json", np.random.default_rng(0)
+    kinds = (Check.at_least, Check.at_most, Check.below, Check.above, Check.equal)
+    pairs = [(SCORES, SCORES), (SCORES, SCORES["p_cot"]), (SCORES["p_cot"], SCORES)]
+    pairs += [(SCORES.astype(np.float32), x + d) for x in pairs[0] for d in (0, 4e-7)]
+    pairs += [
+        (rng.normal(size=3), 0.1),
+        (np.ones(2), np.ones(2)),
+        (3, 3),
+        (1 / 3, 1 / 3),
+    ]
+    pairs += [(np.inf, 3), (SCORES, np.inf), (SCORES * np.nan, 0), ([], 0)]
+    checks = [kind(a, b) for a, b in pairs for kind in kinds]
+    checks += [Check.within(a, b, 0.1) for a, b in pairs]
+    claims = [Claim.of(f"a{i}", "b", x=check) for i, check in enumerate(checks)]
+    seen = {"n": 1, "text": "b"}
+    claims.append(Claim.of("all", "b", **{f"c{i}": c for i, c in enumerate(checks)}))
+    claims.append(Claim.of("seen", "b", seen=seen, x=Check.equal(SCORES, SCORES)))
+    write_claims(path, claims)
+    assert [c["holds"] for c in read_claims(path)] == [c.holds for c in claims]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_claims_that_were_committed_are_read(path):
+    assert read_claims(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[NaN]", '[{"id": "a", "id": "b"}]', "[1e999]", "[" * 100_000, "\xff"]
+)
+def test_what_is_no_json_is_one_line(tmp_path, text):
+    path = tmp_path / "claims.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=r"claims\.json: damaged: ") as info:
+        read_json(path)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '[{"id": "C1"}]', "null", "[]"])
 def test_a_file_that_holds_no_claims_is_an_error(tmp_path, text):
     path = tmp_path / "claims.json"
     path.write_text(text)
@@ -115,7 +188,9 @@ def test_members_that_only_one_side_has_are_not_left_out():
 
 
 def made_by_hand(**fields):
-    whole = dict(id="a", claim="b", measured=1, relation="", expected=0, tolerance=0)
+    whole = dict(
+        id="a", claim="b", measured=1, relation="at least", expected=0, tolerance=0
+    )
     return Claim(**whole | {"holds": True} | fields)
 
 
@@ -127,7 +202,10 @@ def made_by_hand(**fields):
         (["a"], "must return Claims, not str"),
         ([made_by_hand(measured=float("nan"))], "not JSON compliant"),
         ([made_by_hand(measured=np.ones(2))], "not JSON serializable"),
-        ([made_by_hand(holds=1)], "is not as Claim.of makes them"),
+        ([made_by_hand(holds=1)], "as Claim.of makes them: must be a list of claims"),
+        ([made_by_hand(relation="likes")], "must be a list of claims"),
+        ([made_by_hand(expected=2)], "holds=True of 'a' does not follow"),
+        ([made_by_hand(), made_by_hand()], "has 'a' twice"),
     ],
 )
 def test_what_is_no_list_of_claims_is_an_error(claims, part):

@@ -33,6 +33,7 @@ from parity_jax.types import StageState
 STARTED = "2026-01-01T00:00:00+00:00"
 COMMAND = "parity-jax run --config=c9_x.py --workdir=runs/c9_x"
 NONE = FrozenDict()
+TOY = Claim.of("toy", "as it was", x=Check.equal(1, 1))
 PROCESS = Process(STARTED, "cpu: cpu x 2", FrozenDict({"jax": "0"}), "a", NONE, NONE)
 
 
@@ -243,13 +244,18 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     refused(say("report", nothing, output), 2, f"DIR={str(nothing)!r}", "claims.json")
     other = tmp_path / "other" / "c9_x"
     other.mkdir(parents=True)
-    write_claims(other / "claims.json", [])
+    write_claims(other / "claims.json", [TOY])
     refused(say("report", run_dir, other, output), 2, "has the name of", str(run_dir))
     refused(say("report", run_dir, f"{run_dir}/", output), 2, "has the name of")
     (tmp_path / "file").write_text("")
     refused(say("report", run_dir, "--output=file"), 2, "output='file'", "directory")
     refused(say("report", run_dir, f"--output={run_dir.parent}"), 2, "would change")
-    for text in ("{", "{}", '["C1"]', '[{"id": "C1"}]'):
+    for inside in (run_dir, run_dir / "report", run_dir / "grpo" / ".." / "report"):
+        refused(say("report", run_dir, f"--output={inside}"), 2, "must not be in")
+    edited = (
+        (run_dir / "claims.json").read_text().replace('"holds": false', '"holds": true')
+    )
+    for text in ("{", "{}", '["C1"]', '[{"id": "C1"}]', "[]", "[NaN]", edited):
         (other / "claims.json").write_text(text)
         refused(say("report", other, output), 1, "c9_x/claims.json: damaged")
     claim = {"id": "C1", "claim": "", "holds": True, "relation": "within"}
@@ -257,7 +263,7 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     for damage in ({"holds": "yes"}, {"id": 1}, {"relation": {"length": "equal"}}):
         write_json(other / "claims.json", [claim | damage])
         refused(say("report", other, output), 1, "must be a list of claims")
-    write_claims(other / "claims.json", [])
+    write_claims(other / "claims.json", [TOY])
     for text in ("[]", '{"question": "?"}', '{"question": "?", "answer": ""}'):
         (other / "answer.json").write_text(text)
         refused(say("report", other, output), 1, "c9_x/answer.json: damaged")
@@ -266,8 +272,11 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     refused(say("report", other, output), 1, "c9_x/provenance.json: damaged")
     bad = tmp_path / "bad\udcff"
     refused(say("report", bad, output), 2, "must be UTF-8")
-    (run_dir / "grpo" / "lineage.json").write_text("{")
-    refused(say("report", run_dir, output), 1, "grpo/lineage.json: damaged")
+    (run_dir / "command.txt").write_bytes(b"\xff")
+    refused(say("report", run_dir, output), 1, "c9_x/command.txt: damaged")
+    for text in ("{", "[" * 100_000):
+        (run_dir / "grpo" / "lineage.json").write_text(text)
+        refused(say("report", run_dir, output), 1, "grpo/lineage.json: damaged")
     assert not (tmp_path / "results").exists()
 
 

@@ -16,16 +16,11 @@ import xarray as xr
 
 from parity_jax.analysis.legend import LEGEND
 from parity_jax.analysis.scores import by_member
+from parity_jax.analysis.verdicts import COMPARE, fault_of
 from parity_jax.config import RunError
 from parity_jax.runs.files import read_json, write_json
 
 Relation = Literal["within", "equal", "at least", "at most", "below", "above"]
-COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "at least": np.greater_equal,
-    "at most": np.less_equal,
-    "below": np.less,
-    "above": np.greater,
-}
 
 MAX_SENTENCE = 300
 
@@ -76,8 +71,9 @@ class Check:
 
     @classmethod
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
-        # NaN, a number that does not exist, fulfils nothing
+        # what is not finite, a number that does not exist, fulfils nothing
         compared = _together(COMPARE[relation], measured, bound)
+        compared = compared & np.isfinite(xr.DataArray(measured))
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
 
@@ -126,8 +122,8 @@ class Claim:
 
         measured = part("measured")
         if seen:
-            shown = {k: plain(v) for k, v in seen.items()}
             head = measured if only is None else {next(iter(checks)): measured}
+            shown = {k: plain(v) for k, v in seen.items() if k not in head}
             measured = head | shown
         holds = all(check.holds for check in checks.values())
         rest = (part("relation"), part("expected"), part("tolerance"))
@@ -200,9 +196,11 @@ def plain_claims(claims: Any) -> list[dict[str, Any]]:
         if not isinstance(claim, Claim):
             raise TypeError(f"must return Claims, not {type(claim).__name__}")
         json.dumps(asdict(claim), allow_nan=False)
-        if not is_claim(asdict(claim)):
-            raise ValueError(f"claim {claim.id!r} is not as Claim.of makes them")
-    return [asdict(claim) for claim in found]
+    plain = [asdict(claim) for claim in found]
+    fault = fault_of(plain) if plain else ""
+    if fault:
+        raise ValueError(f"must be as Claim.of makes them: {fault}")
+    return plain
 
 
 def write_claims(path: Path, claims: Iterable[Claim]) -> None:
@@ -211,10 +209,11 @@ def write_claims(path: Path, claims: Iterable[Claim]) -> None:
 
 
 def read_claims(path: Path) -> list[dict[str, Any]]:
-    """What claims.json holds; RunError if it is not a list of claims."""
-    claims = read_json(path)
-    if not isinstance(claims, list) or not all(map(is_claim, claims)):
-        raise RunError(f"{path}: damaged: must be a list of claims")
+    """What claims.json holds; RunError if it is damaged, or its verdicts are."""
+    claims: list[dict[str, Any]] = read_json(path)
+    fault = fault_of(claims)
+    if fault:
+        raise RunError(f"{path}: damaged: {fault}")
     return claims
 
 
@@ -224,16 +223,3 @@ def read_answer(path: Path) -> Answer:
         return Answer(**read_json(path))
     except (TypeError, ValueError) as error:
         raise RunError(f"{path}: damaged: {error}") from None
-
-
-def is_claim(value: Any) -> bool:
-    """Whether a plain value has the form of a claim; older ones have no relation."""
-    types = {"id": str, "claim": str, "holds": bool}
-    fields = {*types, "measured", "expected", "tolerance"}
-    if not isinstance(value, dict) or not fields <= {*value}:
-        return False
-    relation, by_check = value.get("relation"), True
-    if isinstance(relation, dict):  # so are the others, by the names of the checks
-        parts = (value["expected"], value["tolerance"])
-        by_check = all(isinstance(x, dict) and {*x} == {*relation} for x in parts)
-    return by_check and all(isinstance(value[k], kind) for k, kind in types.items())

@@ -71,7 +71,7 @@ def read_task(text: str, config: Mapping[str, Any]) -> TaskConfig:
     if text:
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError("task", text, "must be JSON") from None
     require(value is not None, "task", text, "is needed: the model does not tell it")
     with under("task"):

@@ -17,6 +17,7 @@ line says what, and nothing is written), 75: stopped by a signal.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from parity_jax.analysis.report import experiments, gather, gather_sweeps, write
 from parity_jax.cli.arguments import Parser, stoppable
@@ -37,9 +38,18 @@ def main(argv: Sequence[str]) -> None:
     require(len(over) in (0, 2), "--over", args.over, "must be two swept fields: X,Y")
     with stoppable():
         directories = [local_path("DIR", d) for d in args.directories]
+        check_place(output, directories)
         entries = gather(experiments(directories), output)
         sweeps = gather_sweeps(directories, args.score, over)
         write(entries, output, sweeps)
     held = sum(claim["holds"] for entry in entries for claim in entry.claims)
     total = sum(len(entry.claims) for entry in entries)
     print(f"{held} of {total} claims hold: {output / 'report.md'}")
+
+
+def check_place(output: Path, directories: Sequence[Path]) -> None:
+    """ConfigError for an output that is, or is inside of, what is reported."""
+    around = {output.resolve(), *output.resolve().parents}
+    for directory in directories:
+        allowed = f"must not be in {directory}, which it reports"
+        require(directory.resolve() not in around, "output", str(output), allowed)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError, RunError, from_dict
+from parity_jax.config import ConfigError, RunError, from_dict, is_finite
 from parity_jax.hosts import is_first
 
 
@@ -96,12 +96,48 @@ def whole_directory(path: Path) -> Iterator[Path]:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; RunError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
+        return json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_constant=refuse_number,
+            parse_float=finite,
+        )
     except FileNotFoundError:
         raise RunError(f"{path}: missing") from None
     except NotADirectoryError:
         raise RunError(f"{path}: missing") from None
+    except RecursionError:
+        raise RunError(f"{path}: damaged: nested too deeply") from None
     except ValueError as error:  # of the text encoding or of JSON
+        raise RunError(f"{path}: damaged: {error}") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key stands twice, and one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands twice")
+    return found
+
+
+def refuse_number(text: str) -> float:
+    """ValueError: JSON has no NaN and no infinite numbers."""
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def finite(text: str) -> float:
+    """A number of JSON; ValueError for one that is beyond all floats."""
+    return float(text) if is_finite(float(text)) else refuse_number(text)
+
+
+def read_text(path: Path) -> str:
+    """What a text file holds; RunError if it is not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
         raise RunError(f"{path}: damaged: {error}") from None
 
 

@@ -88,7 +88,7 @@ class MetricsFile:
             try:
                 record = Record(**json.loads(line))
                 is_right = is_record(record, num_members)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 is_right = False
             if not is_right:
                 raise RunError(f"{self.path}: line {number} is damaged")
@@ -116,7 +116,7 @@ class MetricsFile:
         try:
             record = Record(**json.loads(line))
             is_right = is_record(record, None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             is_right = False
         if not is_right:
             raise RunError(f"{self.path}: the last record is damaged")

@@ -12,7 +12,7 @@ from parity_jax.analysis.report.words import Claim, order
 from parity_jax.analysis.sweeps import CONFIG, final_table, swept_names
 from parity_jax.config import require
 from parity_jax.runs import ExperimentDirectory
-from parity_jax.runs.files import read_as
+from parity_jax.runs.files import read_as, read_text
 from parity_jax.runs.sweep import SweepDirectory, is_sweep
 
 
@@ -130,7 +130,7 @@ def entry_of(directory: Path, output: Path) -> Entry:
         read_claims(home.claims),
         read_as(Provenance, recorded) if recorded.exists() else provenance(home),
         picture_of(home),
-        notes.read_text().strip() if notes.exists() else "",
+        read_text(notes).strip() if notes.exists() else "",
         read_answer(home.answer) if home.answer.exists() else None,
     )
 
@@ -146,5 +146,5 @@ def provenance(home: ExperimentDirectory) -> Provenance:
         tuple(sorted({p.commit for p in processes if p.commit})),
         tuple(sorted({p.device for p in processes})),
         round(sum(seconds) / 60, 1) if seconds else None,
-        home.command.read_text().strip() if home.command.exists() else None,
+        read_text(home.command).strip() if home.command.exists() else None,
     )

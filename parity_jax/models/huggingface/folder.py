@@ -68,7 +68,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise FolderError(f"{path}: missing") from None
-    except ValueError as error:  # of the text encoding or of JSON
+    except (ValueError, RecursionError) as error:  # of the text encoding or of JSON
         raise FolderError(f"{path}: damaged: {error}") from None
     if not isinstance(value, dict):
         raise FolderError(f"{path}: damaged: must be a mapping")

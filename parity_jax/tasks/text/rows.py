@@ -78,7 +78,7 @@ def parsed(line: str, where: str, field: str, path: str) -> dict[str, Any]:
     """A line of JSON as a mapping."""
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(field, path, f"{where}: no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(field, path, f"{where}: must be a mapping")

@@ -176,7 +176,7 @@ def mapping(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("tokenizer.folder", str(path), f"damaged: {error}") from None
     return value if isinstance(value, dict) else {}
 
