@@ -1,7 +1,10 @@
 """Code of a user's own that breaks its contract is refused before it is trained on."""
 
 import dataclasses
+import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from small_runs import WalkConfig, train, walk, walks
 
+from parity_jax.cli import main
 from parity_jax.config import ConfigError, UserCodeError, in_code_of
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
@@ -66,6 +70,24 @@ def test_what_own_code_raises_is_named_but_for_a_line():
         next(iter(()))
     with pytest.raises(RunError, match=r"^damaged$"), in_code_of("mine"):
         raise RunError("damaged")
+
+
+def insatiable(prompt, response_BxGxT, data):
+    raise MemoryError("too much")
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--dry_run"])
+def test_memory_that_own_code_wants_is_told(tmp_path, capsys, monkeypatch, flag):
+    """In one line; JAX adds a note of several to what is raised below it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "example", raising=False)
+    rewards = "--config.runs.grpo.stage.rollout.rewards=test_own_code:insatiable"
+    config = Path(__file__).parents[1] / "experiments/example.py"
+    command = ["run", f"--config={config}", "--workdir=run", rewards, flag]
+    assert main.run(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("error: .*out of memory.*test_own_code:insatiable: too much", line)
+    assert line.count("insatiable") == 1 and not (tmp_path / "run").exists()
 
 
 def test_whole_numbers_beyond_32_bits_are_rewards_too():

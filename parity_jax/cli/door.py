@@ -86,8 +86,7 @@ def out_of_memory(error: BaseException) -> str:
     """What to do about a program that asked for too much; empty for other errors."""
     text = one_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        return f"out of memory{notes}: {text}; {LOWER}"
+        return f"out of memory: {text}; {LOWER}"
     return ""
 
 

@@ -40,8 +40,11 @@ def in_code_of(where: str) -> Iterator[None]:
     """Names the user's own code in whatever it raises but what tells itself."""
     try:
         yield
-    except (ConfigError, RunError, UserCodeError, MemoryError):
+    except (ConfigError, RunError, UserCodeError):
         raise
+    except MemoryError as error:  # of a whole program, perhaps: no traceback helps
+        text = f"{error}".removeprefix(f"{where}: ") or type(error).__name__
+        raise MemoryError(f"{where}: {text}") from error
     except (Exception, SystemExit) as error:
         raise UserCodeError(where, error) from error
 
