@@ -114,6 +114,7 @@ BAD = [
     (RolloutConfig, {"num_prompts": 0}, "num_prompts", "at least 1"),
     (RolloutConfig, {"rewards": ()}, "rewards", "at least one"),
     (RolloutConfig, {"rewards": ("e2e", "cot")}, "reward_weights", "one weight"),
+    (RolloutConfig, {"reward_weights": (0.0,)}, "reward_weights", "must not all be 0"),
     (RolloutConfig, {"length_price_form": "square"}, "length_price_form", "additive"),
     (RolloutConfig, {"num_unique_prompts": -1}, "num_unique_prompts", "0 (fresh)"),
     (PolicyGradientConfig, {"baseline": "mean"}, "baseline", "valid: batch"),

@@ -48,6 +48,9 @@ class RolloutConfig:
         allowed = f"must give one weight for each of rewards={self.rewards}"
         matches = len(self.reward_weights) == len(self.rewards)
         require(matches, "reward_weights", self.reward_weights, allowed)
+        is_felt = any(self.reward_weights)
+        allowed = "must not all be 0: nothing would be rewarded"
+        require(is_felt, "reward_weights", self.reward_weights, allowed)
         require_count(self, "num_unique_prompts", "fresh")
 
     @property
