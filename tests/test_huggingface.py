@@ -272,6 +272,9 @@ def test_mixtures_of_the_families_are_refused(cfg):
         ("gpt2", {"layer_norm_epsilon": "1e-5"}),
         ("gpt2", {"n_embd": "16"}),
         ("gpt2", {"n_layer": 0}),
+        ("gpt2", {"add_cross_attention": True}),
+        ("llama", {"dtype": "float8"}),
+        ("mistral", {"torch_dtype": "int8"}),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(kind, change):

@@ -21,6 +21,7 @@ from parity_jax.models.transformer import (
 from parity_jax.tasks import Task, TaskConfig
 
 EXTRA = "parity_jax"  # the key of config.json that holds our task
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 RELATIVE = 1e-6  # numbers of config.json may be rounded so much
 
 
@@ -95,6 +96,7 @@ FAMILIES = {
             "activation_function": "gelu_new",
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
         },
     ),
     "mistral": Family(
@@ -232,6 +234,10 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     quantized = config.get("quantization_config")
     allowed = "must be null: quantised weights are not read"
     require(quantized is None, "quantization_config", quantized, allowed)
+    for name in ("dtype", "torch_dtype"):
+        dtype = config.get(name)
+        allowed = f"must be one of {', '.join(DTYPES)}, or null"
+        require(dtype is None or dtype in DTYPES, name, dtype, allowed)
     rope = rope_options(config)
     found = {**family.defaults, **config}
     if "rope_theta" in rope:
