@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_gpt2, tiny_mistral
 
+from parity_jax.config import ConfigError
 from parity_jax.models import gpt2, mistral, response_logits
 from parity_jax.models.attention import rotary
 from parity_jax.models.kernels import dot_rows
@@ -206,6 +207,13 @@ def test_parameter_counts():
         block = attention + mlp + 2 * width
         total = 2 * VOCAB * width + depth * block + width
         assert num_parameters(mistral(depth, width), LENGTH) == total
+
+
+def test_a_width_below_that_of_a_head_has_one_head():
+    for cfg in (gpt2(1, 16), mistral(1, 16)):
+        assert (cfg.num_heads, cfg.num_kv_heads) == (1, 1)
+    with pytest.raises(ConfigError, match=r"^width=0: must be at least 1"):
+        gpt2(width=0)
 
 
 def test_residual_projections_start_smaller():

@@ -160,7 +160,8 @@ def gpt2(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfi
 
     The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours.
     """
-    heads = {"num_heads": width // 32, "num_kv_heads": width // 32}
+    num_heads = max(1, width // 32)
+    heads = {"num_heads": num_heads, "num_kv_heads": num_heads}
     return TransformerConfig(**dict(depth=depth, width=width) | heads | overrides)
 
 
@@ -173,8 +174,8 @@ def mistral(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerCo
     preset: dict[str, Any] = dict(
         depth=depth,
         width=width,
-        num_heads=width // 32,
-        num_kv_heads=width // 64,
+        num_heads=max(1, width // 32),
+        num_kv_heads=max(1, width // 64),
         positions="rotary",
         norm="rms",
         mlp="swiglu",
