@@ -100,7 +100,7 @@ def compiled_for(target: Target, program: Population) -> dict[str, Any]:
             if "Unknown backend" not in str(error):
                 raise
             allowed = "compiles no step that calls back to this machine, as rewards do "
-            allowed += "that processes judge (a verifier on the device, as exact, can)"
+            allowed += "that processes judge"
             name = next(k for k, v in TARGETS.items() if v == target)
             raise ConfigError("--target", name, allowed) from None
         traced = time.perf_counter()
