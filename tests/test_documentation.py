@@ -236,3 +236,13 @@ def test_play_answers_a_prompt(checkout, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("+-++\n"))
     assert run(["play", "runs/headline/grpo"]) == 0
     assert "greedy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_what_a_page_links_is_there(page):
+    """Files beside it, and no word that waits for a result."""
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    local = [link for link in links if "://" not in link]
+    assert local and not re.findall(r"[A-Z0-9]+_SEEN", text)
+    assert [x for x in local if not (ROOT / page).parent.joinpath(x).exists()] == []

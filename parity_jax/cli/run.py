@@ -21,8 +21,9 @@ import importlib.util
 import inspect
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -205,12 +206,13 @@ def main(argv: Sequence[str]) -> None:
             require_same("command", " ".join(map(str, typed)))
             module, experiment = configured(own.config, overrides)
             if own.dry_run:
+                say = partial(print, flush=True)  # it takes a while between lines
                 with early():
-                    show(experiment)
+                    show(experiment, say)
                     if own.target:
-                        forecast_for(experiment, own.only, own.target, print)
+                        forecast_for(experiment, own.only, own.target, say)
                     else:
-                        forecast(experiment, own.only, print)
+                        forecast(experiment, own.only, say)
                 return
 
         workdir = local_path("workdir", own.workdir)
@@ -248,7 +250,7 @@ def check_profile(text: str, dry_run: bool) -> None:
     require(is_free, "--profile", text, "must be a directory")
 
 
-def show(experiment: Experiment) -> None:
+def show(experiment: Experiment, say: Callable[[Any], None]) -> None:
     """Everything that is set, as it will be run, as YAML."""
     runs = {name: to_dict(run) for name, run in resolve(experiment).items()}
-    print(ConfigDict(runs))
+    say(ConfigDict(runs))
