@@ -3,14 +3,19 @@
 import os
 import signal
 import time
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from text_rewards import brevity
 
+from parity_jax.platform import made_for
 from parity_jax.tasks.text import ProcessPool, RewardError
 from parity_jax.tasks.text.host import HostReward
 from parity_jax.tasks.text.pool import START, Job
+from parity_jax.types import Prompt
 
 SECONDS = 0.5
 
@@ -110,3 +115,17 @@ def test_verdicts_are_remembered_and_only_of_what_has_ended(pool, monkeypatch):
         assert value.tolist() == [[1, 0], [0, 0]]
         assert state.tolist() == [[0, 0], [0, 0]]
     assert asked == [2, 0]
+
+
+def test_nothing_calls_back_where_a_target_is_compiled_for(pool):
+    reward = HostReward("text_rewards:echo", pool, lambda tokens: None, ["q"], ["4"])
+    token = jnp.ones((1, 2, 3), jnp.int32)
+
+    def program(token):
+        prompt = Prompt(token[:, 0], token[:, 0] > 0, row=jnp.zeros(1, jnp.int32))
+        return reward.reward(prompt, token, ())
+
+    assert "pure_callback" in str(jax.make_jaxpr(program)(token))
+    with made_for("gpu"):
+        told = str(jax.make_jaxpr(partial(program))(token))
+    assert "pure_callback" not in told
