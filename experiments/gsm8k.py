@@ -77,7 +77,7 @@ def text_experiment(size: Scale, source: FileSource, verifier: Verifier) -> Expe
         max_response=size.max_response,
         bad_rows="drop" if size.max_prompt else "refuse",
     )
-    is_large = bool(size.folder)
+    is_large = size.runs is FULL
     options = {"scan": True, "remat": is_large}
     dtype = "bfloat16" if is_large else "float32"
     return Experiment(
