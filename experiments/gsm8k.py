@@ -77,9 +77,9 @@ def text_experiment(size: Scale, source: FileSource, verifier: Verifier) -> Expe
         max_response=size.max_response,
         bad_rows="drop" if size.max_prompt else "refuse",
     )
-    is_large = size.runs is FULL
-    options = {"scan": True, "remat": is_large}
-    dtype = "bfloat16" if is_large else "float32"
+    is_full = size.runs is FULL
+    options = {"scan": True, "remat": is_full}
+    dtype = "bfloat16" if is_full else "float32"
     return Experiment(
         task=task,
         model=HfFolder(folder).model(task.make(), dtype=dtype, **options),

@@ -19,8 +19,7 @@ FIELDS = {"id", "claim", "holds", "measured", "expected", "tolerance"}
 
 def fault_of(claims: Any) -> str:
     """What is wrong with a list of claims; empty if nothing is."""
-    is_whole = isinstance(claims, list) and bool(claims) and all(map(is_claim, claims))
-    if not is_whole:
+    if not (isinstance(claims, list) and claims and all(map(is_claim, claims))):
         return "must be a list of claims"
     ids = [claim["id"] for claim in claims]
     twice = sorted({id for id in ids if ids.count(id) > 1})
@@ -95,11 +94,11 @@ def verdicts(
         else:
             margin = tolerance - abs(a - b)
         may.append(margin >= -slack)
-        must.append(margin > slack or (margin >= 0 and is_whole(a, b, relation)))
+        must.append(margin > slack or (margin >= 0 and is_exact(a, b, relation)))
     return bool(may) and all(may), bool(must) and all(must)
 
 
-def is_whole(a: float, b: float, relation: str) -> bool:
+def is_exact(a: float, b: float, relation: str) -> bool:
     """Whether two equal numbers were stored as they are, and equal is enough."""
     return type(a) is type(b) is int and relation not in ("below", "above")
 
