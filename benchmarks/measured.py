@@ -24,6 +24,7 @@ from parity_jax.config import to_dict
 from parity_jax.population import memory_needed
 from parity_jax.runs.files import write_json
 from parity_jax.runs.lineage import git_commit
+from parity_jax.runs.targets import compiled_step
 
 RESULTS = Path(__file__).parent.parent / "results"
 GIB = 2**30
@@ -39,11 +40,7 @@ def measured(step: Step) -> dict[str, Any]:
     """Bytes and seconds of one step on the first device."""
     device = jax.devices()[0]
     program = step.population()
-    started = time.perf_counter()
-    lowered = program.run.lower(*program.arguments())
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - traced
+    compiled, seconds = compiled_step(program)
     states, metrics = program.init(None), program.no_metrics()
     num_params = sum(x.size for x in jax.tree.leaves(states.params))
 
@@ -67,8 +64,7 @@ def measured(step: Step) -> dict[str, Any]:
         "device_bytes": needed,
         "peak_bytes": stats.get("peak_bytes_in_use"),
         "memory_bytes": stats.get("bytes_limit"),
-        "trace_seconds": round(traced - started, 1),
-        "compile_seconds": round(seconds, 1),
+        **seconds,
         "step_seconds": statistics.median(each),
         "step_seconds_all": each,
         "loss": float(metrics["loss"].total.sum() / metrics["loss"].count.sum()),

@@ -94,11 +94,7 @@ def compiled_for(target: Target, program: Population) -> dict[str, Any]:
     judge are left out of it.
     """
     with made_for(target.platform):
-        started = time.perf_counter()
-        lowered = program.run.lower(*program.arguments())
-        traced = time.perf_counter()
-        compiled = lowered.compile(compiler_options=dict(target.options))
-        seconds = time.perf_counter() - traced
+        compiled, seconds = compiled_step(program, dict(target.options))
     sizes, needed = compiled.memory_analysis(), memory_needed(compiled)
     params = jax.tree.leaves(program.arguments()[0].params)
     return {
@@ -109,6 +105,18 @@ def compiled_for(target: Target, program: Population) -> dict[str, Any]:
         "device_bytes": needed,
         "memory_bytes": target.memory,
         "fits": needed < target.memory,
-        "trace_seconds": round(traced - started, 1),
-        "compile_seconds": round(seconds, 1),
+        **seconds,
     }
+
+
+def compiled_step(
+    program: Population, options: dict[str, Any] | None = None
+) -> tuple[Any, dict[str, float]]:
+    """A step of all members, and the seconds of tracing and of compiling it."""
+    started = time.perf_counter()
+    lowered = program.run.lower(*program.arguments())
+    traced = time.perf_counter()
+    compiled = lowered.compile(compiler_options=options)
+    ended = time.perf_counter()
+    seconds = {"trace_seconds": traced - started, "compile_seconds": ended - traced}
+    return compiled, {name: round(x, 1) for name, x in seconds.items()}
