@@ -4,7 +4,7 @@ Command    parity-jax run --config=experiments/smollm2_worded.py
                --workdir=runs/smollm2_worded
            (SMOLLM2 names the folder of the model, else .pretrained/smollm2, which
            `make test-pretrained` writes)
-Device     one GPU (6 minutes on an H200 that others used too); a CPU takes hours
+Device     one GPU (6 minutes on an H200 that others used too); not run on a CPU
 Expected   fixed before anything was tuned: before GRPO at most 10% of the greedy
            answers are long, and they are at most 10 points better than short ones;
            P(long) at temperature 1 is within 0.05 of p_cot; GRPO adds 10 points or more
