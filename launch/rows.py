@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from launch.job import Life, Record
 from launch.queue import Place
+from parity_jax.analysis.claims import read_claims, told
 from parity_jax.config import RunError
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import is_locked
+from parity_jax.runs.files import is_locked, is_plain
 from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.runs.sweep import SweepDirectory, SweepJob
 from parity_jax.types import DIVERGED
@@ -36,7 +37,7 @@ class Row(NamedTuple):
     seen: float | None  # the last sign of life, in seconds of the epoch
     host: str
     attempts: int
-    note: str  # the error, or why it waits
+    note: str  # the error, why it waits, or which claims hold
 
 
 def rows(home: SweepDirectory, queue: Mapping[int, Place]) -> list[Row]:
@@ -58,6 +59,9 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
         diverged = max(map(num_diverged, runs.values()))
         is_done = all(is_finished(run, job.steps[name]) for name, run in runs.items())
         state, note = state_of(life, is_done, place, record.path, seen_at)
+        claims = home.experiment(job).claims
+        if state == "finished" and not note and is_plain(claims):
+            note = told(read_claims(claims))
     except RunError as error:
         state, note = "failed", str(error)
     steps = step if state == "finished" else sum(job.steps.values())

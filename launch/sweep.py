@@ -49,7 +49,7 @@ from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.forecast import mib
-from parity_jax.runs.interrupt import stop_requests
+from parity_jax.runs.interrupt import StoppedError, stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.sweep import Sweep, SweepDirectory
 
@@ -108,8 +108,10 @@ def main(argv: Sequence[str]) -> None:
         modules = load(asked.configs)
         sweep, experiments = plan(asked, modules, before(home), git_commit())
         set_up_jax_to_plan(experiments)
-        with Console(stderr=True).status("") as status:  # silent but on a terminal
-            sizes = check(home, experiments, status.update)
+        try:
+            sizes = checked(home, experiments, own.quiet)
+        except StoppedError:
+            raise StoppedError("stopped before anything was launched") from None
         if own.dry_run:
             show(home, sweep, sizes)
             return
@@ -182,6 +184,17 @@ def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
         jax.config.update("jax_num_cpu_devices", most)
 
 
+def checked(
+    home: SweepDirectory, experiments: Sequence[Built], quiet: bool
+) -> dict[str, int]:
+    """`check`, which says what it is at."""
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        return check(home, experiments, console.print)
+    with console.status("") as status:
+        return check(home, experiments, status.update)
+
+
 def check(
     home: SweepDirectory, experiments: Sequence[Built], say: Callable[[str], None]
 ) -> dict[str, int]:
@@ -193,11 +206,11 @@ def check(
     sizes: dict[Any, int] = {}
     for each in experiments:
         directory = home.experiment(each.job)
-        say(f"checking {escape(each.job.directory)}")
         with of_job(each.job.directory), early():
             if each.bucket in sizes:
                 execute.check_home(each.runs, directory)
                 continue
+            say(f"checking {escape(each.job.directory)}")
             jobs = execute.plan(each.runs, directory, [*each.runs])
             if jobs:
                 shown = partial(analyse, each.module)

@@ -14,6 +14,7 @@ from parity_jax.blocks import blocks_of, decode_rows, set_rows, take_rows
 from parity_jax.models.model import Model, run_prompt
 from parity_jax.policy import tempered, token_log_probs
 from parity_jax.responses import is_end
+from parity_jax.rows import each_row
 from parity_jax.types import Key, Params, Prompt, Response, ResponseFormat
 
 # Vocabularies up to this size are sampled by one cumulative sum. Rounding moves 3e-5 of
@@ -47,14 +48,31 @@ def sample(
     All go as far as fmt.short_len tokens together; those that have not ended then go on
     in blocks of rows, each until its rows have ended or have fmt.max_len tokens.
     """
-    batch_size, num_generations = prompt.token.shape[0], temperature_G.shape[0]
+
+    def part(rows: tuple[Key, Prompt]) -> Response:
+        return _sample_rows(*rows, model, params, temperature_G, fmt)
+
+    shape = (prompt.token.shape[0], temperature_G.shape[0])
+    return each_row(part, (jax.random.split(key, shape), prompt))
+
+
+def _sample_rows(
+    key_BxG: Key,
+    prompt: Prompt,
+    model: Model,
+    params: Params,
+    temperature_G: Array,
+    fmt: ResponseFormat,
+) -> Response:
+    """`sample` with a key for each response."""
+    batch_size, num_generations = key_BxG.shape
     shape = (batch_size, num_generations)
     block_size = decode_rows(batch_size * num_generations)
     is_whole = block_size == batch_size * num_generations
     start_len = fmt.max_len if is_whole else min(fmt.short_len, fmt.max_len)
     first_BxV, context = run_prompt(model, params, prompt)
     first_BxGxV = jnp.broadcast_to(first_BxV[:, None], (*shape, first_BxV.shape[-1]))
-    random = jax.random.split(key, shape)
+    random = key_BxG
     if first_BxV.shape[-1] <= MAX_SUMMED:
         uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (fmt.max_len,))))
         random = uniform(random)

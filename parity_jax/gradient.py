@@ -24,6 +24,7 @@ from parity_jax.blocks import add_rows, blocks_of, gradient_rows, take_rows
 from parity_jax.metrics import Metrics
 from parity_jax.models.model import Model, Start, forced_scores, run_prompt
 from parity_jax.policy import TokenScores
+from parity_jax.rows import sum_of_rows
 from parity_jax.types import Params, Prompt
 
 # (scores, target) -> loss and metrics, sums over the tokens of target.mask
@@ -40,6 +41,23 @@ def response_gradient(
     temperature: Array | float = 1.0,
 ) -> tuple[Params, Array, Metrics]:
     """Gradient, loss and metrics of all responses; target is a `Target`."""
+
+    def part(rows: tuple[Prompt, Any]) -> tuple[Params, Array, Metrics]:
+        return _row_gradient(loss, model, params, *rows, short_len, temperature)
+
+    return sum_of_rows(part, (prompt, target))
+
+
+def _row_gradient(
+    loss: TokenLoss,
+    model: Model,
+    params: Params,
+    prompt: Prompt,
+    target: Any,
+    short_len: int,
+    temperature: Array | float,
+) -> tuple[Params, Array, Metrics]:
+    """`response_gradient` of the rows of one device."""
     begun, pull = jax.vjp(lambda p: run_prompt(model, p, prompt), params)
     mask_BxGxT = target.mask
     batch_size, num_generations, response_len = mask_BxGxT.shape

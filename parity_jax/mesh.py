@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from parity_jax.config import require, require_positive
 from parity_jax.models.model import Cache, Context, Model
+from parity_jax.rows import ROWS
 from parity_jax.types import Params, Prompt, path_text
 
 MEMBER, FSDP, TENSOR = "member", "fsdp", "tensor"
@@ -61,6 +62,14 @@ def mesh_of(cfg: MeshConfig, devices: Sequence[Any]) -> Mesh:
     shape = (num_groups, cfg.fsdp, cfg.tensor)
     chosen = np.array(devices[: num_groups * cfg.size]).reshape(shape)
     return Mesh(chosen, (MEMBER, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_of_rows(share: int, devices: Sequence[Any]) -> Mesh:
+    """The devices as member x rows, `share` to each member; ConfigError if too few."""
+    allowed = f"must be at most the number of devices, {len(devices)}"
+    require(share <= len(devices), "population.row_devices", share, allowed)
+    chosen = np.array(devices[: len(devices) // share * share]).reshape(-1, share)
+    return Mesh(chosen, (MEMBER, ROWS), axis_types=(AxisType.Auto,) * 2)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

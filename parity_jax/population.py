@@ -6,7 +6,8 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parity_jax.config import (
@@ -32,6 +34,7 @@ from parity_jax.mesh import (
     MeshConfig,
     constrained,
     mesh_of,
+    mesh_of_rows,
     placed_members,
 )
 from parity_jax.metrics import Mean, Metrics
@@ -40,6 +43,7 @@ from parity_jax.stages.contract import check_scores, check_step
 from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
 
 Axes = Mapping[str, tuple[float, ...]]
+ONE_DEVICE = MeshConfig()
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class PopulationConfig:
 
     num_devices: int = 0  # members are sharded over so many devices; 0: all local ones
     vmap_width: int = 0  # members per vmap on a device; 0: all on GPU/TPU, 1 on CPU
+    # Devices that share the rows of each member, which all of them hold; 0: on CPU
+    # those that small members leave idle, elsewhere 1.
+    row_devices: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_devices", "vmap_width"):
+        for name in ("num_devices", "vmap_width", "row_devices"):
             require_count(self, name, "automatic")
 
 
@@ -110,8 +117,11 @@ def parent_index(
 class Program:
     """A jitted function that is compiled once, at its first call, if it fits."""
 
-    def __init__(self, jitted: Any, devices: list[jax.Device]):
+    def __init__(self, jitted: Any, devices: list[jax.Device], is_spread: bool = False):
         self._jitted, self._devices = jitted, devices
+        # From a cache, programs in which the compiler put several collectives beside
+        # each other may have CPU devices wait for different ones, for ever.
+        self._is_cached = not (is_spread and devices[0].platform == "cpu")
         self._compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
@@ -138,10 +148,25 @@ class Program:
     def compiled(self, *args: Any) -> Any:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
-            compiled = self.lower(*args).compile()
+            with nullcontext() if self._is_cached else uncached():
+                compiled = self.lower(*args).compile()
             require_memory(memory_needed(compiled), self._devices)
             self._compiled = compiled
         return self._compiled
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """No compiled program comes from a cache, and none goes there."""
+    name = "jax_enable_compilation_cache"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        compilation_cache.reset_cache()
 
 
 def memory_needed(compiled: Any) -> int:
@@ -188,6 +213,7 @@ class Population(NamedTuple):
     """The programs of all members; states and metrics have P in front."""
 
     labels: list[Label]
+    layout: "Layout"
     data: Data
     init: Any  # (params_P or None) -> states
     # (states, metrics so far, num_steps, data) -> states, metrics with the steps' own
@@ -263,26 +289,60 @@ class Population(NamedTuple):
         return self.place(jax.tree.map(zeros, self.metric_shapes()))
 
 
+class Layout(NamedTuple):
+    """Where the members of a program run."""
+
+    mesh: Mesh  # member x fsdp x tensor, or member x rows
+    width: int  # members in one vmap
+
+    def __str__(self) -> str:
+        axes = self.mesh.shape.items()
+        shared = [f"{k}={size}" for k, size in axes if k != MEMBER and size > 1]
+        each = f", {' x '.join(shared)} to a member" * bool(shared)
+        return f"{self.mesh.size} devices{each}"
+
+
+# A member is copied to the devices that share its rows, unless it is larger.
+MAX_COPIED = 2**28
+
+
 def layout(
     cfg: PopulationConfig,
     num_members: int,
-    spread: MeshConfig,
+    member_bytes: Callable[[], int],
+    spread: MeshConfig = ONE_DEVICE,
     devices: Sequence[jax.Device] = (),
-) -> tuple[Mesh, int]:
+) -> Layout:
     """The devices, as a mesh, and how many members run in one vmap.
 
-    A member that is spread over several devices runs alone on them.
+    A member that is spread over several devices runs alone on them. Small members share
+    out their rows to CPU devices that would be idle.
     """
     devices = [*(devices or jax.devices())][: cfg.num_devices or None]
-    mesh = mesh_of(spread, devices[: num_members * spread.size])
+    on_cpu, share = devices[0].platform == "cpu", cfg.row_devices
+    if not share:
+        num_each = len(devices) // num_members if on_cpu and is_alone() else 1
+        share = num_each if num_each > 1 and member_bytes() <= MAX_COPIED else 1
+    both = f"{share} with mesh.fsdp={spread.fsdp}, mesh.tensor={spread.tensor}"
+    is_one = cfg.row_devices <= 1 or spread.size == 1
+    require(is_one, "population.row_devices", both, "must be 1 or without a mesh")
+    if share > 1 and spread.size == 1:
+        mesh = mesh_of_rows(share, devices[: num_members * share])
+    else:
+        mesh = mesh_of(spread, devices[: num_members * spread.size])
     if not is_alone():
         used = f"{mesh.size} devices, for {num_members} members"
         allowed = f"must be all {jax.device_count()} devices of these processes"
         require(mesh.size == jax.device_count(), "mesh", used, allowed)
     if spread.size > 1:
-        return mesh, 1
-    on_cpu = devices[0].platform == "cpu"
-    return mesh, cfg.vmap_width or (1 if on_cpu else num_members)
+        return Layout(mesh, 1)
+    return Layout(mesh, cfg.vmap_width or (1 if on_cpu else num_members))
+
+
+def member_bytes(stage: Stage, hypers: Hypers) -> int:
+    """Of one member's state."""
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), hypers, None)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def check_devices(cfg: PopulationConfig) -> None:
@@ -298,7 +358,7 @@ def make_population(
     axes: Axes,
     hypers: Hypers,
     data: Data | None = None,
-    spread: MeshConfig = MeshConfig(),  # noqa: B008, it is frozen
+    spread: MeshConfig = ONE_DEVICE,
     devices: Sequence[jax.Device] = (),
     keeps_states: bool = False,
 ) -> Population:
@@ -314,7 +374,8 @@ def make_population(
     num_members = len(labels)
     data = Data() if data is None else data
     is_spread = spread.size > 1
-    mesh, width = layout(cfg, num_members, spread, devices)
+    size = partial(member_bytes, stage, hypers)
+    mesh, width = where = layout(cfg, num_members, size, spread, devices)
     by_member = PartitionSpec(MEMBER)
     num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0, thrown away
     # States come from init, a checkpoint or the step before: always laid out alike.
@@ -405,8 +466,11 @@ def make_population(
         )
 
     devices = [*mesh.devices.flat]
-    programs = (Program(run, devices), Program(evaluate, devices))
-    return Population(labels, data, init, *programs, metric_shapes, placed)
+    programs = (
+        Program(run, devices, is_spread),
+        Program(evaluate, devices, is_spread),
+    )
+    return Population(labels, where, data, init, *programs, metric_shapes, placed)
 
 
 def step_metrics(stage: Stage, state: StageState, data: Data) -> Metrics:

@@ -60,6 +60,7 @@ def start(place, *args, **env):
     """A process of its own; programs that one compiled are there for the next."""
     command = [sys.executable, "-m", "parity_jax.cli", *map(str, args)]
     env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")} | env
+    env.pop("JAX_COMPILATION_CACHE_DIR")  # of the tests: the command finds its own
     return subprocess.Popen(
         command, cwd=place, env=env, text=True, stderr=subprocess.PIPE
     )
@@ -99,6 +100,25 @@ def test_a_run_leaves_the_documented_files(finished):
     for name in ("pretrain", "grpo"):
         found = {p.name for p in (finished / name).iterdir()}
         assert found == files | {"finished.json"}
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_run_ends_with_what_holds_and_where_it_is(
+    holds, finished, place, tmp_path, capsys, fresh_imports
+):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    claim = "Claim.at_least('C{}', 1.0, {})"
+    claims = f"[{claim.format(1, 0)}, {claim.format(2, 0 if holds else 2)}]"
+    text = "from tiny_run import get_config\nfrom parity_jax.analysis import Claim\n"
+    text += f"def claims(results): return {claims}\n"
+    file = write(place / f"told_{holds}.py", text)
+    command = ["run", f"--config={file}", f"--workdir={workdir}"]
+    assert run([*command, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    sys.modules.pop(file.stem)
+    assert run(command) == 0
+    hold = "2 of 2 claims hold" if holds else "1 of 2 claims hold, not C2"
+    assert capsys.readouterr().out == f"{hold}; {workdir}: claims.json\n"
 
 
 def test_the_same_command_again_does_nothing(place, finished):
@@ -214,6 +234,7 @@ MISTAKES = [
     ("--config.scale=paper", ("scale='paper'", "only one scale")),
     ("--config.task.num_bits", ("task.num_bits", "needs a value")),
     ("--config.eval_file=nowhere.txt", ("eval_file='nowhere.txt'", "cannot be read")),
+    ("--config.eval_file=/dev/stdin", ("eval_file='/dev/stdin'", "must be a file")),
 ]
 
 
@@ -305,6 +326,12 @@ def shape_of_prompts(prompt, response, data):
 def scalar(prompt, response, data):
     return 1.0
 
+async def awaited(prompt, response, data):
+    return jnp.ones(response.shape[:2])
+
+def complex_numbers(prompt, response, data):
+    return 1j * jnp.ones(response.shape[:2])
+
 def two_arguments(prompt, response):
     return jnp.ones(response.shape[:2])
 
@@ -322,6 +349,8 @@ def needs_what_is_not_measured(results):
         ("shape_of_prompts", "must return an array of shape (3, 2)"),
         ("scalar", "must return an array of shape (3, 2)"),
         ("two_arguments", "TypeError"),
+        ("awaited", "must be a function that is not async"),
+        ("complex_numbers", "must return real numbers, not complex64"),
         ("fails", "ZeroDivisionError: never pays"),
         ("nowhere", "cannot be imported"),
     ],
@@ -388,13 +417,16 @@ def test_a_stop_while_the_program_starts_is_one_line(number, monkeypatch, capfd)
         os.kill(os.getpid(), number)
         pytest.fail("it went on")
 
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has it ignored
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setattr(importlib, "import_module", stopped)
-    with pytest.raises(SystemExit, match="75"):
-        run(["list"])
+    try:
+        with pytest.raises(SystemExit, match="75"):
+            run(["list"])
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert capfd.readouterr().err == "error: stopped\n"
-    assert signal.getsignal(number) == before
 
 
 def test_a_damaged_run_is_one_line_and_exit_code_1(place, finished):

@@ -171,6 +171,17 @@ def test_a_json_file_that_holds_something_else_is_named(started, whole, name):
         assert refused(started).startswith(f"{path}: damaged: ")
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "lineage.json", "finished.json", "metrics.jsonl"]
+)
+def test_a_pipe_is_not_waited_for(whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run/run" / name
+    path.unlink()
+    os.mkfifo(path)
+    assert refused(tmp_path / "run") == f"{path}: must be a file"
+
+
 def test_a_record_that_holds_something_else_is_named(started):
     path = started / "run/metrics.jsonl"
     first, *rest = path.read_text().splitlines()

@@ -49,9 +49,9 @@ def five(prompt, response_BxGxT, data):
     ("reward", "part"),
     [
         ("transposed", "must return an array of shape (3, 2)"),
-        ("imaginary", "type='complex64': must be real numbers"),
-        ("nothing", "type='NoneType': must be real numbers"),
-        ("words", "type='ndarray': must be real numbers"),
+        ("imaginary", "must return real numbers, not complex64"),
+        ("nothing", "must return real numbers, not NoneType"),
+        ("words", "must return real numbers, not ndarray"),
     ],
 )
 def test_an_own_reward_is_checked_at_sizes_that_differ(reward, part):

@@ -136,8 +136,9 @@ def test_a_reward_of_another_shape_is_refused_by_name():
             reward = own_reward("mine:f", lambda *_, shape=shape: jnp.ones(shape))
             with pytest.raises(ConfigError) as error:
                 jax.eval_shape(reward, None, token, ())
-            expected = f"mine:f shape={shape}: must return an array of shape"
-            assert str(error.value).startswith(f"{expected} ({num_prompts}, 3)")
+            expected = f"must return an array of shape ({num_prompts}, 3), "
+            assert str(error.value).startswith(f"rollout.rewards='mine:f': {expected}")
+            assert str(error.value).endswith(f", not {shape}")
             assert "\n" not in str(error.value)
     right = own_reward("mine:f", lambda *_: np.ones((3, 3), int))(None, token, ())
     assert right.shape == (3, 3) and right.dtype == jnp.float32

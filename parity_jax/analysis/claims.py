@@ -217,6 +217,13 @@ def read_claims(path: Path) -> list[dict[str, Any]]:
     return claims
 
 
+def told(claims: list[dict[str, Any]]) -> str:
+    """How many claims hold, and which do not."""
+    failing = [claim["id"] for claim in claims if not claim["holds"]]
+    hold = f"{len(claims) - len(failing)} of {len(claims)} claims hold"
+    return f"{hold}, not {', '.join(failing)}" if failing else hold
+
+
 def read_answer(path: Path) -> Answer:
     """What answer.json holds; RunError if it is not an answer."""
     try:

@@ -190,18 +190,19 @@ def parameter_table(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def members(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Health of the chosen members: what they do and which leaves are not finite."""
-    arrays = snapshot.arrays
+    arrays, end = snapshot.arrays, snapshot.whole.schedule.num_steps
     out = []
     for i, label in enumerate(snapshot.run.labels):
-        status = int(arrays["status"][i])
+        status, step = int(arrays["status"][i]), int(arrays["step"][i])
+        has_ended = status == RUNNING and step == end
         floats = {k: x[i] for k, x in arrays.items() if x.dtype.kind == "f"}
         bad = [name for name, x in floats.items() if not np.isfinite(x).all()]
         out.append(
             {
                 "member": label_text(label),
                 "axes": label,
-                "step": int(arrays["step"][i]),
-                "status": STATUS_TEXT[status],
+                "step": step,
+                "status": "finished" if has_ended else STATUS_TEXT[status],
                 "frozen": status != RUNNING,
                 "non_finite": bad,
             }

@@ -32,7 +32,12 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from parity_jax.analysis.claims import plain_answer, plain_claims
+from parity_jax.analysis.claims import (
+    plain_answer,
+    plain_claims,
+    read_claims,
+    told,
+)
 from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
@@ -46,7 +51,7 @@ from parity_jax.config import (
 )
 from parity_jax.config.overrides import Override, apply, parse
 from parity_jax.experiment import Experiment
-from parity_jax.hosts import join, require_same
+from parity_jax.hosts import is_first, join, require_same
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
 from parity_jax.runs.directory import local_path
@@ -232,7 +237,20 @@ def main(argv: Sequence[str]) -> None:
             with stops.at_once():
                 analyse(module, workdir)
             command = f"{command_of(own, overrides)}\n"
-            write_text(ExperimentDirectory(workdir).command, command)
+            home = ExperimentDirectory(workdir)
+            write_text(home.command, command)
+            if is_first() and not own.quiet:
+                print(made(home))
+
+
+def made(home: ExperimentDirectory) -> str:
+    """What finished runs left: which claims hold, and where everything is."""
+    files = (home.claims, home.answer, home.figure)
+    names = [file.name for file in files if file.exists()]
+    where = f"{home.path}: " + (", ".join(names) or "finished; no claims, no figure")
+    if not home.claims.exists():
+        return where
+    return f"{told(read_claims(home.claims))}; {where}"
 
 
 def command_of(own: flags.FlagValues, overrides: Sequence[Override]) -> str:

@@ -339,7 +339,8 @@ def execute(
             run.stage.sequences_per_step * len(program.labels),
             quiet,
         )
-        report.line(f"{name}: {len(program.labels)} members, {note}")
+        members = f"{len(program.labels)} members on {program.layout}"
+        report.line(f"{name}: {members}, {note}")
         files = (checkpoints, directory.metrics)
         kind = kind_of(type(run.stage))
         training = Training(kind, run.schedule, program, *files, report)

@@ -42,7 +42,7 @@ def lock(directory: Path, wait: bool = False) -> Iterator[None]:
 def is_locked(directory: Path) -> bool:
     """Whether a process holds the directory now."""
     file = directory / ".lock"
-    if not file.exists():
+    if not is_plain(file):
         return False
     with file.open() as held:
         try:
@@ -93,9 +93,19 @@ def whole_directory(path: Path) -> Iterator[Path]:
         part.rename(path)
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file is there; RunError for a pipe or a device, which could be waited
+    for without end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RunError(f"{path}: must be a file")
+    return path.exists()
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; RunError if it is missing or damaged."""
     try:
+        is_plain(path)
         text = path.read_text()
         return json.loads(
             text,
@@ -135,6 +145,7 @@ def finite(text: str) -> float:
 
 def read_text(path: Path) -> str:
     """What a text file holds; RunError if it is not UTF-8."""
+    is_plain(path)
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:

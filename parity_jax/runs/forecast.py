@@ -8,7 +8,7 @@ import jax
 
 from parity_jax.experiment import Experiment
 from parity_jax.platform import made_for
-from parity_jax.population import check_devices, layout, memory_limit, memory_needed
+from parity_jax.population import check_devices, memory_limit, memory_needed
 from parity_jax.runs.resolve import (
     ResolvedRun,
     in_own_code,
@@ -42,13 +42,9 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
         program = make_program(run)
         program.shapes()
     num = len(program.labels)
-    mesh, width = layout(run.population, num, run.mesh)
-    devices = [*mesh.devices.flat]
+    devices = [*program.layout.mesh.devices.flat]
     states, metrics = program.init(None), program.no_metrics()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(states)) // num
-    where = f"{len(devices)} devices"
-    if run.mesh.size > 1:
-        where += f" (fsdp={run.mesh.fsdp} x tensor={run.mesh.tensor} to a member)"
 
     def compile_all() -> tuple[Any, Any]:
         step = program.run.compiled(states, metrics, 1, program.data)
@@ -62,7 +58,7 @@ def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> flo
     num_evaluations = 1 + -(-schedule.num_steps // schedule.eval_every)
     seconds = schedule.num_steps * step_seconds + num_evaluations * eval_seconds
     say(
-        f"{name}: {num} members on {where}, {width} to a vmap; "
+        f"{name}: {num} members on {program.layout}, {program.layout.width} to a vmap; "
         f"{mib(state_bytes)} of state per member, {mib(needed)} of "
         f"{mib(memory_limit(devices))} on a device; 2 programs compiled in "
         f"{compile_seconds:.0f} s; "
@@ -84,7 +80,7 @@ def forecast_for(
         with under_run(run_name), in_own_code(run), made_for(target.platform):
             program = make_program(run, devices)
         row, num = compiled_for(target, program), len(program.labels)
-        used = layout(run.population, num, run.mesh, devices)[0].size
+        used = program.layout.mesh.size
         needed, there = row["device_bytes"], row["memory_bytes"]
         most = int(there // (needed / num)) if run.mesh.size == 1 else num
         fits = "fits" if row["fits"] else "does not fit"

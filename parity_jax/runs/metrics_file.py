@@ -19,7 +19,7 @@ import numpy as np
 from parity_jax.config import RunError, is_finite
 from parity_jax.hosts import is_first
 from parity_jax.metrics import Metrics
-from parity_jax.runs.files import write_text
+from parity_jax.runs.files import is_plain, write_text
 
 SPLITS = ("train", "eval")
 
@@ -82,7 +82,7 @@ class MetricsFile:
         """The whole records, without a last line that was cut off; RunError names one
         that is not a record, not of so many members, or not in its place.
         """
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        lines = self._lines()
         records: list[Record] = []
         for number, line in enumerate(lines, 1):
             try:
@@ -106,9 +106,13 @@ class MetricsFile:
                     raise RunError(f"{where}: {told}")
         return records
 
+    def _lines(self) -> list[bytes]:
+        """All but a last one that was cut off."""
+        return self.path.read_bytes().split(b"\n")[:-1] if is_plain(self.path) else []
+
     def last(self, split: str | None = None) -> Record | None:
         """The last whole record, or that of a split; the others are not parsed."""
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        lines = self._lines()
         mark = f'"split": "{split}"'.encode() if split else b""
         line = next((line for line in reversed(lines) if mark in line), None)
         if line is None:

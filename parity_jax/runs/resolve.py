@@ -201,8 +201,11 @@ def resolved_file(path: str) -> EvalFile:
     """The file and the digest of what it holds: an edited file is another run."""
     if not path:
         return EvalFile("", "")
+    file = Path(path).expanduser()
+    allowed = "must be a file, which can be read twice"  # no pipe
+    require(file.is_file() or not file.exists(), "eval_file", path, allowed)
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError("eval_file", path, f"cannot be read: {reason}") from None

@@ -36,6 +36,7 @@ from parity_jax.objectives import (
 from parity_jax.optim import OptimizerConfig
 from parity_jax.policy import TokenScores
 from parity_jax.responses import has_ended
+from parity_jax.rows import each_row
 from parity_jax.stages.rollout import (
     Rollout,
     RolloutConfig,
@@ -46,7 +47,7 @@ from parity_jax.stages.rollout import (
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
 from parity_jax.tasks.task import Task
-from parity_jax.types import Data, Params, StageState
+from parity_jax.types import Data, Params, Prompt, StageState
 
 
 @dataclass(frozen=True)
@@ -187,22 +188,32 @@ def make_policy_gradient(
     sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
     short_len = task.format.short_len
 
-    def log_probs(params: Params, rollout: Rollout, temperature: Array) -> Array:
-        token = rollout.response.token
-        scores = response_scores(model, params, rollout.prompt, token, temperature)
-        return scores.log_prob
+    def log_probs(
+        policies: dict[str, Params], rollout: Rollout, temperature: Array
+    ) -> dict[str, Array]:
+        """Of the response tokens, BxGxT, under each policy."""
+
+        def part(rows: tuple[Prompt, Array]) -> dict[str, Array]:
+            def of(params: Params) -> Array:
+                return response_scores(model, params, *rows, temperature).log_prob
+
+            return {name: of(params) for name, params in policies.items()}
+
+        return each_row(part, (rollout.prompt, rollout.response.token))
 
     def prepare(state: StageState, rollout: Rollout) -> Minibatch:
         """Advantages and the mask of the tokens that carry loss."""
-        reward_BxG, old, reference = rollout.reward, None, None
+        reward_BxG, policies = rollout.reward, {}
         mask, temperature = rollout.response.mask, state.hypers.temperature
         if cfg.num_updates > 1:
-            old = log_probs(state.params, rollout, temperature)
+            policies["old"] = state.params
         if cfg.kl_estimator != "none":
-            reference = log_probs(state.reference, rollout, temperature)
-            if cfg.kl_in == "reward":
-                kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
-                reward_BxG -= state.hypers.beta * jnp.where(mask, kl, 0).sum(-1)
+            policies["reference"] = state.reference
+        known = log_probs(policies, rollout, temperature) if policies else {}
+        old, reference = known.get("old"), known.get("reference")
+        if reference is not None and cfg.kl_in == "reward":
+            kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
+            reward_BxG -= state.hypers.beta * jnp.where(mask, kl, 0).sum(-1)
         if cfg.mask_truncated_completions:
             mask &= has_ended(rollout.response.token, task.format)[..., None]
         if cfg.zero_std_groups != "keep":

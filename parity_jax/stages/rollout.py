@@ -1,5 +1,6 @@
 """Prompts, sampled responses and their rewards, for every post-training stage."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import (
+    ConfigError,
     import_object,
     in_code_of,
     require,
@@ -94,16 +96,20 @@ def own_reward(name: str, function: Reward) -> Reward:
     def reward(prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
         with in_code_of(name):
             value = function(prompt, response_BxGxT, data)
+        field, expected = "rollout.rewards", response_BxGxT.shape[:2]
+        if inspect.iscoroutine(value):
+            value.close()
+            raise ConfigError(field, name, "must be a function that is not async")
         try:
             is_complex = jnp.iscomplexobj(value)
             value = jnp.asarray(value, None if is_complex else jnp.float32)
             kind = str(value.dtype)
         except (TypeError, ValueError):
             is_complex, kind = True, type(value).__name__
-        require(not is_complex, f"{name} type", kind, "must be real numbers")
-        expected = response_BxGxT.shape[:2]
+        allowed = f"must return real numbers, not {kind}"
+        require(not is_complex, field, name, allowed)
         allowed = f"must return an array of shape {expected}, one reward a response"
-        require(value.shape == expected, f"{name} shape", value.shape, allowed)
+        require(value.shape == expected, field, name, f"{allowed}, not {value.shape}")
         return value
 
     return reward

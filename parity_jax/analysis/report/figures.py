@@ -11,6 +11,7 @@ from PIL import Image
 
 from parity_jax.analysis.sweeps import sweep_figure
 from parity_jax.runs import ExperimentDirectory, RunError
+from parity_jax.runs.files import is_plain
 
 NUM_COLOURS, MAX_WIDTH = 64, 1600  # of a PNG in a report
 MAX_SVG = 500_000  # bytes; what is larger is shown as PNG
@@ -25,8 +26,8 @@ class Picture(NamedTuple):
 
 def picture_of(home: ExperimentDirectory) -> Picture:
     """The figure of an experiment; RunError if a file of it is damaged."""
-    png = shrunk(home.figure) if home.figure.exists() else b""
-    return Picture(png, small_svg(home.drawing) if home.drawing.exists() else b"")
+    png = shrunk(home.figure) if is_plain(home.figure) else b""
+    return Picture(png, small_svg(home.drawing) if is_plain(home.drawing) else b"")
 
 
 def small_svg(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, require
 
 Adapter = Literal["plain", "gsm8k", "math"]
 
@@ -60,6 +60,8 @@ def read_rows(field: str, path: str, adapter: Adapter) -> list[Row]:
 def records(field: str, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
     """The rows of a file with their numbers, from 1, as they stand there."""
     file = Path(path).expanduser()
+    allowed = "must be a file, which can be read twice"  # no pipe
+    require(file.is_file() or not file.exists(), field, path, allowed)
     try:
         if file.suffix == ".parquet":
             table = optional("pyarrow.parquet", f"the parquet file {path}")
