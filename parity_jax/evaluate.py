@@ -169,7 +169,7 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
                     metrics[f"{name}/{k}"] = Mean.over(jnp.array(table)[num_right_B])
         return metrics
 
-    return evaluate
+    return jax.jit(evaluate, inline=True)  # traced once for all stages that have it
 
 
 def in_batches(

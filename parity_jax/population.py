@@ -423,6 +423,8 @@ def make_population(
 
         return on_all
 
+    # Traced once, for the shapes of its metrics and for the program.
+    stage = stage._replace(step=jax.jit(stage.step, inline=True))
     init_all = over_members(stage.init)
     one_run = partial(run_member, stage)
     run_all = over_members(partial(one_run, keep=constrained) if is_spread else one_run)
@@ -457,13 +459,9 @@ def make_population(
 
     @cache
     def metric_shapes() -> Metrics:
+        metrics_all = over_members(partial(step_metrics, stage))
         states = jax.eval_shape(init, None)
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
-        with jax.set_mesh(mesh):
-            metrics = step_metrics(stage, one, data)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype), metrics
-        )
+        return jax.eval_shape(lambda *rest: metrics_all(rest, (data,)), states)
 
     devices = [*mesh.devices.flat]
     programs = (
@@ -474,9 +472,13 @@ def make_population(
 
 
 def step_metrics(stage: Stage, state: StageState, data: Data) -> Metrics:
-    """Shapes of the metrics of one member's step; ConfigError if it breaks its form."""
-    new, metrics = jax.eval_shape(stage.step, state, data)
-    check_step(state, new, metrics)
+    """The metrics of one member's step; ConfigError if it breaks its form."""
+    new, metrics = stage.step(state, data)
+
+    def shape(x: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    check_step(state, *jax.tree.map(shape, (new, metrics)))
     return metrics
 
 

@@ -41,12 +41,14 @@ from parity_jax.runs.lineage import DECISIVE, Lineage, own_code, settings
 from parity_jax.runs.loop import Training
 from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
+    Parts,
     ResolvedRun,
     check_parent,
     check_steps,
     in_own_code,
     listed,
     make_program,
+    parts_of,
     resolve,
     select,
     under_run,
@@ -139,6 +141,7 @@ def plan(
     """
     trained = check_home(runs, home)
     jobs: list[Job] = []
+    made: dict[str, Parts] = {}
     for name, run in runs.items():
         directory, has_trained = home.run(name), name in trained
         if has_trained and is_of_another_parent(run, directory):
@@ -157,7 +160,7 @@ def plan(
             check_start(name, run, directory, {job.name: job for job in jobs})
         check_devices(run.population)
         with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
-            program = make_program(run)
+            program = make_program(run, parts=parts_of(run, made))
             scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
     return jobs

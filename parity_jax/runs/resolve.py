@@ -6,13 +6,14 @@ equal to its config.json.
 
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax.core import FrozenDict
@@ -30,6 +31,7 @@ from parity_jax.config import (
     unknown_value,
 )
 from parity_jax.evaluate import (
+    Evaluate,
     EvaluateConfig,
     held_out_prompts,
     make_evaluate,
@@ -38,7 +40,7 @@ from parity_jax.evaluate import (
 from parity_jax.experiment import Experiment, RunConfig, Schedule
 from parity_jax.hypers import BOUNDS, Hypers, check_hypers
 from parity_jax.mesh import MeshConfig, spread
-from parity_jax.models import ModelConfig
+from parity_jax.models import Model, ModelConfig
 from parity_jax.population import (
     Population,
     PopulationConfig,
@@ -47,7 +49,7 @@ from parity_jax.population import (
     parent_index,
 )
 from parity_jax.stages import StageConfig
-from parity_jax.tasks import FiniteTask, TaskConfig
+from parity_jax.tasks import FiniteTask, Task, TaskConfig
 from parity_jax.tasks.contract import check_task
 from parity_jax.types import Data
 
@@ -303,15 +305,42 @@ def select(names: list[str], only: list[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def make_program(run: ResolvedRun, devices: Sequence[jax.Device] = ()) -> Population:
-    """The programs of a run; nothing is traced or compiled yet.
+class Parts(NamedTuple):
+    """What runs of an experiment mostly have in common."""
 
-    devices   that are described only, to compile for them; empty: those that are here
-    """
+    task: Task
+    model: Model
+    evaluate: Evaluate
+
+
+def make_parts(run: ResolvedRun) -> Parts:
+    """Task, model and evaluation of a run; its data is read."""
     task = run.task.make()
     check_task(run.task, task)
     model = spread(run.model.make(task), run.mesh)
-    evaluate = make_evaluate(run.evaluate, task, model)
+    return Parts(task, model, make_evaluate(run.evaluate, task, model))
+
+
+def parts_of(run: ResolvedRun, made: dict[str, Parts]) -> Parts:
+    """`make_parts`, but for runs that have the same: data is read and evaluation is
+    traced once for all of them.
+    """
+    same = [to_dict(part) for part in (run.task, run.model, run.mesh, run.evaluate)]
+    key = json.dumps(same)
+    if key not in made:
+        made[key] = make_parts(run)
+    return made[key]
+
+
+def make_program(
+    run: ResolvedRun, devices: Sequence[jax.Device] = (), parts: Parts | None = None
+) -> Population:
+    """The programs of a run; nothing is traced or compiled yet.
+
+    devices   that are described only, to compile for them; empty: those that are here
+    parts     of the run, if they are made already
+    """
+    task, model, evaluate = parts or make_parts(run)
     with under("stage"):
         stage = run.stage.make(task, model, evaluate)
     path, allowed = run.eval_file.path, "must be left out: the task has test rows"
