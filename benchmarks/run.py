@@ -11,6 +11,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,134 +24,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 from rich.console import Console
 
 from benchmarks import baseline
+from benchmarks.programs import (
+    BATCH,
+    DEPTH,
+    GROUP,
+    P_COT,
+    WIDTH,
+    Window,
+    length_table,
+    population,
+    products,
+    steps_of,
+    torch_model,
+)
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.cli.run import configured
-from parity_jax.decode import sample
-from parity_jax.evaluate import EvaluateConfig, make_evaluate
-from parity_jax.hypers import Hypers
-from parity_jax.metrics import Mean, Metrics
-from parity_jax.models import Model, gpt2
-from parity_jax.population import Population, PopulationConfig, make_population
+from parity_jax.population import Population
 from parity_jax.runs import make_program, resolve
 from parity_jax.runs.files import write_json
 from parity_jax.stages import (
     PolicyGradientConfig,
     PretrainConfig,
     RolloutConfig,
-    StageConfig,
     StarConfig,
 )
-from parity_jax.stages.stage import StepKeys
-from parity_jax.tasks import ParityConfig, Task
-from parity_jax.types import Data, Prompt, StageState
 
 HEADLINE = Path(__file__).parents[1] / "experiments" / "headline.py"
-Window = Callable[[], None]  # a piece of work, waited for
-DEPTH, WIDTH, P_COT, GROUP = 2, 128, 0.25, 8
-BATCH = {16: (128, 64), 50: (64, 32)}  # num_bits: demonstrations, prompts of a rollout
 NUM_WINDOWS, WINDOW_SECONDS = 7, 0.7
 NUM_STEPS = 5  # of next-token prediction in a call; runs have 10 or more
-NEVER = -60.0  # logit of a token that does not come
-
-
-def length_table(num_bits: int, p_long: float) -> np.ndarray:
-    """TxV logits: short answers and full chains of random bits, long with p_long."""
-    table = np.full((num_bits + 1, 5), NEVER, np.float32)
-    table[:, baseline.PLUS :] = 0
-    with np.errstate(divide="ignore"):
-        go_on = np.maximum(np.log(p_long / 2), NEVER)
-        stop = np.maximum(np.log(1 - p_long), NEVER)
-    table[1, baseline.PLUS :], table[1, baseline.EOS] = go_on, stop
-    table[-1, baseline.PLUS :], table[-1, baseline.EOS] = NEVER, 0
-    return table
-
-
-def steered(model: Model, table: np.ndarray) -> Model:
-    """The model with the logits of a table; its work is all done.
-
-    A hidden state carries the logits that the table has at its position.
-    """
-    table_TxV = jnp.array(table)
-    vocab_size = table.shape[1]
-
-    def with_rows(hidden: Any, row: Any) -> Any:
-        rows = jnp.broadcast_to(row, (*hidden.shape[:-1], vocab_size))
-        return jnp.concatenate([hidden, rows], -1)
-
-    def prompt_pass(params: Any, prompt: Prompt) -> Any:
-        hidden_BxD, context = model.prompt_pass(params, prompt)
-        return with_rows(hidden_BxD, table_TxV[:1]), context
-
-    def response_pass(params: Any, token: Any, context: Any) -> Any:
-        hidden_BxGxTxD = model.response_pass(params, token, context)
-        rows_TxV = table_TxV[1 : 1 + token.shape[-1]]
-        return with_rows(hidden_BxGxTxD, rows_TxV[None, None])
-
-    def decode_step(params: Any, token: Any, index: Any, *rest: Any) -> Any:
-        hidden_BxGxD, cache = model.decode_step(params, token, index, *rest)
-        return with_rows(hidden_BxGxD, table_TxV[index + 1][None, None]), cache
-
-    def unembed(params: Any, hidden: Any) -> Any:
-        logits = model.unembed(params, hidden[..., :-vocab_size])
-        return baseline.steered(logits, hidden[..., -vocab_size:])
-
-    return model._replace(
-        prompt_pass=prompt_pass,
-        response_pass=response_pass,
-        decode_step=decode_step,
-        unembed=unembed,
-    )
-
-
-def population(
-    stage: StageConfig,
-    num_bits: int,
-    num: int,
-    table: np.ndarray | None = None,
-    only_samples: bool = False,
-    **layout: int,
-) -> Population:
-    """num members that differ in their seeds; steps may only draw their responses."""
-    task = ParityConfig(num_bits).make()
-    model = gpt2(DEPTH, WIDTH).make(task)
-    model = model if table is None else steered(model, table)
-    evaluate = make_evaluate(EvaluateConfig(num_prompts=256), task, model)
-    functions = stage.make(task, model, evaluate)
-    if only_samples:
-        functions = functions._replace(step=partial(draw, stage.rollout, task, model))
-    axes = {"seed": tuple(range(num))}
-    return make_population(
-        PopulationConfig(**layout), functions, axes, Hypers(p_cot=P_COT)
-    )
-
-
-def draw(
-    cfg: RolloutConfig, task: Task, model: Model, state: StageState, data: Data
-) -> tuple[StageState, Metrics]:
-    """A step that samples the responses of a rollout and learns nothing."""
-    k_prompt, k_sample = jax.random.split(StepKeys.of(state).data)
-    prompt = task.sample_prompts(k_prompt, cfg.num_prompts, data.task)
-    temperature_G = jnp.ones(cfg.num_generations)
-    response = sample(k_sample, model, state.params, prompt, temperature_G, task.format)
-    state = state._replace(step=state.step + 1)
-    return state, {"loss": Mean.over(response.log_prob)}
-
-
-def steps_of(members: Population, num_steps: int = 1) -> Window:
-    """Steps of all members, in one call as between two records of a run."""
-    states = [members.init(None)]
-
-    def window() -> None:
-        start = (states[0], members.no_metrics())
-        states[0], metrics = members.advance(*start, num_steps)
-        jax.block_until_ready(metrics)
-
-    return window
 
 
 def seconds(cases: dict[str, Window], num_windows: int = NUM_WINDOWS) -> dict:
@@ -209,24 +115,18 @@ def members_of(num: int) -> str:
     return f"{num} member{'s' * (num > 1)}"
 
 
-def torch_model(num_bits: int) -> tuple[Any, Any]:
-    """A fresh baseline model and its optimizer."""
-    model = baseline.Gpt(DEPTH, WIDTH, 5, 2 * num_bits + 2)
-    return model, baseline.make_optimizer(model)
-
-
-def next_token(bench: Bench, num_bits: int) -> None:
+def next_token(bench: Bench, num_bits: int, depth: int = DEPTH) -> None:
     """Next-token steps; a compiled baseline too where a compiler is at hand."""
     batch, cfg = BATCH[num_bits][0], PretrainConfig(batch_size=BATCH[num_bits][0])
     cases: dict[str, tuple[int, Window]] = {
         members_of(num): (
             num * batch * NUM_STEPS,
-            steps_of(population(cfg, num_bits, num), NUM_STEPS),
+            steps_of(population(cfg, num_bits, num, depth=depth), NUM_STEPS),
         )
         for num in (1, 2)
     }
     for name, wrap in (("torch", lambda m: m), ("torch compiled", torch.compile)):
-        model, optimizer = torch_model(num_bits)
+        model, optimizer = torch_model(num_bits, depth)
         model = wrap(model)
 
         def step(model: Any = model, optimizer: Any = optimizer) -> None:
@@ -235,7 +135,9 @@ def next_token(bench: Bench, num_bits: int) -> None:
             baseline.next_token_step(model, optimizer, prompt, response)
 
         cases[name] = batch, step
-    bench.measure(f"next-token step, d={num_bits}, batch {batch}", "sequences", cases)
+    deeper = f", depth {depth}" * (depth != DEPTH)
+    what = f"next-token step, d={num_bits}, batch {batch}{deeper}"
+    bench.measure(what, "sequences", cases)
 
 
 def rollouts(bench: Bench, num_bits: int, p_long: float) -> None:
@@ -291,27 +193,34 @@ def trl(bench: Bench, num_bits: int = 16) -> None:
     )
 
 
-def star_and_evaluation(bench: Bench) -> None:
-    """Rows without a baseline: a STaR round, and greedy plus three temperatures."""
-    table = length_table(16, P_COT)
+def without_baseline(bench: Bench) -> None:
+    """A STaR round, evaluation, greedy responses, GRPO on products of 3 digits."""
+    table, rollout = length_table(16, P_COT), RolloutConfig(64, GROUP)
+
+    def of(num_units: int, members: Callable[[int], Population]) -> Any:
+        return {members_of(n): (n * num_units, steps_of(members(n))) for n in (1, 2)}
+
     star = StarConfig(RolloutConfig(num_prompts=512, num_generations=1))
-    members = population(star, 16, 2, table)
-    bench.measure(
-        "STaR round, d=16, 512 samples",
-        "samples",
-        {"2 members": (2 * 512, steps_of(members))},
+    cases = of(512, lambda n: population(star, 16, n, table))
+    bench.measure("STaR round, d=16, 512 samples", "samples", cases)
+    greedy = PolicyGradientConfig(rollout)
+    cases = of(
+        64 * GROUP, lambda n: population(greedy, 16, n, table, True, temperature=0.0)
     )
-    states = members.init(None)
-    bench.measure(
-        "evaluation, d=16, 256 prompts x 4",
-        "responses",
-        {
-            "2 members": (
-                2 * 1024,
-                lambda: jax.block_until_ready(members.scores(states)),
-            )
-        },
-    )
+    bench.measure("greedy responses, d=16, 64 x 8, short", "responses", cases)
+    cases = of(32 * GROUP, products)
+    bench.measure("GRPO step, 3x3 digits, 32 x 8, untrained", "responses", cases)
+    cases = {}
+    for num in (1, 2):
+        members = population(star, 16, num, table)
+        scores = partial(members.scores, members.init(None))
+        cases[members_of(num)] = num * 1024, partial(waited_for, scores)
+    bench.measure("evaluation, d=16, 256 prompts x 4", "responses", cases)
+
+
+def waited_for(work: Callable[[], Any]) -> None:
+    """Do it all."""
+    jax.block_until_ready(work())
 
 
 def populations(bench: Bench) -> None:
@@ -319,10 +228,10 @@ def populations(bench: Bench) -> None:
     cfg = PretrainConfig(batch_size=128)
     cases = {
         members_of(num): (
-            num * 128 * NUM_STEPS,
-            steps_of(population(cfg, 16, num), NUM_STEPS),
+            num * 128 * num_steps,
+            steps_of(population(cfg, 16, num), num_steps),
         )
-        for num in (2, 4, 8)
+        for num, num_steps in ((2, NUM_STEPS), (4, NUM_STEPS), (8, NUM_STEPS), (64, 1))
     }
     vmap = population(cfg, 16, 4, num_devices=1, vmap_width=4)
     cases["4 members by vmap"] = (4 * 128 * NUM_STEPS, steps_of(vmap, NUM_STEPS))
@@ -359,6 +268,26 @@ def compile_times(bench: Bench) -> None:
                 row = pool.submit(compile_headline, cache).result()
             bench.rows.append({"row": "headline programs", "case": case} | row)
             Console().print(bench.rows[-1])
+
+
+def resume_times(bench: Bench) -> None:
+    """Seconds of a command that continues the headline by a step, from its start."""
+    command = [sys.executable, "-m", "parity_jax.cli", "run", f"--config={HEADLINE}"]
+    with tempfile.TemporaryDirectory() as place:
+        command += [f"--workdir={place}/run", "--only=pretrain", "--quiet"]
+        command += ["--config.runs.pretrain.eval_every=1000"]
+        command += ["--config.runs.grpo.parent_step=-1"]
+        for num_steps, cache in enumerate(("first", "own", "own"), 1):
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{place}/{cache}"}
+            started = time.perf_counter()
+            steps = f"--config.runs.pretrain.num_steps={num_steps}"
+            subprocess.run([*command, steps], env=environment, check=True)
+            elapsed = time.perf_counter() - started
+            if num_steps > 1:
+                case = "cold" if num_steps == 2 else "warm"
+                row = {"row": "continue the headline by a step", "case": case}
+                bench.rows.append(row | {"seconds": elapsed})
+                Console().print(bench.rows[-1])
 
 
 def set_up(cache: str = "") -> None:
@@ -406,6 +335,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             if "ratio_of_1_member" in row:
                 ratio = f"1 member is {row['ratio_of_1_member']:.1f} times as fast"
             rate = f"{row['per_second']:.0f} {row['unit']}"
+        elif "seconds" in row:
+            rate, ratio = f"{row['seconds']:.0f} s", ""
         else:
             rate = f"{row['compile_seconds']:.0f} s to compile"
             ratio = f"peak {row['peak_bytes'] / 2**30:.1f} GiB"
@@ -424,7 +355,9 @@ def main() -> None:
         next_token(bench, num_bits)
         rollouts(bench, num_bits, P_COT)
     rollouts(bench, 16, 1.0)  # as after reinforcement
-    star_and_evaluation(bench)
+    next_token(bench, 16, depth=8)
+    without_baseline(bench)
+    resume_times(bench)
     populations(bench)
     trl(bench)
     achieved(bench.rows)

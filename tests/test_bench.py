@@ -8,7 +8,7 @@ from small_worlds import within_4_sigma
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import baseline, run  # noqa: E402
+from benchmarks import baseline, programs, run  # noqa: E402
 from parity_jax.decode import sample  # noqa: E402
 from parity_jax.models import gpt2  # noqa: E402
 from parity_jax.tasks import ParityConfig  # noqa: E402
@@ -21,8 +21,7 @@ NUM_BITS = 4
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(run, "DEPTH", 1)
-    monkeypatch.setattr(run, "WIDTH", 32)
+    monkeypatch.setattr(programs, "WIDTH", 32)
     monkeypatch.setattr(run, "WINDOW_SECONDS", 0)
 
 
@@ -44,9 +43,9 @@ def test_windows_of_the_cases_take_turns():
 
 def test_baseline_samples_with_its_cache_what_the_whole_pass_predicts(monkeypatch):
     monkeypatch.setattr(baseline, "MODEL_WEIGHT", 1.0)
-    model, _ = run.torch_model(NUM_BITS)
+    model, _ = programs.torch_model(NUM_BITS, depth=1)
     prompt = baseline.prompts(8, NUM_BITS)
-    table = 0.1 * torch.tensor(run.length_table(NUM_BITS, 0.5))
+    table = 0.1 * torch.tensor(programs.length_table(NUM_BITS, 0.5))
     token, log_prob = baseline.sample(model, prompt, 3, table)
     whole = torch.cat([prompt.repeat_interleave(3, 0), token[:, :-1]], 1)
     logits, _ = model(whole, 0, prompt.shape[1] - 1)
@@ -68,12 +67,12 @@ def test_baseline_demonstrations_are_those_of_the_task():
 
 
 def test_both_sides_draw_the_lengths_of_the_table():
-    table, group, p_long = run.length_table(NUM_BITS, 0.25), 200, 0.25
-    torch_model, _ = run.torch_model(NUM_BITS)
+    table, group, p_long = programs.length_table(NUM_BITS, 0.25), 200, 0.25
+    torch_model, _ = programs.torch_model(NUM_BITS, depth=1)
     prompt = baseline.prompts(4, NUM_BITS)
     theirs, _ = baseline.sample(torch_model, prompt, group, torch.tensor(table))
     task = ParityConfig(NUM_BITS).make()
-    model = run.steered(gpt2(run.DEPTH, run.WIDTH).make(task), table)
+    model = programs.steered(gpt2(1, programs.WIDTH).make(task), table)
 
     @jax.jit
     def draw(key):
