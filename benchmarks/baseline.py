@@ -118,7 +118,7 @@ def next_token_step(model, optimizer, prompt: Tensor, response: Tensor) -> None:
 
 @torch.no_grad()
 def sample(model, prompt: Tensor, group: int, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Responses and log-probabilities, N x T; table_TxV steers lengths (programs.py)."""
+    """Responses and log-probabilities, N x T; table_TxV steers their lengths."""
     size, length = len(prompt) * group, len(table)
     token = torch.full((size, length), PAD)
     log_prob = torch.zeros(size, length)

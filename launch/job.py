@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from parity_jax.cli import main as parity_jax
+from parity_jax.cli import run
 from parity_jax.cli.arguments import Parser
 from parity_jax.cli.door import fail, through_the_door
 from parity_jax.config import RunError, require, to_dict
@@ -167,7 +167,7 @@ def run_job(home: SweepDirectory, job: SweepJob) -> int:
     """What a user would type; its exit code."""
     workdir = f"--workdir={home.experiment(job).path}"
     try:
-        return parity_jax.run(["run", *job.arguments, workdir])
+        return through_the_door(lambda: run.main([*job.arguments, workdir]))
     except StoppedError as error:  # before it could take note of the signal itself
         return fail(error, EX_TEMPFAIL)
 

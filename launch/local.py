@@ -90,10 +90,13 @@ def note_kill(record: Record, process: subprocess.Popen[bytes]) -> None:
     """Write what a process could not: that it was killed, or never got to its job."""
     number, life = -process.returncode, record.read()
     if life is not None and life.process == process.pid:
-        if life.code is None and number > 0:
+        code, error = process.returncode, "stopped"
+        if number > 0:
             memory = " (out of memory?)" * (number == signal.SIGKILL)
             error = f"killed by {signal.Signals(number).name}{memory}"
-            record.write(replace(life, ended=now(), code=128 + number, error=error))
+            code = 128 + number
+        if life.code is None:
+            record.write(replace(life, ended=now(), code=code, error=error))
     elif number:
         lines = record.log.read_text(errors="replace").strip().splitlines()
         attempt = life.attempt + 1 if life else 1

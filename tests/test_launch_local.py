@@ -21,7 +21,7 @@ from small_sweeps import (
 )
 
 from launch import job as launch_job
-from launch import status
+from launch import status, sweep
 from launch.job import Life, Record, new_life
 from launch.rows import KILLED, Row, rows
 from launch.status import text
@@ -163,6 +163,25 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
     assert run(["inspect", str(finished)]) == 0
     printed = capsys.readouterr().out
     assert "num_bits=4,seed=2" in printed and printed.count("100/100") == 3
+
+
+def test_a_life_that_ends_before_it_can_say_so_is_stopped(tmp_path, fresh_imports):
+    """As one that a signal ends while it imports: with 75, and nothing is lost."""
+    mark = tmp_path / "begun"
+    text = "import os, sys\nfrom walks import get_config\n"
+    text += (
+        f"if sys.argv[0].endswith('job.py') and not os.path.exists({str(mark)!r}):\n"
+    )
+    text += f"    open({str(mark)!r}, 'w').close()\n    os._exit(75)\n"
+    (experiment_file(tmp_path).parent / "leaving.py").write_text(text)
+    workdir = tmp_path / "sweep"
+    command = [f"--config={tmp_path / 'leaving.py'}", f"--workdir={workdir}"]
+    ends = {"stopped": (1, "stopped"), "finished": (0, "1 of 1 claims hold")}
+    for state, end in ends.items():
+        code, _, told = typed(sweep, *command)
+        (found,) = jobs(workdir).values()
+        assert (code, found["note"]) == end, told
+        assert found["state"] == state
 
 
 def test_the_launcher_may_be_killed_at_any_moment(tmp_path, fresh_imports):
