@@ -299,7 +299,7 @@ class Layout(NamedTuple):
         axes = self.mesh.shape.items()
         shared = [f"{k}={size}" for k, size in axes if k != MEMBER and size > 1]
         each = f", {' x '.join(shared)} to a member" * bool(shared)
-        return f"{self.mesh.size} devices{each}"
+        return f"{self.mesh.size} device{'s' * (self.mesh.size > 1)}{each}"
 
 
 # A member is copied to the devices that share its rows, unless it is larger.

@@ -168,11 +168,10 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
 def test_a_life_that_ends_before_it_can_say_so_is_stopped(tmp_path, fresh_imports):
     """As one that a signal ends while it imports: with 75, and nothing is lost."""
     mark = tmp_path / "begun"
-    text = "import os, sys\nfrom walks import get_config\n"
-    text += (
-        f"if sys.argv[0].endswith('job.py') and not os.path.exists({str(mark)!r}):\n"
-    )
-    text += f"    open({str(mark)!r}, 'w').close()\n    os._exit(75)\n"
+    text = "import os, sys\nfrom walks import claims, get_config\n"
+    text += f"mark, is_job = {str(mark)!r}, sys.argv[0].endswith('job.py')\n"
+    text += "if is_job and not os.path.exists(mark):\n"
+    text += "    open(mark, 'w').close()\n    os._exit(75)\n"
     (experiment_file(tmp_path).parent / "leaving.py").write_text(text)
     workdir = tmp_path / "sweep"
     command = [f"--config={tmp_path / 'leaving.py'}", f"--workdir={workdir}"]
