@@ -12,7 +12,7 @@ def test_says_what_each_run_costs(tmp_path, monkeypatch):
     experiment, lines = walks(first=walk(), child=walk("first", num_steps=2)), []
     forecast(experiment, [], lines.append)
     first, child, total = lines
-    assert first.startswith("first: 2 members on 1 devices, 1 to a vmap; ")
+    assert first.startswith("first: 2 members on 1 device, 1 to a vmap; ")
     assert " MiB of state per member, " in first and " on a device; " in first
     assert " s per step x 4, " in first and " s per evaluation x 3: " in first
     assert child.startswith("child: 2 members") and " s per evaluation x 2: " in child
