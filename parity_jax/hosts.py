@@ -11,8 +11,8 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,17 @@ def is_first() -> bool:
 def is_alone() -> bool:
     """Whether there is no other process."""
     return GROUP.size == 1
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """What this process does here it does for itself: the others do it too."""
+    place = GROUP.index, GROUP.size
+    GROUP.index, GROUP.size = 0, 1
+    try:
+        yield
+    finally:
+        GROUP.index, GROUP.size = place
 
 
 def place_in_slurm(env: Mapping[str, str]) -> tuple[int, int] | None:

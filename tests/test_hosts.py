@@ -131,6 +131,8 @@ def test_two_are_as_one_stopped_killed_and_continued(tmp_path):
         for name, x in arrays.items():
             close = dict(rtol=1e-4, atol=1e-5, err_msg=name)
             np.testing.assert_allclose(x, expected[name], **close)
+    assert read_json(two / "claims.json") == read_json(plain / "claims.json")
+    assert (two / "figure.png").exists()
     head = read_json(two / f"run/checkpoints/{LAST}/digest/metadata")
     assert len(head["shards"]["params.embed.embedding"]["shards"]) == 4
 

@@ -1,8 +1,10 @@
 """A tiny model over four devices: what several processes train in `test_hosts.py`."""
 
+import matplotlib.pyplot as plt
 from flax.core import FrozenDict
 from tiny import PRETRAIN, tiny_experiment
 
+from parity_jax.analysis import Claim, Results
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.mesh import MeshConfig
 from parity_jax.models import llama
@@ -21,3 +23,15 @@ def get_config() -> Experiment:
         mesh=MeshConfig(fsdp=4),
         population=PopulationConfig(),
     )
+
+
+def claims(results: Results) -> list[Claim]:
+    """What can be told of any run."""
+    return [Claim.at_least("C1", results["run"]["greedy/accuracy"], 0)]
+
+
+def figure(results: Results) -> plt.Figure:
+    """Its accuracy."""
+    fig, axis = plt.subplots()
+    results["run"]["greedy/accuracy"].plot.line(x="step", ax=axis)
+    return fig

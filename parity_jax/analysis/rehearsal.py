@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 
 from parity_jax.config import UserCodeError, kind_of
 from parity_jax.experiment import Experiment
+from parity_jax.hosts import by_itself
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.execute import Job
 from parity_jax.runs.lineage import Lineage, ParentEntry, Process
@@ -49,7 +50,7 @@ def rehearse(
     if any(run.read_finished() is None for run in rest):
         return
     for is_missing in (False, True):
-        with tempfile.TemporaryDirectory() as place:
+        with by_itself(), tempfile.TemporaryDirectory() as place:
             home = ExperimentDirectory(Path(place))
             home.write_config(experiment)
             for name, run in runs.items():
