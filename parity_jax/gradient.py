@@ -45,7 +45,8 @@ def response_gradient(
     def part(rows: tuple[Prompt, Any]) -> tuple[Params, Array, Metrics]:
         return _row_gradient(loss, model, params, *rows, short_len, temperature)
 
-    return sum_of_rows(part, (prompt, target))
+    num_long_B = target.mask[..., short_len:].any(-1).sum(-1)
+    return sum_of_rows(part, (prompt, target), num_long_B)
 
 
 def _row_gradient(

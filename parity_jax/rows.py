@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from parity_jax.blocks import take_rows
+
 ROWS = "rows"  # axis of the mesh
 
 
@@ -32,9 +34,11 @@ def each_row(f: Callable[[Any], Any], rows: Any) -> Any:
     """f of trees with the rows in front, as its results have them; every device does
     its part and has all results.
     """
-    own, num = _own_part(rows)
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    num = num_parts(num_rows)
     if num == 1:
         return f(rows)
+    own = take_rows(rows, jnp.arange(num_rows).reshape(num, -1)[_device()])
     leaves, form = jax.tree.flatten(f(own))
     bytes_RxK = [_as_bytes(x) for x in leaves]
     whole_RxK = jax.lax.all_gather(jnp.concatenate(bytes_RxK, 1), ROWS, tiled=True)
@@ -43,27 +47,22 @@ def each_row(f: Callable[[Any], Any], rows: Any) -> Any:
     return jax.tree.unflatten(form, map(_from_bytes, parts_RxK, leaves))
 
 
-def sum_of_rows(f: Callable[[Any], Any], rows: Any) -> Any:
-    """f of trees with the rows in front, whose results are sums over them."""
-    own, num = _own_part(rows)
+def sum_of_rows(f: Callable[[Any], Any], rows: Any, work_R: Array) -> Any:
+    """f of trees with the rows in front, whose results are sums over them.
+
+    work_R   how much there is to do for a row, by which rows are dealt out: the devices
+             should end together
+    """
+    num = num_parts(work_R.shape[0])
     if num == 1:
         return f(rows)
+    own = take_rows(rows, jnp.argsort(work_R).reshape(-1, num)[:, _device()])
     vector, tree_of = ravel_pytree(f(own))
     return tree_of(jax.lax.psum(vector, ROWS))
 
 
-def _own_part(rows: Any) -> tuple[Any, int]:
-    num_rows = jax.tree.leaves(rows)[0].shape[0]
-    num = num_parts(num_rows)
-    if num == 1:
-        return rows, 1
-    size = num_rows // num
-    start = jax.lax.axis_index(ROWS) * size
-
-    def part(x: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, start, size)
-
-    return jax.tree.map(part, rows), num
+def _device() -> Array:
+    return jax.lax.axis_index(ROWS)
 
 
 def _as_bytes(x: Array) -> Array:
