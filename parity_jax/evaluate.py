@@ -94,7 +94,7 @@ class Scored(NamedTuple):
     """Scores of every response, BxG each."""
 
     correct: Array  # the last token is right and the response has ended
-    cot: Array  # every token is right (the task's "cot" reward)
+    cot: Array  # every token is right, long or short (the task's "cot")
     is_long: Array  # the response shows its work
     ended: Array  # it has an end
     length: Array  # tokens before the end

@@ -312,6 +312,7 @@ def layout(
     member_bytes: Callable[[], int],
     spread: MeshConfig = ONE_DEVICE,
     devices: Sequence[jax.Device] = (),
+    is_judged_on_host: bool = False,
 ) -> Layout:
     """The devices, as a mesh, and how many members run in one vmap.
 
@@ -320,12 +321,17 @@ def layout(
     """
     devices = [*(devices or jax.devices())][: cfg.num_devices or None]
     on_cpu, share = devices[0].platform == "cpu", cfg.row_devices
+    allowed = "must be 1: answers are judged on the host, once for all devices"
+    field = "population.row_devices"
+    require(share <= 1 or not is_judged_on_host, field, share, allowed)
+    if is_judged_on_host:
+        share = 1
     if not share:
         num_each = len(devices) // num_members if on_cpu and is_alone() else 1
         share = num_each if num_each > 1 and member_bytes() <= MAX_COPIED else 1
     both = f"{share} with mesh.fsdp={spread.fsdp}, mesh.tensor={spread.tensor}"
     is_one = cfg.row_devices <= 1 or spread.size == 1
-    require(is_one, "population.row_devices", both, "must be 1 or without a mesh")
+    require(is_one, field, both, "must be 1 or without a mesh")
     if share > 1 and spread.size == 1:
         mesh = mesh_of_rows(share, devices[: num_members * share])
     else:
@@ -361,12 +367,14 @@ def make_population(
     spread: MeshConfig = ONE_DEVICE,
     devices: Sequence[jax.Device] = (),
     keeps_states: bool = False,
+    is_judged_on_host: bool = False,
 ) -> Population:
     """The programs of a stage for all members of the product of the axes.
 
     They run on all devices, of all processes; for devices that are given, which are
     only described, they can be compiled. `keeps_states`: those that a step starts from
-    stay as they are, for more memory; it may fail on the host.
+    stay as they are, for more memory; it may fail on the host. `is_judged_on_host`:
+    no devices share the rows of a member.
 
     Each is traced and compiled once, at its first call; a second trace is an error.
     """
@@ -375,7 +383,8 @@ def make_population(
     data = Data() if data is None else data
     is_spread = spread.size > 1
     size = partial(member_bytes, stage, hypers)
-    mesh, width = where = layout(cfg, num_members, size, spread, devices)
+    where = layout(cfg, num_members, size, spread, devices, is_judged_on_host)
+    mesh, width = where
     by_member = PartitionSpec(MEMBER)
     num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0, thrown away
     # States come from init, a checkpoint or the step before: always laid out alike.

@@ -205,6 +205,17 @@ def test_a_step_that_is_past_cannot_be_saved_any_more(first, tmp_path):
     assert train(walks(first=coming, child=walk("first", parent_step=3)), tmp_path)
 
 
+def test_a_parent_killed_between_its_last_record_and_checkpoint_goes_on(tmp_path):
+    """The checkpoint that its child starts from is still to come."""
+    experiment = walks(first=walk(), child=walk("first"))
+    train(experiment, tmp_path / "whole")
+    run = shutil.copytree(tmp_path / "whole" / "first", tmp_path / "run" / "first")
+    (run / "finished.json").unlink()
+    shutil.rmtree(run / "checkpoints/4")
+    assert train(experiment, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
 def test_a_child_of_another_parent_is_not_used(first, tmp_path):
     """The parent was deleted and run anew as another, here or elsewhere."""
     home, other = first.parent, walk(hypers=Hypers(learning_rate=0.1))

@@ -47,7 +47,7 @@ def test_values_are_read_by_the_type_of_their_field():
     experiment = edited(
         ("task.num_bits", "5"),
         ("model.bias", None),
-        ("runs.pretrain.hypers.p_cot", "0.5"),
+        ("runs.pretrain.hypers.learning_rate", "0.5"),
         ("runs.grpo.stage.rollout.rewards", "e2e,cot"),
         ("runs.grpo.stage.rollout.reward_weights", "(1, 0.5)"),
         ("runs.grpo.checkpoint_steps", "[1]"),
@@ -57,7 +57,7 @@ def test_values_are_read_by_the_type_of_their_field():
         ("runs.grpo.task", "none"),
     )
     assert experiment.task.num_bits == 5 and experiment.model.bias is True
-    assert experiment.runs["pretrain"].hypers.p_cot == 0.5
+    assert experiment.runs["pretrain"].hypers.learning_rate == 0.5
     rollout = experiment.runs["grpo"].stage.rollout
     assert rollout.rewards == ("e2e", "cot") and rollout.reward_weights == (1.0, 0.5)
     assert experiment.runs["grpo"].checkpoint_steps == (1,)
@@ -68,6 +68,14 @@ def test_values_are_read_by_the_type_of_their_field():
 def test_the_last_one_of_a_field_wins_also_of_a_tuple():
     experiment = edited(("axes.seed", "1,2"), ("axes.seed", "3"))
     assert experiment.axes["seed"] == (3,)
+
+
+def test_a_number_beside_its_axis_would_do_nothing():
+    axis, number = "--config.axes.p_cot=0.1,0.2", "--config.runs.grpo.hypers.p_cot=0.5"
+    with pytest.raises(ConfigError) as info:
+        apply(tiny_experiment(), parse([number, axis]))
+    told = "runs.grpo.hypers.p_cot='0.5': has no effect beside the axis p_cot"
+    assert str(info.value) == told
 
 
 def test_an_empty_tuple_takes_an_axis_away():

@@ -89,5 +89,5 @@ def test_padding_is_out_of_every_window():
 def test_learned_positions_refuse_padded_prompts():
     model, params = model_and_params(tiny_gpt2())
     padded = left_padded(list(PROMPTS), FORMAT)
-    with pytest.raises(ValueError, match="prompts must be of one length"):
+    with pytest.raises(ValueError, match="prompts are not of one length"):
         model.prompt_pass(params, padded)

@@ -94,6 +94,15 @@ def test_a_large_member_is_not_copied_to_devices_that_are_idle():
     assert layout(PopulationConfig(row_devices=2), 1, lambda: 2**30).mesh.size == 2
 
 
+def test_what_the_host_judges_is_judged_once():
+    """By the clock: two devices might be told other verdicts on the same answers."""
+    assert (
+        layout(PopulationConfig(), 1, lambda: 0, is_judged_on_host=True).mesh.size == 1
+    )
+    with pytest.raises(ConfigError, match=r"^population.row_devices=2: must be 1: "):
+        layout(PopulationConfig(row_devices=2), 1, lambda: 0, is_judged_on_host=True)
+
+
 def test_more_devices_than_there_are_cannot_share_rows():
     allowed = r"^population.row_devices=3: must be at most the number of devices, 2$"
     with pytest.raises(ConfigError, match=allowed):

@@ -1,10 +1,13 @@
 """Rows from files, their tokens and templates; what is wrong with them in one line."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 from small_texts import gsm8k_like, path_of, small_text, write_rows
+from tiny import tiny_gpt2
 
 from parity_jax.config import ConfigError, from_dict, to_dict
 from parity_jax.tasks import TaskConfig, TextConfig
@@ -21,6 +24,7 @@ from parity_jax.tasks.text.rows import last_boxed, read_rows
 from parity_jax.tasks.text.tokenizer import from_folder, trained
 from parity_jax.tasks.text.verify import exact, gsm8k, number_of
 from parity_jax.tasks.text.worded import WORDS, worded_rows
+from parity_jax.testing import check_task
 
 PLAIN = {"prompt": "2 + 2?", "solution": "Two and two.", "answer": "4"}
 
@@ -52,6 +56,7 @@ def test_parquet_rows_are_those_of_jsonl(tmp_path):
         ('{"prompt": 3, "solution": "b", "answer": "c"}', "row 2: field 'prompt' must"),
         ('{"prompt": " ", "solution": "b", "answer": "c"}', "row 2: field 'prompt' mu"),
         ("[1]", "row 2: must be a mapping"),
+        ('{"answer": "a", "answer": "b"}', "row 2: no JSON: 'answer' stands twice"),
         ("{", "row 2: no JSON"),
         ('{"prompt": "\\ud800", "solution": "b", "answer": "c"}', "half a surrogate"),
     ],
@@ -116,6 +121,24 @@ def test_rows_that_are_too_long_or_unreadable(tmp_path):
         TextConfig(*fields, verifier="gsm8k").resolved()
     cfg = TextConfig(*fields, verifier="gsm8k", bad_rows="drop").resolved()
     assert cfg.content.num_dropped == 1
+    file = write_rows(tmp_path / "mark.jsonl", [PLAIN, PLAIN | {"answer": "1 #### 2"}])
+    cfg = TextConfig(FileSource(file, num_test=1), whole.config.tokenizer)
+    with pytest.raises(ConfigError, match=r"verifier=1: it cannot read .*'1 #### 2'"):
+        dataclasses.replace(cfg, verifier="exact").resolved()
+
+
+def test_the_task_keeps_the_contract(tmp_path):
+    check_task(small_text(tmp_path))
+
+
+def test_learned_positions_are_refused_for_prompts_of_several_lengths(tmp_path):
+    task = small_text(tmp_path).make()
+    model = tiny_gpt2().make(task)
+    with pytest.raises(ConfigError, match=r"^model.positions='learned': must be rope"):
+        jax.eval_shape(
+            lambda key: model.prompt_pass(model.init(key), task.eval_prompts),
+            jax.random.key(0),
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A config is a frozen dataclass beside what it configures. A bad value raises
 
 from parity_jax.config.checks import (
     ConfigError,
+    MissingCodeError,
     RunError,
     UserCodeError,
     early,
@@ -17,6 +18,7 @@ from parity_jax.config.checks import (
     require_float32,
     require_positive,
     under,
+    unique,
     unknown_name,
     unknown_value,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "ConfigError",
     "Configured",
     "Label",
+    "MissingCodeError",
     "RunError",
     "UserCodeError",
     "differences",
@@ -54,6 +57,7 @@ __all__ = [
     "require_positive",
     "to_dict",
     "under",
+    "unique",
     "unknown_name",
     "unknown_value",
 ]

@@ -18,6 +18,10 @@ class ConfigError(ValueError):
         self.name, self.value, self.allowed = name, value, allowed
 
 
+class MissingCodeError(ConfigError):
+    """Code of the user's own that a config names and that cannot be imported."""
+
+
 class UserCodeError(Exception):
     """An exception in code of the user's own, which `where` names; its cause is it.
 
@@ -59,6 +63,16 @@ def early() -> Iterator[None]:
         raise
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key stands twice, and one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands twice")
+    return found
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}.."
@@ -71,7 +85,7 @@ def under(parent: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         name = f"{parent}.{error.name}" if error.name else parent
-        raise ConfigError(name, error.value, error.allowed) from None
+        raise type(error)(name, error.value, error.allowed) from None
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from flax.core import FrozenDict
 
 from parity_jax.config.checks import (
-    ConfigError,
+    MissingCodeError,
     is_finite,
     require,
     require_float32,
@@ -61,7 +61,7 @@ def import_object(name: str, field: str) -> Any:
         allowed = f"cannot be imported: {text}"
         if isinstance(error, ModuleNotFoundError):
             allowed += "; it is looked for in the current folder and the experiment's"
-        raise ConfigError(field, name, allowed) from error
+        raise MissingCodeError(field, name, allowed) from error
 
 
 def to_dict(config: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from flax.core import FrozenDict
 
-from parity_jax.config.checks import ConfigError, under, unknown_name
+from parity_jax.config.checks import ConfigError, require, under, unknown_name
 from parity_jax.config.convert import (
     family_class,
     field_types,
@@ -70,7 +70,18 @@ def apply(config: Any, overrides: Sequence[Override]) -> Any:
     kind, plain = type(config), to_dict(config)
     for path, value in overrides:
         plain = _edit(kind, plain, path.split("."), value)
+    for path, value in overrides:
+        _require_effect(plain, path, value)
     return from_dict(kind, plain)
+
+
+def _require_effect(plain: dict[str, Any], path: str, value: str | None) -> None:
+    """ConfigError for a number of a run that is an axis of its members as well."""
+    match path.split("."):
+        case ["runs", run, "hypers", name]:
+            axes = plain.get("axes", {}) | plain["runs"][run].get("axes", {})
+            allowed = f"has no effect beside the axis {name}"
+            require(name not in axes, path, value, allowed)
 
 
 def _edit(kind: Any, node: Any, path: list[str], value: str | None) -> Any:

@@ -328,8 +328,9 @@ class Transformer(nn.Module):
         """
         x = self.embed(token_BxGxT)
         if self.cfg.positions == "learned":
-            if prompt_mask_BxL is not None:
-                raise ValueError("learned positions: prompts must be of one length")
+            allowed = "must be rope: prompts are not of one length"
+            is_even = prompt_mask_BxL is None
+            require(is_even, "model.positions", self.cfg.positions, allowed)
             x = x + self.position_embed(position_T)[None, None]
         if self.cfg.scan:
             return self._scanned(x, position_T, prompt, prompt_mask_BxL, cache, index)

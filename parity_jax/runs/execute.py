@@ -284,9 +284,10 @@ def check_start(
     """ConfigError unless the parent is there, or is among those run before."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
     if sibling in before:  # what it will have was checked, but for what is past
-        trained, schedule = parent.trained_steps(), before[sibling].run.schedule
-        to_come = [s for s in schedule.saved_steps() if s > max(trained, 0) or not s]
-        saved = sorted({*parent.saved_steps(), *to_come})
+        there, schedule = parent.saved_steps(), before[sibling].run.schedule
+        newest = max(there, default=-1)  # records may be further: it was killed then
+        to_come = [s for s in schedule.saved_steps() if s > newest]
+        saved = sorted({*there, *to_come})
         check_steps(name, {*run.parent_steps}, saved)
         return
     if not sibling and is_hf_folder(parent.path):

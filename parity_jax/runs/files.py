@@ -10,7 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError, RunError, from_dict, is_finite
+from parity_jax.config import (
+    ConfigError,
+    MissingCodeError,
+    RunError,
+    from_dict,
+    is_finite,
+    unique,
+)
 from parity_jax.hosts import is_first
 
 
@@ -123,16 +130,6 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: damaged: {error}") from None
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError if a key stands twice, and one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands twice")
-    return found
-
-
 def refuse_number(text: str) -> float:
     """ValueError: JSON has no NaN and no infinite numbers."""
     raise ValueError(f"{text} is not a number of JSON")
@@ -156,5 +153,8 @@ def read_as(kind: Any, path: Path) -> Any:
     """A JSON file as a dataclass, strictly; RunError if it is not of this form."""
     try:
         return from_dict(kind, read_json(path))
+    except MissingCodeError as error:
+        told = "type the command in the folder of that code, or set PYTHONPATH to it"
+        raise RunError(f"{path}: {error}; {told}") from None
     except ConfigError as error:
         raise RunError(f"{path}: damaged: {error}") from None

@@ -356,4 +356,5 @@ def make_program(
         run.mesh,
         devices,
         keeps_states=isinstance(task, FiniteTask) and task.may_fail,
+        is_judged_on_host=isinstance(task, FiniteTask) and task.is_judged_on_host,
     )

@@ -31,7 +31,8 @@ class Task(Protocol):
     vocab_size: int
     prompt_len: int  # L, of the longest prompt
     format: ResponseFormat
-    rewards: dict[str, Reward]  # "e2e": the answer is right; "cot": every token is
+    rewards: dict[str, Reward]  # "e2e": the answer is right; "cot": every token is that
+    # of a worked solution, or of the short one
     data: Any  # a pytree of arrays, passed back as `data`; () if there is none
 
     def sample_prompts(self, key: Key, num_prompts: int, data: Any) -> Prompt:
@@ -76,6 +77,9 @@ class FiniteTask(Task, Protocol):
     num_train: int
     eval_prompts: Prompt  # of the rows that nothing is trained on
     may_fail: bool  # whether a reward is code of a user's own that runs on the host
+    # Whether processes on the host judge answers: what is late for one device may not
+    # be for another.
+    is_judged_on_host: bool
 
     def epoch_prompts(
         self, key: Key, step: Array, num_prompts: int, data: Any

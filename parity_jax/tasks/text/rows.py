@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from parity_jax.config import ConfigError, require
+from parity_jax.config import ConfigError, require, unique
 
 Adapter = Literal["plain", "gsm8k", "math"]
 
@@ -79,7 +79,7 @@ def records(field: str, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
 def parsed(line: str, where: str, field: str, path: str) -> dict[str, Any]:
     """A line of JSON as a mapping."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ConfigError(field, path, f"{where}: no JSON: {error}") from None
     if not isinstance(value, dict):

@@ -302,6 +302,7 @@ class Text:
         self._own = {name: scored(name) for name in cfg.text_rewards}
         self.rewards |= {name: own.reward for name, own in self._own.items()}
         self.may_fail = bool(self._own)
+        self.is_judged_on_host = bool(self._own) or self._verdicts is not None
 
     def sample_prompts(self, key: Key, num_prompts: int, data: Any) -> Prompt:
         """Independent prompts of training."""
