@@ -271,6 +271,9 @@ def test_a_number_of_devices_that_is_told_stays(monkeypatch, is_told):
     monkeypatch.setattr(jax.config, "update", lambda name, _: changed.append(name))
     set_up_jax()
     assert ("jax_num_cpu_devices" in changed) != is_told
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "0")
+    with pytest.raises(ConfigError, match=r"^JAX_NUM_CPU_DEVICES='0': must be posi"):
+        set_up_jax()
 
 
 @pytest.mark.parametrize(

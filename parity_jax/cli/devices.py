@@ -22,6 +22,8 @@ REFUSED: dict[str, tuple[bool | str, ...]] = {
 def set_up_jax() -> None:
     """One CPU device per core unless told (members run side by side); a cache."""
     flag = "xla_force_host_platform_device_count"  # says it already
+    num = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    require(num.strip() != "0", "JAX_NUM_CPU_DEVICES", num, "must be positive")
     with suppress(RuntimeError):  # this process uses JAX already: its devices stay
         told = "JAX_NUM_CPU_DEVICES" in os.environ
         if not told and flag not in os.environ.get("XLA_FLAGS", ""):
