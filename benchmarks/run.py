@@ -54,7 +54,7 @@ from parity_jax.stages import (
 )
 
 HEADLINE = Path(__file__).parents[1] / "experiments" / "headline.py"
-NUM_WINDOWS, WINDOW_SECONDS = 7, 0.7
+NUM_WINDOWS, WINDOW_SECONDS = 5, 0.7
 NUM_STEPS = 5  # of next-token prediction in a call; runs have 10 or more
 
 

@@ -75,7 +75,8 @@ def _row_gradient(
 
     num_rows = batch_size * num_generations
     rows = jax.tree.map(lambda x: x.reshape(num_rows, 1, response_len), target)
-    blocks = blocks_of(is_long_BxG.ravel(), gradient_rows(num_rows, response_len))
+    size = model.gradient_rows or gradient_rows(num_rows, response_len)
+    blocks = blocks_of(is_long_BxG.ravel(), min(size, num_rows))
 
     def add_block(i: Array, total: tuple) -> tuple:
         value, (grads, start_grads) = total

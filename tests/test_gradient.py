@@ -49,12 +49,13 @@ def plain_gradient(loss, model, params, prompt, target):
     return grads, value, metrics
 
 
-@pytest.mark.parametrize("kind", ["transformer", "linear"])
+@pytest.mark.parametrize("kind", ["transformer", "few at once", "linear"])
 def test_equals_the_plain_path(kind):
     """Loss, gradient and metrics, with blocks that the long responses do not fill."""
     task = ParityConfig(4).make()
     model, cases = {
         "transformer": (tiny_gpt2(), (NONE_LONG, SOME_LONG, ALL_LONG)),
+        "few at once": (tiny_gpt2(gradient_rows=9), (SOME_LONG,)),
         "linear": (LinearConfig(), (LINEAR,)),  # it stops after bit 1 or d
     }[kind]
     model = model.make(task)
@@ -65,7 +66,7 @@ def test_equals_the_plain_path(kind):
     plain = jax.jit(partial(plain_gradient, loss, model))
     compact = partial(response_gradient, loss, model)
     compact = jax.jit(partial(compact, short_len=2, temperature=TEMPERATURE))
-    block_size = gradient_rows(BATCH * GROUP, LENGTH)
+    block_size = model.gradient_rows or gradient_rows(BATCH * GROUP, LENGTH)
     for lengths in cases:
         token, mask, old, reference, advantage = responses(lengths)
         num_long = int((mask.sum(-1) > 2).sum())

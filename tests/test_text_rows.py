@@ -134,7 +134,9 @@ def test_the_task_keeps_the_contract(tmp_path):
 def test_learned_positions_are_refused_for_prompts_of_several_lengths(tmp_path):
     task = small_text(tmp_path).make()
     model = tiny_gpt2().make(task)
-    with pytest.raises(ConfigError, match=r"^model.positions='learned': must be rope"):
+    with pytest.raises(
+        ConfigError, match=r"^model.positions='learned': must be rotary"
+    ):
         jax.eval_shape(
             lambda key: model.prompt_pass(model.init(key), task.eval_prompts),
             jax.random.key(0),

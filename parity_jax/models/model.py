@@ -39,6 +39,9 @@ class Model(NamedTuple):
     decode_step: Callable[..., tuple[Array, Cache]]
     # (params, hidden, any shape x D) -> float32 logits, the same shape x V
     unembed: Callable[[Params, Array], Array]
+    # So many long responses are trained on at once, to accumulate; 0: as many as suit
+    # the platform (`blocks.gradient_rows`)
+    gradient_rows: int = 0
 
 
 class ModelConfig(Configured):

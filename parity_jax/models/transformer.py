@@ -89,6 +89,7 @@ class TransformerConfig(ModelConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; params are float32
     scan: bool = False  # blocks are stacked and compiled once, whatever the depth
     remat: bool = False  # a block's activations are computed again for its gradient
+    gradient_rows: int = 0  # long responses that are trained on at once; 0: automatic
 
     def __post_init__(self) -> None:
         require_positive(self, "depth", "width", "num_heads", "num_kv_heads")
@@ -101,6 +102,7 @@ class TransformerConfig(ModelConfig):
             ("vocab_size", "the task's"),
             ("num_positions", "the task's"),
             ("sliding_window", "off"),
+            ("gradient_rows", "automatic"),
         ):
             require_count(self, name, zero)
         divides = self.head_size > 0 or self.width % heads == 0
@@ -328,7 +330,7 @@ class Transformer(nn.Module):
         """
         x = self.embed(token_BxGxT)
         if self.cfg.positions == "learned":
-            allowed = "must be rope: prompts are not of one length"
+            allowed = "must be rotary: prompts are not of one length"
             is_even = prompt_mask_BxL is None
             require(is_even, "model.positions", self.cfg.positions, allowed)
             x = x + self.position_embed(position_T)[None, None]
@@ -434,4 +436,5 @@ def make_transformer(cfg: TransformerConfig, vocab_size: int, max_len: int) -> M
         empty_cache=empty_cache,
         decode_step=applied(module, "decode_step"),
         unembed=applied(module, "logits"),
+        gradient_rows=cfg.gradient_rows,
     )
