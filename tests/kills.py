@@ -30,7 +30,7 @@ from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import LinearConfig, ModelConfig
-from parity_jax.population import Population, PopulationConfig
+from parity_jax.population import Population, PopulationConfig, layout
 from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import from_arrays, to_arrays
 from parity_jax.runs.execute import Job, execute
@@ -125,6 +125,7 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
     on_one = jax.sharding.SingleDeviceSharding(devices[0])
     program = Population(
         labels=run.labels,
+        layout=layout(run.population, len(run.labels), lambda: 0),
         data=data,
         init=lambda params: from_arrays(arrays, template),
         metric_shapes=lambda: metrics,
