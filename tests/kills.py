@@ -30,7 +30,7 @@ from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import LinearConfig, ModelConfig
-from parity_jax.population import Population, PopulationConfig, layout
+from parity_jax.population import Population, PopulationConfig, layout, uncached
 from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import from_arrays, to_arrays
 from parity_jax.runs.execute import Job, execute
@@ -103,10 +103,11 @@ def compile_programs(experiment: Experiment, path: Path) -> None:
     prepare()
     program = make_program(resolve(experiment)["run"])
     states, metrics = program.init(None), program.no_metrics()
-    programs = {
-        "run": serialize(program.run.compiled(states, metrics, 1, program.data)),
-        "evaluate": serialize(program.evaluate.compiled(states, program.data)),
-    }
+    with uncached():  # one that came from a cache cannot be written again
+        programs = {
+            "run": serialize(program.run.compiled(states, metrics, 1, program.data)),
+            "evaluate": serialize(program.evaluate.compiled(states, program.data)),
+        }
     template = jax.eval_shape(program.init, None)
     start = (to_arrays(states), template, jax.device_get(metrics), program.data)
     path.write_bytes(pickle.dumps((*start, programs)))
