@@ -42,57 +42,45 @@ def response_gradient(
 ) -> tuple[Params, Array, Metrics]:
     """Gradient, loss and metrics of all responses; target is a `Target`."""
 
-    def part(rows: tuple[Prompt, Any]) -> tuple[Params, Array, Metrics]:
-        return _row_gradient(loss, model, params, *rows, short_len, temperature)
+    def of_rows(own: tuple[Prompt, Any]) -> tuple[Params, Array, Metrics]:
+        prompt, target = own
+        begun, pull = jax.vjp(lambda p: run_prompt(model, p, prompt), params)
+        mask_BxGxT = target.mask
+        batch_size, num_generations, response_len = mask_BxGxT.shape
+        is_long_BxG = mask_BxGxT[..., short_len:].any(-1)
+
+        def of_part(params: Params, begun: Start, target: Any) -> tuple[Array, Metrics]:
+            scores = forced_scores(model, params, begun, target.token, temperature)
+            return loss(scores, target)
+
+        gradient = jax.value_and_grad(of_part, argnums=(0, 1), has_aux=True)
+        short = target._replace(mask=mask_BxGxT & ~is_long_BxG[..., None])
+        short = jax.tree.map(lambda x: x[..., :short_len], short)
+        total = gradient(params, begun, short)
+
+        num_rows = batch_size * num_generations
+        rows = jax.tree.map(lambda x: x.reshape(num_rows, 1, response_len), target)
+        size = model.gradient_rows or gradient_rows(num_rows, response_len)
+        blocks = blocks_of(is_long_BxG.ravel(), min(size, num_rows))
+
+        def add_block(i: Array, total: tuple) -> tuple:
+            value, (grads, start_grads) = total
+            row_R = blocks.row[i]
+            is_row_Rx1x1 = (row_R < num_rows)[:, None, None]
+            prompt_R = row_R // num_generations
+            part = take_rows(rows, row_R)
+            part = part._replace(mask=part.mask & is_row_Rx1x1)
+            new, (new_grads, new_start_grads) = gradient(
+                params, take_rows(begun, prompt_R), part
+            )
+            value, grads = jax.tree.map(jnp.add, (value, grads), (new, new_grads))
+            return value, (grads, add_rows(start_grads, prompt_R, new_start_grads))
+
+        if response_len > short_len:
+            total = jax.lax.fori_loop(0, blocks.num, add_block, total)
+        (value, metrics), (grads, start_grads) = total
+        (prompt_grads,) = pull(start_grads)
+        return jax.tree.map(jnp.add, grads, prompt_grads), value, metrics
 
     num_long_B = target.mask[..., short_len:].any(-1).sum(-1)
-    return sum_of_rows(part, (prompt, target), num_long_B)
-
-
-def _row_gradient(
-    loss: TokenLoss,
-    model: Model,
-    params: Params,
-    prompt: Prompt,
-    target: Any,
-    short_len: int,
-    temperature: Array | float,
-) -> tuple[Params, Array, Metrics]:
-    """`response_gradient` of the rows of one device."""
-    begun, pull = jax.vjp(lambda p: run_prompt(model, p, prompt), params)
-    mask_BxGxT = target.mask
-    batch_size, num_generations, response_len = mask_BxGxT.shape
-    is_long_BxG = mask_BxGxT[..., short_len:].any(-1)
-
-    def of_part(params: Params, begun: Start, target: Any) -> tuple[Array, Metrics]:
-        scores = forced_scores(model, params, begun, target.token, temperature)
-        return loss(scores, target)
-
-    gradient = jax.value_and_grad(of_part, argnums=(0, 1), has_aux=True)
-    short = target._replace(mask=mask_BxGxT & ~is_long_BxG[..., None])
-    short = jax.tree.map(lambda x: x[..., :short_len], short)
-    total = gradient(params, begun, short)
-
-    num_rows = batch_size * num_generations
-    rows = jax.tree.map(lambda x: x.reshape(num_rows, 1, response_len), target)
-    size = model.gradient_rows or gradient_rows(num_rows, response_len)
-    blocks = blocks_of(is_long_BxG.ravel(), min(size, num_rows))
-
-    def add_block(i: Array, total: tuple) -> tuple:
-        value, (grads, start_grads) = total
-        row_R = blocks.row[i]
-        is_row_Rx1x1 = (row_R < num_rows)[:, None, None]
-        prompt_R = row_R // num_generations
-        part = take_rows(rows, row_R)
-        part = part._replace(mask=part.mask & is_row_Rx1x1)
-        new, (new_grads, new_start_grads) = gradient(
-            params, take_rows(begun, prompt_R), part
-        )
-        value, grads = jax.tree.map(jnp.add, (value, grads), (new, new_grads))
-        return value, (grads, add_rows(start_grads, prompt_R, new_start_grads))
-
-    if response_len > short_len:
-        total = jax.lax.fori_loop(0, blocks.num, add_block, total)
-    (value, metrics), (grads, start_grads) = total
-    (prompt_grads,) = pull(start_grads)
-    return jax.tree.map(jnp.add, grads, prompt_grads), value, metrics
+    return sum_of_rows(of_rows, (prompt, target), num_long_B)
