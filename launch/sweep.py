@@ -23,6 +23,7 @@ submitted), 75: stopped, the same command continues.
 
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -53,6 +54,7 @@ from parity_jax.runs.interrupt import StoppedError, stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.sweep import Sweep, SweepDirectory
 
+SILENCE = 10.0  # seconds between lines
 PROFILES = Path(__file__).parent / "profiles.toml"
 
 
@@ -187,10 +189,16 @@ def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
 def checked(
     home: SweepDirectory, experiments: Sequence[Built], quiet: bool
 ) -> dict[str, int]:
-    """`check`, which says what it is at."""
-    console = Console(stderr=True, quiet=quiet)
+    """`check`, which says what it is at: on a terminal, elsewhere if it takes long."""
+    console, said = Console(stderr=True, quiet=quiet), [time.monotonic()]
+
+    def say(text: str) -> None:
+        if time.monotonic() - said[0] >= SILENCE:
+            said[0] = time.monotonic()
+            console.print(text)
+
     if not console.is_terminal:
-        return check(home, experiments, console.print)
+        return check(home, experiments, say)
     with console.status("") as status:
         return check(home, experiments, status.update)
 
