@@ -311,7 +311,7 @@ def test_a_job_from_another_commit_warns(tmp_path, monkeypatch):
     workdir = tmp_path / "sweep"
     assert swept(workdir, "--engine=none")[0] == 0
     monkeypatch.setattr(launch_job, "git_commit", lambda: "abc")
-    monkeypatch.setattr(launch_job.parity_jax, "run", lambda arguments: 2)
+    monkeypatch.setattr(launch_job, "run_job", lambda home, job: 2)
     _, _, told = typed(launch_job, workdir, 0)
     assert told.startswith("warning: the sweep was planned at commit")
     assert "this is abc" in told and states(workdir) == {"walks": "failed"}
