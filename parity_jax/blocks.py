@@ -32,11 +32,27 @@ def decode_rows(num_rows: int) -> int:
     return min(num_rows, 32) if platform() == "cpu" else num_rows
 
 
+@jax.custom_batching.custom_vmap
+def largest(x: Array) -> Array:
+    """x; of members that run side by side (`jax.vmap`) the largest, the same for all.
+
+    A loop whose end is the same for all needs no choice between old and new values of
+    each member, which would read and write all that the loop carries in every turn.
+    """
+    return x
+
+
+@largest.def_vmap
+def _largest_of_members(axis_size: int, is_batched: list[bool], x: Array) -> Any:
+    return largest(x.max(0) if is_batched[0] else x), False
+
+
 class Blocks(NamedTuple):
     """Indices of the chosen rows; places without a row hold N, out of bounds."""
 
     row: Array  # num x R int
-    num: Array  # int32 scalar, blocks that hold a row
+    # int32 scalar, blocks that hold a row; the most of members that run side by side
+    num: Array
 
 
 def blocks_of(is_chosen_N: Array, size: int) -> Blocks:
@@ -47,7 +63,7 @@ def blocks_of(is_chosen_N: Array, size: int) -> Blocks:
     row_N = jnp.where(is_filled_N, order_N, num_rows)
     row_N = jnp.pad(row_N, (0, -num_rows % size), constant_values=num_rows)
     num_blocks = -(-is_chosen_N.sum(dtype=jnp.int32) // size)
-    return Blocks(row_N.reshape(-1, size), num_blocks)
+    return Blocks(row_N.reshape(-1, size), largest(num_blocks))
 
 
 def take_rows(tree: Any, row_R: Array) -> Any:

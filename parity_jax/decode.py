@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.blocks import blocks_of, decode_rows, set_rows, take_rows
+from parity_jax.blocks import blocks_of, decode_rows, largest, set_rows, take_rows
 from parity_jax.models.model import Model, run_prompt
 from parity_jax.policy import tempered, token_log_probs
 from parity_jax.responses import is_end
@@ -71,6 +71,7 @@ def _sample_rows(
     is_whole = block_size == batch_size * num_generations
     start_len = fmt.max_len if is_whole else min(fmt.short_len, fmt.max_len)
     first_BxV, context = run_prompt(model, params, prompt)
+    params, context = model.for_decoding(params, context)
     first_BxGxV = jnp.broadcast_to(first_BxV[:, None], (*shape, first_BxV.shape[-1]))
     random = key_BxG
     if first_BxV.shape[-1] <= MAX_SUMMED:
@@ -175,7 +176,7 @@ def go_on(
 
     def unfinished(carry: tuple[Array, _Rows]) -> Array:
         position, rows = carry
-        return (position < stop) & ~rows.done.all()
+        return (position < stop) & largest(~rows.done.all())
 
     def body(carry: tuple[Array, _Rows]) -> tuple[Array, _Rows]:
         position, rows = carry

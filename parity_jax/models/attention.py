@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.models.kernels import dot_general
+from parity_jax.models import kernels
 
 if TYPE_CHECKING:
     from parity_jax.models.transformer import TransformerConfig
@@ -84,7 +84,7 @@ def dense_options(cfg: "TransformerConfig", std: float) -> dict[str, Any]:
         "use_bias": cfg.bias,
         "dtype": jnp.dtype(cfg.dtype),
         "kernel_init": nn.initializers.normal(std),
-        "dot_general": dot_general(),
+        "dot_general": kernels.dot_general(),
     }
 
 
@@ -139,6 +139,33 @@ class Attention(nn.Module):
         """
         query_NxHxTxK, new = self._project(x_BxGxTxD, position_T)
         own, kept = extend(new)
+        is_one_pass = x_BxGxTxD.shape[2] > 1 and x_BxGxTxD.shape[1] == 1
+        if prompt is not None and is_one_pass:  # a prompt to each row: one sequence
+            own, prompt_mask_BxL = _behind(prompt, prompt_mask_BxL, own)
+            prompt = None
+        if prompt is None and kernels.has_fused_attention(self.cfg):
+            out_NxHxTxK = kernels.fused_attention(
+                query_NxHxTxK, *own, prompt_mask_BxL, self.cfg.sliding_window
+            )
+        else:
+            out_NxHxTxK = self._attend(
+                query_NxHxTxK, position_T, prompt, prompt_mask_BxL, own
+            )
+        shape = (*x_BxGxTxD.shape[:3], *out_NxHxTxK.shape[1::2])
+        return self.out(out_NxHxTxK.swapaxes(1, 2).reshape(shape)), kept
+
+    def _attend(
+        self,
+        query_NxHxTxK: Array,
+        position_T: Array,
+        prompt: KV | None,
+        mask_BxL: Array | None,
+        own: KV,
+    ) -> Array:
+        """What the queries see of the prompts and the own tokens, NxHxTxK.
+
+        The mask is the prompt's; without one it is that of the own tokens.
+        """
         prompt_len = 0 if prompt is None else num_positions(prompt)
         own_position_S = prompt_len + jnp.arange(num_positions(own))
 
@@ -146,7 +173,7 @@ class Attention(nn.Module):
             num_rows, kv_heads, head_size = len(own.key), *own.key.shape[1::2]
             query_NxJxQxK = query_NxHxTxK.reshape(num_rows, kv_heads, -1, head_size)
             query_NxJxQxK = query_NxJxQxK * head_size**-0.5
-            own_mask_BxL = prompt_mask_BxL if prompt is None else None
+            own_mask_BxL = mask_BxL if prompt is None else None
             scores_NxJxQxS = self._own_scores(
                 query_NxJxQxK, own.key, position_T, own_position_S, own_mask_BxL
             )
@@ -154,10 +181,10 @@ class Attention(nn.Module):
                 weights_NxJxQxS = jax.nn.softmax(scores_NxJxQxS, -1)
                 out_NxJxQxK = weights_NxJxQxS.astype(own.key.dtype) @ own.value
             else:
-                shape = (*x_BxGxTxD.shape[:2], *query_NxJxQxK.shape[1:])
+                shape = (len(prompt.key), -1, *query_NxJxQxK.shape[1:])
                 query_BxGxJxQxK = query_NxJxQxK.reshape(shape)
                 prompt_scores = self._prompt_scores(
-                    query_BxGxJxQxK, prompt.key, position_T, prompt_mask_BxL
+                    query_BxGxJxQxK, prompt.key, position_T, mask_BxL
                 )
                 out_NxJxQxK = _mixed(
                     prompt_scores, scores_NxJxQxS, prompt.value, own.value
@@ -166,14 +193,9 @@ class Attention(nn.Module):
 
         num_scores = query_NxHxTxK.size // query_NxHxTxK.shape[-1]
         num_scores *= prompt_len + len(own_position_S)
-        out_NxHxTxK = in_pieces_of_queries(
+        return in_pieces_of_queries(
             attend, query_NxHxTxK, position_T, -(-num_scores // MAX_SCORES)
         )
-        out_NxTxHxK = out_NxHxTxK.swapaxes(1, 2)
-        out_BxGxTxHxK = out_NxTxHxK.reshape(
-            *x_BxGxTxD.shape[:3], *out_NxTxHxK.shape[2:]
-        )
-        return self.out(out_BxGxTxHxK), kept
 
     def _project(self, x_BxGxTxD: Array, position_T: Array) -> tuple[Array, KV]:
         """Queries NxHxTxK and the new keys and values, rotated where positions are."""
@@ -206,8 +228,8 @@ class Attention(nn.Module):
         mask_NxS: Array | None,
     ) -> Array:
         """Scores of own positions, NxJxQxS float32; -inf where they are not visible."""
-        scores_NxJxSxQ = jnp.einsum("njsk,njqk->njsq", key_NxJxSxK, query_NxJxQxK)
-        scores_NxJxQxS = scores_NxJxSxQ.swapaxes(2, 3).astype(jnp.float32)
+        scores_NxJxQxS = kernels.scores(query_NxJxQxK, key_NxJxSxK)
+        scores_NxJxQxS = scores_NxJxQxS.astype(jnp.float32)
         visible_1x1xQxS = self._visible(position_T, own_position_S)
         if mask_NxS is not None:  # a padded position sees itself: no row is empty
             is_self_QxS = self._by_query(position_T[:, None] == own_position_S[None])
@@ -245,6 +267,15 @@ class Attention(nn.Module):
         """The same for the queries of all heads that share keys, 1x1xQxS."""
         num_groups = self.cfg.num_heads // self.cfg.num_kv_heads
         return jnp.tile(of_position_TxS, (num_groups, 1))[None, None]
+
+
+def _behind(prompt: KV, mask_NxL: Array | None, own: KV) -> tuple[KV, Array | None]:
+    """Prompts with their responses behind them, row by row, and the mask of both."""
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, 2), prompt, own)
+    if mask_NxL is None:
+        return both, None
+    pad = ((0, 0), (0, num_positions(own)))
+    return both, jnp.pad(mask_NxL, pad, constant_values=1.0)
 
 
 def in_pieces_of_queries(

@@ -1,17 +1,23 @@
-"""Products of dense layers, laid as a CPU runs them fast; elsewhere the library's own.
+"""Products and attention as each kind of device runs them fast.
 
-Left to itself the gradient of a kernel transposes the rows first, or is tall: half the
-rate of the other products in measurements. The rule that mends it is a custom vjp, so
-forward-mode derivatives (`jax.jvp`) need another backend.
+On a CPU the gradient of a dense kernel, left to itself, transposes the rows first, or
+is tall: half the rate of the other products in measurements. The rule that mends it is
+a custom vjp, so forward-mode derivatives (`jax.jvp`) need another backend. On a GPU in
+bfloat16 the attention of whole sequences is cuDNN's.
 """
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 from parity_jax.platform import platform
+
+if TYPE_CHECKING:
+    from parity_jax.models.transformer import TransformerConfig
 
 
 def dot_general() -> Any:
@@ -55,3 +61,80 @@ def dot_rows(
     rows = x.reshape(-1, prod(x.shape[-num:]))
     out = row_product(rows, kernel.reshape(rows.shape[1], -1))
     return out.reshape(*x.shape[:-num], *kernel.shape[num:])
+
+
+def scores(query_NxJxQxK: Array, key_NxJxSxK: Array) -> Array:
+    """Products of all queries with all keys, NxJxQxS."""
+    if platform() == "cpu":
+        of_keys = jnp.einsum("njsk,njqk->njsq", key_NxJxSxK, query_NxJxQxK)
+        return of_keys.swapaxes(2, 3)
+    return jnp.einsum("njqk,njsk->njqs", query_NxJxQxK, key_NxJxSxK)
+
+
+def has_fused_attention(cfg: "TransformerConfig") -> bool:
+    """Whether cuDNN takes such heads, on a GPU that is here and holds the member whole.
+
+    Programs for GPUs that are not there (`runs.targets`) are made without it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    is_whole = mesh.empty or AxisType.Auto not in mesh.axis_types or mesh.size == 1
+    has_gpu = platform() == "gpu" and jax.default_backend() == "gpu"
+    fits = cfg.dtype == "bfloat16" and cfg.head_size % 8 == 0 and cfg.head_size <= 128
+    return has_gpu and fits and is_whole
+
+
+def fused_attention(
+    query_NxHxTxK: Array,
+    key_NxJxSxK: Array,
+    value_NxJxSxK: Array,
+    mask_NxS: Array | None,
+    sliding_window: int,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Array:
+    """Causal attention of the last T of S positions, NxHxTxK; no score is stored.
+
+    Pads, which are in front, are moved behind the tokens: there causality hides them.
+    What comes out at pads is not that of `Attention._attend`; nothing reads it.
+    """
+    num_first = key_NxJxSxK.shape[2] - query_NxHxTxK.shape[2]
+    pad = ((0, 0), (0, 0), (num_first, 0), (0, 0))
+    parts = jnp.pad(query_NxHxTxK, pad), key_NxJxSxK, value_NxJxSxK
+    query_NxSxHxK, key, value = (x.swapaxes(1, 2) for x in parts)
+    if mask_NxS is not None:
+        num_pads_N = (mask_NxS == 0).sum(1)
+        query_NxSxHxK, key, value = (
+            rolled(x, num_pads_N) for x in (query_NxSxHxK, key, value)
+        )
+    out_NxSxHxK = jax.nn.dot_product_attention(
+        query_NxSxHxK,
+        key,
+        value,
+        is_causal=True,
+        local_window_size=(sliding_window - 1, 0) if sliding_window else None,
+        implementation=implementation,
+    )
+    if mask_NxS is not None:
+        out_NxSxHxK = rolled(out_NxSxHxK, -num_pads_N)
+    return out_NxSxHxK[:, num_first:].swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def rolled(x_NxSxHxK: Array, shift_N: Array) -> Array:
+    """Position s of row n is what was at s + shift_N[n], modulo S.
+
+    Its gradient is rolled back; that of a gather would be a sum of scattered parts.
+    """
+    num_positions = x_NxSxHxK.shape[1]
+    source_NxS = (jnp.arange(num_positions)[None] + shift_N[:, None]) % num_positions
+    return jnp.take_along_axis(x_NxSxHxK, source_NxS[..., None, None], 1)
+
+
+def _rolled_fwd(x_NxSxHxK: Array, shift_N: Array) -> tuple[Array, Array]:
+    return rolled(x_NxSxHxK, shift_N), shift_N
+
+
+def _rolled_bwd(shift_N: Array, grad_NxSxHxK: Array) -> tuple[Array, None]:
+    return rolled(grad_NxSxHxK, -shift_N), None
+
+
+rolled.defvjp(_rolled_fwd, _rolled_bwd)

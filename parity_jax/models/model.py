@@ -21,6 +21,10 @@ Context = Any  # what the responses need of their prompts; floats, B in front
 Cache = Any  # what responses need of their earlier tokens; N = B G rows in front
 
 
+def _as_they_are(params: Params, context: Context) -> tuple[Params, Context]:
+    return params, context
+
+
 class Model(NamedTuple):
     """Pure functions of parameters; a prompt is run once for all of its responses.
 
@@ -39,6 +43,9 @@ class Model(NamedTuple):
     decode_step: Callable[..., tuple[Array, Cache]]
     # (params, hidden, any shape x D) -> float32 logits, the same shape x V
     unembed: Callable[[Params, Array], Array]
+    # (params, context) -> the same as `empty_cache`, `decode_step` and the `unembed` of
+    # its results read them fastest, many times over
+    for_decoding: Callable[[Params, Context], tuple[Params, Context]] = _as_they_are
     # So many long responses are trained on at once, to accumulate; 0: as many as suit
     # the platform (`blocks.gradient_rows`)
     gradient_rows: int = 0

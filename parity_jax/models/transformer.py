@@ -6,6 +6,7 @@ then shared by the G responses of that prompt, in training and in decoding alike
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -28,8 +29,9 @@ from parity_jax.models.attention import (
     residual_std,
 )
 from parity_jax.models.model import MAX_DEPTH, Model, ModelConfig, applied
+from parity_jax.platform import platform
 from parity_jax.tasks.task import Task, TaskConfig
-from parity_jax.types import Key, Params, Prompt
+from parity_jax.types import Key, Params, Prompt, path_text
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,9 @@ class Transformer(nn.Module):
             self.position_embed = nn.Embed(
                 self.max_len, cfg.width, dtype=dtype, embedding_init=init
             )
-        if cfg.scan:
+        if cfg.scan and self.has_variable("params", "blocks"):
+            self.blocks = self.get_variable("params", "blocks")
+        elif cfg.scan:
             self.blocks = self.param("blocks", partial(stacked_blocks, cfg))
         else:
             self.blocks = [Block(cfg) for _ in range(cfg.depth)]
@@ -334,17 +338,24 @@ class Transformer(nn.Module):
             is_even = prompt_mask_BxL is None
             require(is_even, "model.positions", self.cfg.positions, allowed)
             x = x + self.position_embed(position_T)[None, None]
-        if self.cfg.scan:
+        if self.cfg.scan and not isinstance(self.blocks, tuple):
             return self._scanned(x, position_T, prompt, prompt_mask_BxL, cache, index)
         none = [None] * self.cfg.depth
         layers = []
         for block, prompt_n, cache_n in zip(
-            self.blocks, prompt or none, cache or none, strict=True
+            self._each_block(), prompt or none, cache or none, strict=True
         ):
             extend = keep_all if cache_n is None else partial(_appended, cache_n, index)
             x, own = block(x, position_T, prompt_n, prompt_mask_BxL, extend)
             layers.append(own)
         return x, tuple(layers)
+
+    def _each_block(self) -> Sequence[Callable[..., Any]]:
+        """The blocks, also those of a scanned model that were taken apart."""
+        if not self.cfg.scan:
+            return self.blocks
+        block = Block(self.cfg, parent=None)
+        return [partial(block.apply, {"params": params}) for params in self.blocks]
 
     def _scanned(
         self,
@@ -414,6 +425,34 @@ def _exchanged(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
+def for_decoding(
+    cfg: TransformerConfig, params: Params, context: Context
+) -> tuple[Params, Context]:
+    """Weights in the dtype of compute, which they have in every product anyway; on a
+    GPU blocks that are stacked come one by one, where a loop copies each block's cache.
+    """
+    dtype = jnp.dtype(cfg.dtype)
+
+    def cast(path: Any, x: Array) -> Array:
+        return x if "norm" in path_text(path) else x.astype(dtype)
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if not cfg.scan or platform() != "gpu":
+        return params, context
+    blocks = _one_by_one(params["blocks"], 0, cfg.depth)
+    layers = _one_by_one(context.layers, 1, cfg.depth)
+    return {**params, "blocks": blocks}, context._replace(layers=layers)
+
+
+def _one_by_one(stacked: Any, axis: int, depth: int) -> tuple[Any, ...]:
+    """What is stacked along an axis of every leaf, apart."""
+
+    def layer(n: int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.index_in_dim(x, n, axis, False), stacked)
+
+    return tuple(map(layer, range(depth)))
+
+
 def make_transformer(cfg: TransformerConfig, vocab_size: int, max_len: int) -> Model:
     """The transformer as pure functions; sequences have at most max_len tokens."""
     module = Transformer(cfg, vocab_size, max_len)
@@ -436,5 +475,6 @@ def make_transformer(cfg: TransformerConfig, vocab_size: int, max_len: int) -> M
         empty_cache=empty_cache,
         decode_step=applied(module, "decode_step"),
         unembed=applied(module, "logits"),
+        for_decoding=partial(for_decoding, cfg),
         gradient_rows=cfg.gradient_rows,
     )
