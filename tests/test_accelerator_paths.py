@@ -156,13 +156,8 @@ def test_loops_of_members_side_by_side_choose_nothing(work):
     params = jax.vmap(own.init)(keys)
     with made_for("gpu"):
         traced = jax.make_jaxpr(members)(params, keys)
-    loops = [eqn for eqn in equations(traced.jaxpr) if eqn.primitive.name == "while"]
+    loops = [e for e in equations(traced.jaxpr) if str(e.primitive) == "while"]
     assert loops
     for loop in loops:
-        body = loop.params["body_jaxpr"].jaxpr
-        carried = {v.aval.shape for v in body.outvars if v.aval.size > 500}
-        chosen = {
-            e.outvars[0].aval.shape for e in body.eqns if str(e.primitive) == "select_n"
-        }
-        assert carried
-        assert not carried & chosen
+        (goes_on,) = loop.params["cond_jaxpr"].jaxpr.outvars
+        assert goes_on.aval.shape == ()  # one for each member would need the selects

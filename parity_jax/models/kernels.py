@@ -93,13 +93,19 @@ def fused_attention(
 ) -> Array:
     """Causal attention of the last T of S positions, NxHxTxK; no score is stored.
 
-    Pads, which are in front, are moved behind the tokens: there causality hides them.
-    What comes out at pads is not that of `Attention._attend`; nothing reads it.
+    Pads, which are in front, are moved behind the tokens: there causality hides them,
+    as it does one place more where S is odd (cuDNN's gradients need it even). What
+    comes out at pads is not that of `Attention._attend`; nothing reads it.
     """
-    num_first = key_NxJxSxK.shape[2] - query_NxHxTxK.shape[2]
-    pad = ((0, 0), (0, 0), (num_first, 0), (0, 0))
-    parts = jnp.pad(query_NxHxTxK, pad), key_NxJxSxK, value_NxJxSxK
-    query_NxSxHxK, key, value = (x.swapaxes(1, 2) for x in parts)
+    num, num_positions = query_NxHxTxK.shape[2], key_NxJxSxK.shape[2]
+    num_first = num_positions - num
+
+    def in_place(x: Array, num_in_front: int) -> Array:
+        pad = ((0, 0), (0, 0), (num_in_front, num_positions % 2), (0, 0))
+        return jnp.pad(x, pad).swapaxes(1, 2)
+
+    query_NxSxHxK = in_place(query_NxHxTxK, num_first)
+    key, value = in_place(key_NxJxSxK, 0), in_place(value_NxJxSxK, 0)
     if mask_NxS is not None:
         num_pads_N = (mask_NxS == 0).sum(1)
         query_NxSxHxK, key, value = (
@@ -115,7 +121,7 @@ def fused_attention(
     )
     if mask_NxS is not None:
         out_NxSxHxK = rolled(out_NxSxHxK, -num_pads_N)
-    return out_NxSxHxK[:, num_first:].swapaxes(1, 2)
+    return out_NxSxHxK[:, num_first:num_positions].swapaxes(1, 2)
 
 
 @jax.custom_vjp
