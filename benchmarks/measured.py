@@ -5,7 +5,8 @@ python -m benchmarks.measured [--only=NAME,..]
 Every step runs in a process of its own, from random weights. Writes
 results/measured.json and results/measured.md: bytes that the compiler's memory analysis
 gives beside the most that was allocated, seconds of compilation and of a step (median
-of windows). Responses of GRPO are those of an untrained model.
+of windows), and the kernels that a step launched (from a trace of one). Responses of
+GRPO are those of an untrained model.
 """
 
 import json
@@ -13,7 +14,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,8 @@ NUM_WINDOWS, WINDOW_SECONDS, ROW_SECONDS = 5, 1.0, 40.0
 
 
 def steps() -> dict[str, Step]:
-    """Those that one accelerator may hold, small ones first."""
-    return population_steps() | smollm2_steps() | llama_steps()
+    """Those that one accelerator may hold."""
+    return smollm2_steps() | llama_steps() | population_steps()
 
 
 def measured(step: Step) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def measured(step: Step) -> dict[str, Any]:
     num_steps = max(1, int(WINDOW_SECONDS / first))
     num_windows = max(1, min(NUM_WINDOWS, int(ROW_SECONDS / (num_steps * first))))
     each = [window(num_steps) for _ in range(num_windows)]
+    kernels = num_kernels(lambda: window(1))
     stats, needed = device.memory_stats() or {}, memory_needed(compiled)
     return {
         "members": len(program.labels),
@@ -67,6 +71,7 @@ def measured(step: Step) -> dict[str, Any]:
         **seconds,
         "step_seconds": statistics.median(each),
         "step_seconds_all": each,
+        "kernels": kernels,
         "loss": float(metrics["loss"].total.sum() / metrics["loss"].count.sum()),
         "device": device.device_kind,
         "config": {"task": to_dict(step.task), "model": to_dict(step.model)}
@@ -74,6 +79,23 @@ def measured(step: Step) -> dict[str, Any]:
         "jax": jax.__version__,
         "commit": git_commit(),
     }
+
+
+def num_kernels(step: Callable[[], Any]) -> int:
+    """Kernels and copies that a GPU ran in a step, counted in a trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            step()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        return sum(
+            1
+            for plane in planes
+            if plane.name.startswith("/device:GPU")
+            for line in plane.lines
+            if line.name.startswith("Stream")
+            for _ in line.events
+        )
 
 
 def main(only: list[str]) -> None:
@@ -112,12 +134,12 @@ def table(found: dict[str, Any], forecasts: dict[str, Any]) -> str:
         "what the compiler says on the device. Peak: the most that was allocated.",
         "Answers of GRPO are those of an untrained model.",
         "",
-        "| step | forecast | needed | peak | compiled | step | sequences/s |",
-        "|---|---|---|---|---|---|---|",
+        "| step | forecast | needed | peak | compiled | step | kernels | sequences/s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         if "error" in row:
-            lines.append(f"| {name} | | | | | | {row['error']} |")
+            lines.append(f"| {name} | | | | | | | {row['error']} |")
             continue
         seconds = row["step_seconds"]
         rate = row["members"] * row["sequences"] / seconds
@@ -126,7 +148,7 @@ def table(found: dict[str, Any], forecasts: dict[str, Any]) -> str:
         cells = " | ".join(f"{n / GIB:.2f} GiB" if n else "" for n in told)
         lines.append(
             f"| {name} | {cells} | {row['compile_seconds']:.0f} s "
-            f"| {seconds * 1e3:.1f} ms | {rate:,.0f} |"
+            f"| {seconds * 1e3:.1f} ms | {row['kernels']:,} | {rate:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 

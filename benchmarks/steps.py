@@ -191,8 +191,11 @@ def population_steps() -> dict[str, Step]:
     for run, name in (("pretrain", "next-token"), ("grpo", "GRPO")):
         for num in (24, 256):
             seeds = ",".join(map(str, range(num)))
-            steps[f"headline {name}, {num} members"] = experiment_step(
-                "headline", run, "scale=paper", f"axes.seed={seeds}"
+            members = ("headline", run, "scale=paper", f"axes.seed={seeds}")
+            name_of_all = f"headline {name}, {num} members"
+            steps[name_of_all] = experiment_step(*members)
+            steps[f"{name_of_all}, bfloat16"] = experiment_step(
+                *members, "model.dtype=bfloat16"
             )
     few = ("scale=paper", "task.num_digits=7", "axes.p_cot=0.25", "axes.seed=0")
     steps |= {

@@ -161,3 +161,22 @@ def test_loops_of_members_side_by_side_choose_nothing(work):
     for loop in loops:
         (goes_on,) = loop.params["cond_jaxpr"].jaxpr.outvars
         assert goes_on.aval.shape == ()  # one for each member would need the selects
+
+
+def test_the_gradient_of_a_lookup_is_a_product():
+    """As that of the table's rows, whose parts are scattered."""
+    rng = np.random.default_rng(0)
+    table = jnp.array(rng.normal(size=(5, 8)), jnp.float32)
+    token = jnp.array(rng.integers(0, 5, (3, 7)))
+    weight = jnp.array(rng.normal(size=(3, 7, 8)), jnp.float32)
+
+    def weighted(table):
+        return (kernels.lookup(table, token) * weight).sum()
+
+    expected = jax.value_and_grad(weighted)(table)
+    with made_for("gpu"):
+        found = jax.value_and_grad(weighted)(table)
+        traced = str(jax.make_jaxpr(jax.grad(weighted))(table))
+    assert "scatter" not in traced
+    assert found[0] == expected[0]
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import Configured
+from parity_jax.platform import platform
 from parity_jax.policy import TokenScores, in_pieces, tempered, token_scores
 from parity_jax.tasks.task import Task, TaskConfig
 from parity_jax.types import Key, Params, Prompt
 
-# So many logits of a loss are held at once; where there are more they come in pieces.
-MAX_LOGITS = 2**24
+# So many logits of a loss are held at once on a CPU; where there are more they come in
+# pieces. An accelerator takes more: each adds a whole gradient of the unembedding.
+MAX_LOGITS, MAX_LOGITS_ACCELERATOR = 2**24, 2**27
 MAX_DEPTH = 1000  # blocks of one model: the compiler sees each that is not scanned
 
 Context = Any  # what the responses need of their prompts; floats, B in front
@@ -106,17 +108,20 @@ def forced_scores(
     Where it would be large, no array of all tokens times the vocabulary exists.
     """
     num_logits = token_BxGxT.size * start.first_BxV.shape[-1]
-    if num_logits <= MAX_LOGITS:
+    max_logits = MAX_LOGITS if platform() == "cpu" else MAX_LOGITS_ACCELERATOR
+    if num_logits <= max_logits:
         logits = forced_logits(model, params, start, token_BxGxT)
         return token_scores(tempered(logits, temperature), token_BxGxT)
     first_BxG = first_scores(start.first_BxV, token_BxGxT[..., 0], temperature)
-    rest_BxGxTxD = model.response_pass(params, token_BxGxT[..., :-1], start.context)
+    # with the last token, which nothing reads: shapes stay those that hardware divides
+    all_BxGxTxD = model.response_pass(params, token_BxGxT, start.context)
+    rest_BxGxTxD = all_BxGxTxD[..., :-1, :]
 
     def score(hidden_RxD: Array, token_R: Array) -> TokenScores:
         logits_RxV = model.unembed(params, hidden_RxD)
         return token_scores(tempered(logits_RxV, temperature), token_R)
 
-    rest = in_pieces(score, rest_BxGxTxD, token_BxGxT[..., 1:], num_logits, MAX_LOGITS)
+    rest = in_pieces(score, rest_BxGxTxD, token_BxGxT[..., 1:], num_logits, max_logits)
     return jax.tree.map(
         lambda one, many: jnp.concatenate([one[..., None], many], -1), first_BxG, rest
     )

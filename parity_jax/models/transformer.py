@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import require, require_count, require_finite, require_positive
+from parity_jax.models import kernels
 from parity_jax.models.attention import (
     KV,
     Attention,
@@ -332,7 +333,9 @@ class Transformer(nn.Module):
 
         prompt and cache are `Layers` or None.
         """
-        x = self.embed(token_BxGxT)
+        # looked up before it is rounded: its gradient is a sum in float32
+        x = kernels.lookup(self.embed.embedding, token_BxGxT)
+        x = x.astype(jnp.dtype(self.cfg.dtype))
         if self.cfg.positions == "learned":
             allowed = "must be rotary: prompts are not of one length"
             is_even = prompt_mask_BxL is None
