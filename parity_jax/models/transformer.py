@@ -265,7 +265,7 @@ class Transformer(nn.Module):
                 self.max_len, cfg.width, dtype=dtype, embedding_init=init
             )
         if cfg.scan and self.has_variable("params", "blocks"):
-            self.blocks = self.get_variable("params", "blocks")
+            self.blocks: Any = self.get_variable("params", "blocks")
         elif cfg.scan:
             self.blocks = self.param("blocks", partial(stacked_blocks, cfg))
         else:
