@@ -125,30 +125,34 @@ def main(only: list[str]) -> None:
 
 def table(found: dict[str, Any], forecasts: dict[str, Any]) -> str:
     """The rows as Markdown, beside what was forecast without a device."""
-    devices = sorted({row["device"] for row in found.values() if "device" in row})
     lines = [
         "# Steps on an accelerator",
         "",
-        f"`python -m benchmarks.measured` on one {', '.join(devices)}.",
-        "Forecast: compiled for an H100 that was not there (`make targets`). Needed:",
-        "what the compiler says on the device. Peak: the most that was allocated.",
+        "`python -m benchmarks.measured`, each row on one device. Forecast: compiled",
+        "without a device for one H100 (`make targets`). Needed: what the compiler says",
+        "on the device. Peak: the most that was allocated. Kernels: launched in a step.",
+        "At least: the bound of `make targets` for an H100.",
         "Answers of GRPO are those of an untrained model.",
         "",
-        "| step | forecast | needed | peak | compiled | step | kernels | sequences/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| step | device | forecast | needed | peak | compiled | at least | step "
+        "| kernels | sequences/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         if "error" in row:
-            lines.append(f"| {name} | | | | | | | {row['error']} |")
+            lines.append(f"| {name} | | | | | | | | | {row['error']} |")
             continue
         seconds = row["step_seconds"]
         rate = row["members"] * row["sequences"] / seconds
-        forecast = forecasts.get(f"{name} on h100x1", {}).get("device_bytes")
-        told = (forecast, row["device_bytes"], row["peak_bytes"])
+        forecast = forecasts.get(f"{name} on h100x1", {})
+        bound = forecast.get("roofline_seconds")
+        told = (forecast.get("device_bytes"), row["device_bytes"], row["peak_bytes"])
         cells = " | ".join(f"{n / GIB:.2f} GiB" if n else "" for n in told)
+        kernels = f"{row['kernels']:,}" if "kernels" in row else ""
         lines.append(
-            f"| {name} | {cells} | {row['compile_seconds']:.0f} s "
-            f"| {seconds * 1e3:.1f} ms | {row['kernels']:,} | {rate:,.0f} |"
+            f"| {name} | {row['device']} | {cells} | {row['compile_seconds']:.0f} s "
+            f"| {f'{bound * 1e3:.1f} ms' if bound else ''} "
+            f"| {seconds * 1e3:.1f} ms | {kernels} | {rate:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 

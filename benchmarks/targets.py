@@ -96,22 +96,28 @@ def table(found: dict[str, Any]) -> str:
         "sequences or of 64 prompts x 8 responses. The others are paper-scale runs of",
         "the experiments, all members in one program. Bytes are a device's, from the",
         "compiler's memory analysis. 8B on v5e-16 is trained on 8 responses at once",
-        "(`model.gradient_rows`). Nothing was run here; [what was](measured.md).",
+        "(`model.gradient_rows`). At least: the products of a step, all responses long,",
+        "at the device's published peaks of computing and of memory, whichever is longer:",
+        "a bound. Nothing was run here; [what was](measured.md).",
         "",
-        "| step | mesh | arguments | temporaries | needed | memory | fits | compiled |",
-        "|---|---|---|---|---|---|---|---|",
+        "| step | mesh | arguments | temporaries | needed | memory | fits | TFLOP "
+        "| at least | compiled |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         mesh = row["config"]["mesh"]
         shape = f"{mesh['fsdp']} x {mesh['tensor']}"
         if "error" in row:
-            lines.append(f"| {name} | {shape} | | | | | no: {row['error']} | |")
+            lines.append(f"| {name} | {shape} | | | | | no: {row['error']} | | | |")
             continue
         parts = ("argument", "temporary", "device", "memory")
         sizes = [row[f"{part}_bytes"] for part in parts]
         cells = " | ".join(f"{size / GIB:.1f} GiB" for size in sizes)
         fits, seconds = "yes" if row["fits"] else "no", row["compile_seconds"]
-        lines.append(f"| {name} | {shape} | {cells} | {fits} | {seconds:.0f} s |")
+        bound = f"{row['product_flops'] / 1e12:.3g} | {row['roofline_seconds']:.3g} s"
+        lines.append(
+            f"| {name} | {shape} | {cells} | {fits} | {bound} | {seconds:.0f} s |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ Most responses of a batch are short. Whatever their number, the longer ones fill
 number of equal blocks that is known only when the program runs; only those are run.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,13 @@ def largest(x: Array) -> Array:
 @largest.def_vmap
 def _largest_of_members(axis_size: int, is_batched: list[bool], x: Array) -> Any:
     return largest(x.max(0) if is_batched[0] else x), False
+
+
+def at_most(num_turns: int) -> AbstractContextManager[Any]:
+    """Around a loop that ends by what was drawn: so many turns, for those who count a
+    program's work (`runs.roofline`).
+    """
+    return jax.named_scope(f"at_most_{num_turns}")
 
 
 class Blocks(NamedTuple):

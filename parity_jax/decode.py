@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.blocks import blocks_of, decode_rows, largest, set_rows, take_rows
+from parity_jax.blocks import (
+    at_most,
+    blocks_of,
+    decode_rows,
+    largest,
+    set_rows,
+    take_rows,
+)
 from parity_jax.models.model import Model, run_prompt
 from parity_jax.policy import tempered, token_log_probs
 from parity_jax.responses import is_end
@@ -188,7 +195,8 @@ def go_on(
         rows = rows._replace(cache=cache)
         return position + 1, draw(rows, position, logits_BxGxV, fmt)
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(start), rows))[1]
+    with at_most(stop - start):
+        return jax.lax.while_loop(unfinished, body, (jnp.int32(start), rows))[1]
 
 
 def finish(
@@ -226,6 +234,7 @@ def finish(
 
     whole = empty_response((num_rows, 1), fmt.max_len, fmt)
     response = jax.tree.map(start_of, whole, flat.response)
-    response = jax.lax.fori_loop(0, blocks.num, run_block, response)
+    with at_most(len(blocks.row)):
+        response = jax.lax.fori_loop(0, blocks.num, run_block, response)
     shape = (batch_size, num_generations, fmt.max_len)
     return jax.tree.map(lambda x: x.reshape(shape), response)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.blocks import add_rows, blocks_of, gradient_rows, take_rows
+from parity_jax.blocks import add_rows, at_most, blocks_of, gradient_rows, take_rows
 from parity_jax.metrics import Metrics
 from parity_jax.models.model import Model, Start, forced_scores, run_prompt
 from parity_jax.policy import TokenScores
@@ -77,7 +77,8 @@ def response_gradient(
             return value, (grads, add_rows(start_grads, prompt_R, new_start_grads))
 
         if response_len > short_len:
-            total = jax.lax.fori_loop(0, blocks.num, add_block, total)
+            with at_most(len(blocks.row)):
+                total = jax.lax.fori_loop(0, blocks.num, add_block, total)
         (value, metrics), (grads, start_grads) = total
         (prompt_grads,) = pull(start_grads)
         return jax.tree.map(jnp.add, grads, prompt_grads), value, metrics

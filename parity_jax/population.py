@@ -132,7 +132,7 @@ class Program:
 
         MemoryError if one of its arrays alone is larger than a device.
         """
-        traced = self._jitted.trace(*args)
+        traced = self.trace(*args)
         require_memory(largest_array(traced.jaxpr.jaxpr), self._devices)
         return traced.out_info
 
@@ -141,15 +141,15 @@ class Program:
         needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
         require_memory(needed // len(self._devices), self._devices)
 
-    def lower(self, *args: Any) -> Any:
-        """The program before it is compiled."""
-        return self._jitted.lower(*args)
+    def trace(self, *args: Any) -> Any:
+        """The program before it is lowered and compiled."""
+        return self._jitted.trace(*args)
 
     def compiled(self, *args: Any) -> Any:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
             with nullcontext() if self._is_cached else uncached():
-                compiled = self.lower(*args).compile()
+                compiled = self.trace(*args).lower().compile()
             require_memory(memory_needed(compiled), self._devices)
             self._compiled = compiled
         return self._compiled

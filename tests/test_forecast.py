@@ -25,7 +25,8 @@ def test_says_what_each_run_costs(tmp_path, monkeypatch):
 def test_says_what_a_device_that_is_not_here_would_hold(tmp_path, monkeypatch):
     """With this machine's devices in place of the described ones."""
     monkeypatch.chdir(tmp_path)
-    here = targets.Target("cpu", "", memory=2**20)
+    peak = ((("float32", 1e9),), 1e9)
+    here = targets.Target("cpu", "", 2**20, *peak)
     monkeypatch.setitem(targets.TARGETS, "here", here)
     monkeypatch.setattr(targets.Target, "devices", lambda _: jax.devices()[:1])
     experiment, lines = walks(first=walk(), child=walk("first")), []
@@ -33,7 +34,7 @@ def test_says_what_a_device_that_is_not_here_would_hold(tmp_path, monkeypatch):
     (line,) = lines
     assert line.startswith("first: 2 members on 1 of 1 devices of here: fits, ")
     assert " of 1.0 MiB on a device (" in line and line.endswith(" s, not run")
-    monkeypatch.setitem(targets.TARGETS, "here", targets.Target("cpu", "", memory=1))
+    monkeypatch.setitem(targets.TARGETS, "here", targets.Target("cpu", "", 1, *peak))
     forecast_for(experiment, ["first"], "here", lines.append)
     assert " of here: does not fit, " in lines[1] and "about 0 members" in lines[1]
     assert not list(tmp_path.iterdir())

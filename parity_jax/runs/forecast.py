@@ -90,6 +90,8 @@ def forecast_for(
             f"({mib(row['argument_bytes'])} of arguments, "
             f"{mib(row['temporary_bytes'])} of temporaries, "
             f"{mib(row['code_bytes'])} of code); about {most} members would fit; "
+            f"a step takes no less than {row['roofline_seconds'] * 1e3:.3g} ms (its "
+            f"products at the peak of {name}); "
             f"compiled in {row['compile_seconds']:.0f} s, not run"
         )
 

@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from parity_jax.config import ConfigError, require
 from parity_jax.platform import made_for
 from parity_jax.population import Population, memory_needed
+from parity_jax.runs.roofline import products, roofline_seconds
 
 GIB = 2**30
 
@@ -40,6 +41,10 @@ class Target:
     platform: str  # of JAX: gpu or tpu
     topology: str  # its name for XLA
     memory: int  # bytes of a device
+    # Published peaks of a device: products a second by what they multiply, dense, and
+    # bytes of its memory a second
+    flops: tuple[tuple[str, float], ...]
+    bandwidth: float
     options: tuple[tuple[str, Any], ...] = ()  # of the compiler
 
     def devices(self) -> list[Any]:
@@ -53,12 +58,16 @@ class Target:
 
 # Without a device Triton's products are not tuned, and some shapes find no tiles.
 NO_TRITON = (("xla_gpu_enable_triton_gemm", False),)
+# An H100 SXM multiplies float32 as TF32; TPUs round it to bfloat16 (JAX's default).
+H100_PEAK = ((("bfloat16", 989e12), ("float32", 495e12)), 3.35e12)
+V5E_PEAK = ((("bfloat16", 197e12), ("float32", 197e12)), 819e9)
+V5P_PEAK = ((("bfloat16", 459e12), ("float32", 459e12)), 2765e9)
 TARGETS = {
-    "h100x1": Target("gpu", "1x1x1", 80 * 10**9, NO_TRITON),
-    "h100x8": Target("gpu", "1x1x8", 80 * 10**9, NO_TRITON),
-    "v5e-4": Target("tpu", "v5e:2x2", 16 * GIB),
-    "v5e-16": Target("tpu", "v5e:4x4", 16 * GIB),
-    "v5p-8": Target("tpu", "v5p:2x2x2", 95 * GIB),
+    "h100x1": Target("gpu", "1x1x1", 80 * 10**9, *H100_PEAK, NO_TRITON),
+    "h100x8": Target("gpu", "1x1x8", 80 * 10**9, *H100_PEAK, NO_TRITON),
+    "v5e-4": Target("tpu", "v5e:2x2", 16 * GIB, *V5E_PEAK),
+    "v5e-16": Target("tpu", "v5e:4x4", 16 * GIB, *V5E_PEAK),
+    "v5p-8": Target("tpu", "v5p:2x2x2", 95 * GIB, *V5P_PEAK),
 }
 
 
@@ -88,13 +97,15 @@ def devices_of(name: str) -> list[Any]:
 
 
 def compiled_for(target: Target, program: Population) -> dict[str, Any]:
-    """Bytes of a device and seconds of compilation of a step of all members.
+    """What a step of all members needs of a device, and the seconds of compiling it.
 
     The program was made for the target's devices. Rewards that processes on the host
     judge are left out of it.
     """
     with made_for(target.platform):
         compiled, seconds = compiled_step(program, dict(target.options))
+        traced = program.run.trace(*program.arguments())
+    work = products(traced.jaxpr.jaxpr, program.layout.mesh.size)
     sizes, needed = compiled.memory_analysis(), memory_needed(compiled)
     params = jax.tree.leaves(program.arguments()[0].params)
     return {
@@ -105,6 +116,11 @@ def compiled_for(target: Target, program: Population) -> dict[str, Any]:
         "device_bytes": needed,
         "memory_bytes": target.memory,
         "fits": needed < target.memory,
+        "product_flops": sum(work.flops.values()),
+        "product_bytes": work.bytes,
+        "roofline_seconds": roofline_seconds(
+            work, dict(target.flops), target.bandwidth
+        ),
         **seconds,
     }
 
@@ -114,7 +130,7 @@ def compiled_step(
 ) -> tuple[Any, dict[str, float]]:
     """A step of all members, and the seconds of tracing and of compiling it."""
     started = time.perf_counter()
-    lowered = program.run.lower(*program.arguments())
+    lowered = program.run.trace(*program.arguments()).lower()
     traced = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
     ended = time.perf_counter()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parity_jax.blocks import at_most
 from parity_jax.config import require, require_finite, require_positive
 from parity_jax.evaluate import Evaluate
 from parity_jax.gradient import response_gradient
@@ -310,7 +311,8 @@ def draw_rollout(
         return fill_groups(old, new), metrics, num_draws + 1
 
     first = (rollout, metrics, jnp.int32(1))
-    rollout, metrics, num_draws = jax.lax.while_loop(wanting, replace, first)
+    with at_most(cfg.max_resamples):
+        rollout, metrics, num_draws = jax.lax.while_loop(wanting, replace, first)
     for name in ("rollouts", "tokens"):  # of the step, whatever the number of draws
         metrics[name] = Mean(metrics[name].total, jnp.float32(1))
     trained = rollout_metrics(rollout, task)

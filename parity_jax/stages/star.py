@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from parity_jax.blocks import at_most
 from parity_jax.config import require, require_positive
 from parity_jax.evaluate import Evaluate
 from parity_jax.gradient import response_gradient
@@ -122,7 +123,8 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             new["grad_norm"] = Mean.over(grad_norm)
             return state, jax.tree.map(jnp.add, metrics, new)
 
-        return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
+        with at_most(-(-len(kept_N) // cfg.batch_size)):
+            return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
 
     def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         keys = StepKeys.of(state)
@@ -143,9 +145,10 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
             key = jax.random.fold_in(keys.update, index)
             return epoch(key, index, *carry, samples=samples)
 
-        state, metrics = jax.lax.fori_loop(
-            0, cfg.num_epochs, next_epoch, (state, metrics)
-        )
+        with at_most(cfg.num_epochs):
+            state, metrics = jax.lax.fori_loop(
+                0, cfg.num_epochs, next_epoch, (state, metrics)
+            )
         num_updates = cfg.num_epochs * -(-num_kept // cfg.batch_size)
         metrics |= rollout_metrics(rollout, task) | {
             "kept_ratio": Mean(num_kept.astype(jnp.float32), jnp.float32(num_samples)),
