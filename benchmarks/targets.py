@@ -96,9 +96,9 @@ def table(found: dict[str, Any]) -> str:
         "sequences or of 64 prompts x 8 responses. The others are paper-scale runs of",
         "the experiments, all members in one program. Bytes are a device's, from the",
         "compiler's memory analysis. 8B on v5e-16 is trained on 8 responses at once",
-        "(`model.gradient_rows`). At least: the products of a step, all responses long,",
-        "at the device's published peaks of computing and of memory, whichever is longer:",
-        "a bound. Nothing was run here; [what was](measured.md).",
+        "(`model.gradient_rows`). At least: the products of a step, all responses",
+        "long, at the device's published peaks of computing and of memory, whichever is",
+        "longer: a bound. Nothing was run here; [what was](measured.md).",
         "",
         "| step | mesh | arguments | temporaries | needed | memory | fits | TFLOP "
         "| at least | compiled |",
