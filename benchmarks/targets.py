@@ -97,8 +97,8 @@ def table(found: dict[str, Any]) -> str:
         "the experiments, all members in one program. Bytes are a device's, from the",
         "compiler's memory analysis. 8B on v5e-16 is trained on 8 responses at once",
         "(`model.gradient_rows`). At least: the products of a step, all responses",
-        "long, at the device's published peaks of computing and of memory, whichever is",
-        "longer: a bound. Nothing was run here; [what was](measured.md).",
+        "long, at the device's published peaks of computing and of memory, the longer",
+        "of both: a bound. Nothing was run here; [what was](measured.md).",
         "",
         "| step | mesh | arguments | temporaries | needed | memory | fits | TFLOP "
         "| at least | compiled |",
