@@ -56,6 +56,8 @@ from parity_jax.stages import (
 HEADLINE = Path(__file__).parents[1] / "experiments" / "headline.py"
 NUM_WINDOWS, WINDOW_SECONDS = 5, 0.7
 NUM_STEPS = 5  # of next-token prediction in a call; runs have 10 or more
+# Members of populations, and their steps in a call
+SIZES = ((2, NUM_STEPS), (4, NUM_STEPS), (8, NUM_STEPS), (64, 1), (256, 1))
 
 
 def seconds(cases: dict[str, Window], num_windows: int = NUM_WINDOWS) -> dict:
@@ -231,7 +233,7 @@ def populations(bench: Bench) -> None:
             num * 128 * num_steps,
             steps_of(population(cfg, 16, num), num_steps),
         )
-        for num, num_steps in ((2, NUM_STEPS), (4, NUM_STEPS), (8, NUM_STEPS), (64, 1))
+        for num, num_steps in SIZES
     }
     vmap = population(cfg, 16, 4, num_devices=1, vmap_width=4)
     cases["4 members by vmap"] = (4 * 128 * NUM_STEPS, steps_of(vmap, NUM_STEPS))
