@@ -114,7 +114,9 @@ def table(found: dict[str, Any]) -> str:
         sizes = [row[f"{part}_bytes"] for part in parts]
         cells = " | ".join(f"{size / GIB:.1f} GiB" for size in sizes)
         fits, seconds = "yes" if row["fits"] else "no", row["compile_seconds"]
-        bound = f"{row['product_flops'] / 1e12:.3g} | {row['roofline_seconds']:.3g} s"
+        bound = " | "
+        if "product_flops" in row:
+            bound = f"{row['product_flops'] / 1e12:.3g} | {row['roofline_seconds']:.3g} s"
         lines.append(
             f"| {name} | {shape} | {cells} | {fits} | {bound} | {seconds:.0f} s |"
         )

@@ -103,6 +103,8 @@ WRONG = [
     ("model.bias", "yes", "model.bias", "true or false"),
     ("runs.grpo", "3", "runs.grpo", "fields of its own"),
     ("runs.grop.num_steps", "3", "runs.grop", "did you mean 'grpo'"),
+    ("num_bits", "4", "num_bits", "there is task.num_bits; valid: axes"),
+    ("runs.grpo.num_prompts", "4", "runs.grpo.num_prompts", "rollout.num_prompts"),
     ("runs.grpo.hypers.p_cot", "much", "runs.grpo.hypers.p_cot", "a number"),
     ("runs.grpo.hypers.p_cot", "1e999", "runs.grpo.hypers.p_cot", "finite"),
     ("runs.grpo.hypers.p_cot", "nan", "runs.grpo.hypers.p_cot", "finite"),

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,10 +138,15 @@ def require_finite(
         require_float32(name, value)
 
 
-def unknown_name(name: str, value: Any, valid: Iterable[str]) -> ConfigError:
-    """Error for a field that does not exist, with the nearest one that does."""
+def unknown_name(
+    name: str, value: Any, valid: Iterable[str], elsewhere: Sequence[str] = ()
+) -> ConfigError:
+    """Error for a field that does not exist, with the nearest one that does, and with
+    the places of fields of this name.
+    """
     own = name.rpartition(".")[2]
-    return ConfigError(name, value, f"unknown field; {_nearest(own, valid)}")
+    there = f"there is {' and '.join(elsewhere)}; " if elsewhere else ""
+    return ConfigError(name, value, f"unknown field; {there}{_nearest(own, valid)}")
 
 
 def unknown_value(name: str, value: Any, valid: Iterable[Any]) -> ConfigError:

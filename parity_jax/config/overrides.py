@@ -69,7 +69,8 @@ def apply(config: Any, overrides: Sequence[Override]) -> Any:
     """The config with these edits; ConfigError for what cannot be read or built."""
     kind, plain = type(config), to_dict(config)
     for path, value in overrides:
-        plain = _edit(kind, plain, path.split("."), value)
+        parts = path.split(".")
+        plain = _edit(kind, plain, parts, value, _places(plain, parts[-1]))
     for path, value in overrides:
         _require_effect(plain, path, value)
     return from_dict(kind, plain)
@@ -84,8 +85,18 @@ def _require_effect(plain: dict[str, Any], path: str, value: str | None) -> None
             require(name not in axes, path, value, allowed)
 
 
-def _edit(kind: Any, node: Any, path: list[str], value: str | None) -> Any:
-    """The node with the value at the path below it."""
+def _places(node: Any, name: str, path: str = "") -> list[str]:
+    """Paths of the fields of this name."""
+    found: list[str] = []
+    for key, child in node.items() if isinstance(node, dict) else ():
+        found += [path + key] if key == name else _places(child, name, f"{path}{key}.")
+    return found
+
+
+def _edit(
+    kind: Any, node: Any, path: list[str], value: str | None, places: list[str]
+) -> Any:
+    """The node with the value at the path below it; `places` have a field so named."""
     kind, optional = _unwrapped(kind)
     if not path:
         return _read(kind, optional, value)
@@ -97,10 +108,10 @@ def _edit(kind: Any, node: Any, path: list[str], value: str | None) -> Any:
         raise ConfigError("", None, allowed)
     below = _fields(kind, node)
     if name not in below and not _is_open(kind):
-        raise unknown_name(name, value, below)
+        raise unknown_name(name, value, below, places[:3])
     child = node.get(name) if isinstance(node, dict) else None
     with under(name):
-        edited = _edit(_type_below(kind, node, name), child, rest, value)
+        edited = _edit(_type_below(kind, node, name), child, rest, value, places)
     edited_node = dict(node) | {name: edited}
     if _is_open(kind) and edited in (None, []):  # an unset axis or pin
         del edited_node[name]
