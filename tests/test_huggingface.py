@@ -20,7 +20,12 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_experiment, tiny_gpt2, tiny_mistral
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Model,
+)
 
 from parity_jax.analysis.inspection import ancestry
 from parity_jax.analysis.snapshot import open_snapshot
@@ -275,17 +280,35 @@ def test_mixtures_of_the_families_are_refused(cfg):
         ("gpt2", {"add_cross_attention": True}),
         ("llama", {"dtype": "float8"}),
         ("mistral", {"torch_dtype": "int8"}),
+        ("llama", {"model_type": ["llama"]}),
+        ("gpt2", {"num_attention_heads": 1}),  # which stands for n_head
+        ("mistral", {"sliding_window": 0}),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("llama", {"rope_parameters": False}),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}),
+        ("llama", {"partial_rotary_factor": 0.5}),
+        ("llama", {"hidden_size": -32}),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(kind, change):
     config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG, kind_of(kind))
     assert for_task(from_hf_config(config), TASK) == MODELS[kind].resolved()
-    ours = {"n_embd": "width", "n_layer": "depth", "head_dim": "head_size"}
-    ours |= {"layer_norm_epsilon": "norm_eps"}
-    ours |= {"rope_parameters": "rope_|partial_rotary"}
     name = next(iter(change))
-    with pytest.raises(ConfigError, match=ours.get(name, name)):
+    said = "rope_|partial_rotary" if name == "rope_parameters" else name
+    with pytest.raises(ConfigError, match=said):  # in the words of config.json
         from_hf_config(config | change)
+
+
+def test_keys_that_stand_for_others_are_read():
+    """As transformers reads a GPT-2 that is written in the words of other families."""
+    config = to_hf_config(MODELS["gpt2"], TASK, TASK_CONFIG, "gpt2")
+    words = {"hidden_size": "n_embd", "num_attention_heads": "n_head"}
+    words |= {"num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
+    other = {k: v for k, v in config.items() if k not in words.values()}
+    other |= {alias: config[name] for alias, name in words.items()}
+    assert from_hf_config(other) == from_hf_config(config)
+    read = GPT2Config(**other)
+    assert (read.n_head, read.n_embd) == (config["n_head"], config["n_embd"])
 
 
 @pytest.mark.parametrize(
@@ -619,6 +642,15 @@ def test_a_folder_with_two_sets_of_weights_is_refused(folder):
     cfg = MODELS["llama_scaled_tied"]
     write_weights(folder, to_state_dict(cfg, random_params(cfg)[0]), MAX_BYTES)
     with pytest.raises(FolderError, match="which one is meant"):
+        HfFolder(folder).shapes()
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    """Which of them is meant, the index does not say to everyone."""
+    first, second, *_ = sorted(folder.glob("model-*.safetensors"))
+    twice = load_file(first) | load_file(second)
+    save_file(twice, second)
+    with pytest.raises(FolderError, match=rf"is in {first.name}, as model.safetensors"):
         HfFolder(folder).shapes()
 
 

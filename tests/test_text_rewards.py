@@ -72,6 +72,7 @@ def test_what_hangs_or_dies(pool, tmp_path, monkeypatch):
     assert [v.state for v in found] == ["judged", "died", "judged"]
     for worker in pool._workers:  # killed from outside while it waits
         os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
     assert pool.judge(jobs("text_rewards:echo", "4")) == [(1.0, "judged")]
 
 

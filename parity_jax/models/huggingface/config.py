@@ -35,6 +35,7 @@ class Family(NamedTuple):
     # What the class assumes of the above where config.json does not say it; what is
     # required is assumed where nothing stands here.
     defaults: dict[str, Any]
+    aliases: dict[str, str] = {}  # another key of config.json -> the key it stands for
 
     @property
     def features(self) -> dict[str, Any]:
@@ -97,6 +98,12 @@ FAMILIES = {
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "add_cross_attention": False,
+        },
+        aliases={
+            "num_hidden_layers": "n_layer",
+            "hidden_size": "n_embd",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
         },
     ),
     "mistral": Family(
@@ -229,7 +236,8 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     """Our config of a config.json; ConfigError if our model would not be the same."""
     kind = config.get("model_type")
     allowed = f"must be one of {', '.join(FAMILIES)}"
-    require(kind in FAMILIES, "model_type", kind, allowed)
+    known = isinstance(kind, str) and kind in FAMILIES
+    require(known, "model_type", kind, allowed)
     family = FAMILIES[str(kind)]
     quantized = config.get("quantization_config")
     allowed = "must be null: quantised weights are not read"
@@ -239,13 +247,24 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
         allowed = f"must be one of {', '.join(DTYPES)}, or null"
         require(dtype is None or dtype in DTYPES, name, dtype, allowed)
     rope = rope_options(config)
+    windows = config.get("layer_types") or []
+    is_full = kind == "mistral" or set(map(str, windows)) <= {"full_attention"}
+    require(is_full, "layer_types", windows, "must be full_attention in all layers")
     found = {**family.defaults, **config}
+    for alias, name in family.aliases.items():
+        if alias in config:
+            same = config.get(name, config[alias]) == config[alias]
+            allowed = f"must be {config.get(name)}, as {name}, which it stands for"
+            require(same, alias, config[alias], allowed)
+            found[name] = config[alias]
     if "rope_theta" in rope:
         found["rope_theta"] = rope.pop("rope_theta")
     for name, value in family.required.items():
         same = is_same(found.get(name, value), value)
         require(same, name, found.get(name), f"must be {value}")
     fields = {ours: found[theirs] for ours, theirs in family.names.items()}
+    no_window = fields.get("sliding_window") == 0
+    require(not no_window, "sliding_window", 0, "must be positive, or null for none")
     for name in ("mlp_width", "head_size", "sliding_window"):
         fields[name] = fields.get(name) or 0  # null: from the width; no window
     if isinstance(fields["norm_eps"], float):  # which may have been a float32
@@ -254,7 +273,11 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     fields |= family.features
     if fields["positions"] == "rotary":
         fields["rope_scaling"] = scaling_from_hf(rope)
-    cfg: TransformerConfig = from_dict(TransformerConfig, fields)
+    try:
+        cfg: TransformerConfig = from_dict(TransformerConfig, fields)
+    except ConfigError as error:  # in the words of config.json
+        name = family.names.get(error.name, error.name)
+        raise ConfigError(name, error.value, error.allowed) from None
     return cfg.resolved()
 
 
@@ -272,8 +295,12 @@ def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of rotary positions, as either version of it does."""
     options: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
-        value = config.get(name) or {}
+        value = config.get(name)
+        value = {} if value is None else value
         require(isinstance(value, dict), name, value, "must be a mapping or null")
+        for key, option in value.items():
+            is_plain = not isinstance(option, dict | list)
+            require(is_plain, f"{name}.{key}", option, "must be a number or a name")
         kind = value.get("rope_type", value.get("type", "default"))
         allowed = "must be default or llama3"
         require(kind in ("default", "llama3"), f"{name}.rope_type", kind, allowed)
@@ -289,6 +316,7 @@ def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
             allowed = f"must be {options[key]}, as among the rotary options"
             require(is_same(config[key], options[key]), key, config[key], allowed)
     partial = options.get("partial_rotary_factor", 1.0)
+    partial = config.get("partial_rotary_factor", partial)
     require(is_same(partial, 1.0), "partial_rotary_factor", partial, "must be 1.0")
     return options
 

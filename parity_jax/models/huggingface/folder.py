@@ -68,6 +68,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise FolderError(f"{path}: missing") from None
+    except OSError as error:
+        raise FolderError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of the text encoding or of JSON
         raise FolderError(f"{path}: damaged: {error}") from None
     if not isinstance(value, dict):
@@ -104,8 +106,11 @@ class HfFolder:
                 if name not in there[file]:
                     raise FolderError(f"{file}: {name} is missing, which {INDEX} names")
             for file, names in there.items():
-                for name in sorted(names - {*found}):
-                    raise FolderError(f"{file}: {name} is not in {INDEX}")
+                for name in sorted(names):
+                    if found.get(name) != file:
+                        where = found[name].name if name in found else "no file"
+                        told = f"{name} is in {where}, as {INDEX} says"
+                        raise FolderError(f"{file}: {told}")
             return found
         path = self.path / WEIGHTS
         if not path.is_file():
