@@ -39,7 +39,7 @@ from parity_jax.mesh import (
 )
 from parity_jax.metrics import Mean, Metrics
 from parity_jax.stages import Stage
-from parity_jax.stages.contract import check_scores, check_step
+from parity_jax.stages.contract import check_names, check_scores, check_step
 from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
 
 Axes = Mapping[str, tuple[float, ...]]
@@ -268,6 +268,8 @@ class Population(NamedTuple):
         self.run.eval_shape(*arguments)
         scores = self.evaluate.eval_shape(arguments[0], self.data)
         check_scores(scores, len(self.labels))
+        for where, means in (("step", arguments[1]), ("evaluate", scores)):
+            check_names(f"stage.{where}", means, self.labels[0])
         return arguments[0], scores
 
     def arguments(self) -> tuple[StageState, Metrics, int, Data]:

@@ -217,6 +217,7 @@ MISTAKES = [
     ("--only=", ("--only=", "names no run")),
     ("--helpfull", ("--help lists the flags",)),
     ("--profile=/proc/version", ("--profile=", "must be a directory")),
+    ("--profile=/proc/version/x", ("--profile=", "cannot be made: Not a directory")),
     ("--target=h100x1", ("--target='h100x1'", "--dry_run compiles")),
     ("--config.axes.learning_rate=1e39", ("axes.learning_rate", "as float32 can")),
     ("--config.runs.grpo.hypers.learning_rate=1e-50", ("e-50", "as float32 can")),
@@ -246,6 +247,28 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
     workdir = tmp_path / "run"
     one_line(*spliced(in_process(capsys, *options(place, workdir), argument)), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_stays_where_it_is(place, tmp_path, capsys, monkeypatch):
+    """A relative --workdir would be another one behind an os.chdir."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "moved", raising=False)
+    file, elsewhere = tmp_path / "moved.py", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    go = f"import os\nfrom example import *\nos.chdir({str(elsewhere)!r})\n"
+    file.write_text(go)
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    result = in_process(capsys, "run", f"--config={file}", "--workdir=run")
+    one_line(*spliced(result), "must not change the working directory", "elsewhere")
+    assert sorted(tmp_path.iterdir()) == [elsewhere, file]
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_directory_of_a_sweep_is_no_workdir(place, tmp_path, capsys, fresh_imports):
+    (tmp_path / "sweep.json").write_text("{}")
+    result = in_process(capsys, *options(place, tmp_path))
+    one_line(*spliced(result), "is the directory of a sweep")
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
 
 
 @pytest.mark.parametrize("argument", ["--config.model.dept=3", "--dry_run"])

@@ -330,6 +330,23 @@ def test_a_wrong_digit_of_a_product():
     assert found.tolist() == [[task.format.max_len, 2]]
 
 
+def test_bytes_that_are_no_text_are_wrong_prompts(workdir, say, monkeypatch):
+    """A byte order mark is none of the prompt."""
+    given = io.BytesIO(b"\xef\xbb\xbf+-+-\n\xff\xfe\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given, encoding="utf-8"))
+    code, printed, error = say("play", workdir / "grpo", "--member=seed=1")
+    assert (code, error) == (0, "")
+    (told,) = [line for line in printed.splitlines() if line.startswith("error")]
+    assert "must be among" in told or "must begin with" in told
+
+
+@pytest.mark.parametrize("argument", ["--rows=3", "--num_samples=3"])
+def test_what_has_no_effect_without_samples_is_refused(workdir, say, argument):
+    code, printed, error = say("inspect", workdir / "grpo", argument)
+    assert (code, printed) == (2, "")
+    assert "has no effect without --samples" in error
+
+
 def test_play(workdir, say, monkeypatch):
     lines = ["+-+-", "+-", "x", "+=+-=", "+-+-="]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))

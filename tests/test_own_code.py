@@ -145,6 +145,17 @@ class SpoiltConfig(WalkConfig):
 
     def make(self, task, model, evaluate):
         stage = super().make(task, model, evaluate)
+        if self.mode == "none":
+            return None
+
+        def init(key, hypers, params=None):
+            state = stage.init(key, hypers, params)
+            match self.mode:
+                case "begun":
+                    state = state._replace(step=jnp.int32(5))
+                case "begun status":
+                    state = state._replace(status=jnp.int32(77))
+            return state
 
         def step(state, data):
             new, metrics = stage.step(state, data)
@@ -164,6 +175,14 @@ class SpoiltConfig(WalkConfig):
                     metrics["v"] = jnp.float32(3)
                 case "loss":
                     metrics = {}
+                case "seed" | "step" | "" | "a\nb":
+                    metrics[self.mode] = Mean.over(jnp.float32(0))
+                case "calls back":
+                    shape = jax.ShapeDtypeStruct((), jnp.float32)
+                    number = jax.pure_callback(
+                        fails_at_3, shape, state.step, vmap_method="sequential"
+                    )
+                    metrics["number"] = Mean.over(number)
             return new, metrics
 
         def scores(state, data):
@@ -174,9 +193,18 @@ class SpoiltConfig(WalkConfig):
                     return {"v": Mean(jnp.ones(3), jnp.ones(3))}
                 case "array score":
                     return {"v": jnp.float32(3)}
+                case "sequences":
+                    own = Mean.over(jnp.float32(0))
+                    return {**stage.evaluate(state, data), "sequences": own}
             return stage.evaluate(state, data)
 
-        return stage._replace(step=step, evaluate=scores)
+        return stage._replace(init=init, step=step, evaluate=scores)
+
+
+def fails_at_3(step):
+    if step == 3:
+        raise ValueError("boom at 3")
+    return np.float32(0)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +218,12 @@ class SpoiltConfig(WalkConfig):
         ("no score", "stage.evaluate={}: must return at least one score"),
         ("vector score", "stage.evaluate v=(3,): must be one number"),
         ("array score", "must be a metrics.Mean"),
+        ("none", "stage.make='NoneType': must return a Stage"),
+        ("seed", "stage.step metric='seed': must be printable and none of sequences"),
+        ("step", "stage.step metric='step': must be"),
+        ("", "stage.step metric='': must be"),
+        ("a\nb", "stage.step metric='a\\nb': must be"),
+        ("sequences", "stage.evaluate metric='sequences': must be"),
     ],
 )
 def test_a_stage_that_breaks_the_form_is_refused_before_it_runs(tmp_path, mode, part):
@@ -201,7 +235,10 @@ def test_a_stage_that_breaks_the_form_is_refused_before_it_runs(tmp_path, mode, 
 
 @pytest.mark.parametrize(
     ("mode", "part"),
-    [("stands", "step=0 after step 1"), ("status", "status=77")],
+    [
+        ("stands", "a step of it left step=0: must be 1"),
+        ("status", "a step of it left status=77"),
+    ],
 )
 def test_a_stage_that_breaks_its_promise_stops_after_the_first_chunk(
     tmp_path, mode, part
@@ -210,6 +247,23 @@ def test_a_stage_that_breaks_its_promise_stops_after_the_first_chunk(
     with pytest.raises(RunError, match=f"SpoiltConfig.*{part}"):
         train(experiment, tmp_path)
     assert [r.step for r in RunDirectory(tmp_path / "run").metrics.read()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "part"),
+    [("begun", "init left step=5: must be 0"), ("begun status", "left status=77")],
+)
+def test_a_stage_that_begins_elsewhere_is_refused(tmp_path, mode, part):
+    with pytest.raises(RunError, match=part):
+        train(walks(run=walk(stage=SpoiltConfig(mode=mode))), tmp_path)
+
+
+def test_what_a_callback_of_own_code_raises_is_told(tmp_path):
+    experiment = walks(run=walk(stage=SpoiltConfig(mode="calls back")))
+    told = rf"{re.escape(__file__)}:\d+: ValueError: boom at 3$"
+    with pytest.raises(RunError, match=told):
+        train(experiment, tmp_path)
+    assert RunDirectory(tmp_path / "run").saved_steps() == [0]
 
 
 # Tasks

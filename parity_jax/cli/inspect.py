@@ -52,13 +52,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--prompts", type=int, default=2, help="sample prompts")
     parser.add_argument("--samples", default="", help="file for answers to test rows")
-    parser.add_argument("--rows", type=int, default=0, help="test rows; default: all")
-    parser.add_argument("--num_samples", type=int, default=8, help="of each row")
+    parser.add_argument("--rows", type=int, help="test rows; default: all")
+    parser.add_argument("--num_samples", type=int, help="of each row; default: 8")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
     for name in ("rows", "num_samples"):
         value = getattr(args, name)
-        require(value >= 0, name, value, "must be 0 or positive")
+        is_used = value is None or bool(args.samples)
+        require(is_used, name, value, "has no effect without --samples")
+        require(value is None or value > 0, name, value, "must be positive")
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
         if is_sweep(path):
@@ -86,7 +88,7 @@ def write_samples(snapshot: Snapshot, args: Any) -> None:
     allowed = "must be a file in a folder that is there"
     is_file = file.parent.is_dir() and not file.is_dir()
     require(is_file, "samples", args.samples, allowed)
-    rows, summaries = sampled_rows(snapshot, args.rows, args.num_samples)
+    rows, summaries = sampled_rows(snapshot, args.rows or 0, args.num_samples or 8)
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     if args.json:
         print(json.dumps(summaries, indent=2))

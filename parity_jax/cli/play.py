@@ -14,6 +14,7 @@ line says what), 75: stopped by a signal.
 """
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
     require(sys.stdin is not None, "stdin", None, "is closed; prompts are read from it")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # any bytes are a wrong prompt at most
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
         play(RunDirectory(path), member, args)

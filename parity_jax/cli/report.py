@@ -23,6 +23,7 @@ from parity_jax.analysis.report import experiments, gather, gather_sweeps, write
 from parity_jax.cli.arguments import Parser, stoppable
 from parity_jax.config import require
 from parity_jax.runs.directory import local_path
+from parity_jax.runs.sweep import is_sweep
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("report", __doc__)
     parser.add_argument("directories", metavar="DIR", nargs="+")
     parser.add_argument("--output", required=True, help="directory of the report")
-    parser.add_argument("--score", default="greedy/accuracy", help="of the figure")
+    score = "of the figure of a sweep; default: greedy/accuracy"
+    parser.add_argument("--score", help=score)
     parser.add_argument("--over", default="", help="two swept fields: X,Y")
     args = parser.parse_args(argv)
     output = local_path("output", args.output)
@@ -40,7 +42,11 @@ def main(argv: Sequence[str]) -> None:
         directories = [local_path("DIR", d) for d in args.directories]
         check_place(output, directories)
         entries = gather(experiments(directories), output)
-        sweeps = gather_sweeps(directories, args.score, over)
+        for name in ("score", "over"):
+            value, allowed = getattr(args, name), "has no effect: no DIR is a sweep"
+            is_used = not value or any(map(is_sweep, directories))
+            require(is_used, f"--{name}", value, allowed)
+        sweeps = gather_sweeps(directories, args.score or "greedy/accuracy", over)
         write(entries, output, sweeps)
     held = sum(claim["holds"] for entry in entries for claim in entry.claims)
     total = sum(len(entry.claims) for entry in entries)

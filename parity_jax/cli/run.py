@@ -189,27 +189,17 @@ def main(argv: Sequence[str]) -> None:
     if own.help:
         print(__doc__)
         return
+    begun_in = Path.cwd()
     with stop_requests() as stops:
         logging.set_verbosity(logging.ERROR if own.quiet else logging.WARNING)
-        for name in ("config", "workdir"):
-            needed = name != "workdir" or not own.dry_run
-            given = own[name].value is not None
-            require(given or not needed, f"--{name}", None, "is required")
-        allowed = "names no run"  # as of a shell's variable that is not set
-        require(bool(own.only) or not own["only"].present, "--only", "", allowed)
-        if own.profile is not None:
-            check_profile(own.profile, own.dry_run)
-        if own.target:
-            allowed = "--dry_run compiles for devices that are not here"
-            require(own.dry_run, "--target", own.target, allowed)
-            chosen(own.target)
-            compile_only()
+        check_flags(own)
         with stops.at_once():
             join(own.coordinator, own.num_processes, own.process_id)
             set_up_jax()
             typed = [own.workdir, own.config, *(each.text for each in overrides)]
             require_same("command", " ".join(map(str, typed)))
             module, experiment = configured(own.config, overrides)
+            check_place(own.config, begun_in)
             if own.dry_run:
                 say = partial(print, flush=True)  # it takes a while between lines
                 with early():
@@ -227,7 +217,9 @@ def main(argv: Sequence[str]) -> None:
             def rehearsed(jobs: list[Job]) -> None:
                 with stops.at_once():
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
+                    check_place(own.config, begun_in)
                 if own.profile:  # all is checked: now something may be written
+                    made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(own.profile))
 
             finished = run_experiment(
@@ -241,6 +233,23 @@ def main(argv: Sequence[str]) -> None:
             write_text(home.command, command)
             if is_first() and not own.quiet:
                 print(made(home))
+
+
+def check_flags(own: flags.FlagValues) -> None:
+    """ConfigError for flags that are missing or do not go together."""
+    for name in ("config", "workdir"):
+        needed = name != "workdir" or not own.dry_run
+        given = own[name].value is not None
+        require(given or not needed, f"--{name}", None, "is required")
+    allowed = "names no run"  # as of a shell's variable that is not set
+    require(bool(own.only) or not own["only"].present, "--only", "", allowed)
+    if own.profile is not None:
+        check_profile(own.profile, own.dry_run)
+    if own.target:
+        allowed = "--dry_run compiles for devices that are not here"
+        require(own.dry_run, "--target", own.target, allowed)
+        chosen(own.target)
+        compile_only()
 
 
 def made(home: ExperimentDirectory) -> str:
@@ -266,6 +275,20 @@ def check_profile(text: str, dry_run: bool) -> None:
     path = local_path("profile", text)
     is_free = path.is_dir() or not path.exists()
     require(is_free, "--profile", text, "must be a directory")
+
+
+def made_folder(name: str, text: str) -> None:
+    """Make the directory; ConfigError if it cannot be."""
+    try:
+        local_path(name, text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(name, text, f"cannot be made: {error.strerror}") from None
+
+
+def check_place(config: str, begun_in: Path) -> None:
+    """ConfigError if the experiment's code went elsewhere: paths would mean others."""
+    allowed = f"its code must not change the working directory, to {Path.cwd()}"
+    require(Path.cwd() == begun_in, "config", config, allowed)
 
 
 def show(experiment: Experiment, say: Callable[[Any], None]) -> None:

@@ -59,6 +59,7 @@ from parity_jax.runs.start import (
     start,
     steps_of_parent,
 )
+from parity_jax.runs.sweep import is_sweep
 
 
 class Job(NamedTuple):
@@ -196,6 +197,8 @@ def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> 
     strangers = [d.path.name for d in home.runs() if d.path.name not in runs]
     allowed = f"holds runs of another experiment: {', '.join(strangers)}"
     require(not strangers, "workdir", str(home.path), allowed)
+    allowed = "is the directory of a sweep, whose jobs have their own"
+    require(not is_sweep(home.path), "workdir", str(home.path), allowed)
     is_run = home.has_config() and RunDirectory(home.path).has_lineage()
     require(not is_run, "workdir", str(home.path), "is the directory of a run")
 

@@ -15,7 +15,7 @@ from parity_jax.runs.checkpoint import Checkpoints
 from parity_jax.runs.interrupt import StoppedError
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.progress import Report
-from parity_jax.tasks.text import reward_error
+from parity_jax.tasks.text import callback_error, reward_error
 from parity_jax.types import RUNNING, STATUS_TEXT, StageState
 
 
@@ -50,6 +50,7 @@ class Training:
         earlier records. Asked to stop, it saves what it has at the end of the chunk and
         raises StoppedError.
         """
+        self.check_members(max(step, 0), states, "init" if step < 0 else "a step of it")
         stopped_P = self.tell_stopped(states, np.zeros(len(states.step), bool))
         while step < self.schedule.num_steps and not stopped_P.all():
             target = self.schedule.next_record(step)
@@ -63,16 +64,16 @@ class Training:
                     new = self.population.advance(states, metrics, num_steps)
                     jax.block_until_ready(new)
                 except jax.errors.JaxRuntimeError as error:
-                    told = reward_error(str(error))
-                    if told is None:
-                        raise
-                    self.keep(step, states, metrics, recorded)
-                    raise RunError(f"{told}; step {step} is saved") from None
+                    told, failed = reward_error(str(error)), callback_error(str(error))
+                    if told is not None:
+                        self.keep(step, states, metrics, recorded)
+                        raise RunError(f"{told}; step {step} is saved") from None
+                    raise (error if failed is None else RunError(failed)) from None
                 states, metrics = new
                 self.pace.measured(num_steps, time.monotonic() - started)
                 seconds += time.monotonic() - started
                 step = max(step, 0) + num_steps
-                self.check_members(step, states)
+                self.check_members(step, states, "a step of it")
             shown = self.record(target, states, metrics, seconds)
             step = recorded = target
             metrics = self.population.no_metrics()
@@ -85,17 +86,17 @@ class Training:
         self.settle()
         return states
 
-    def check_members(self, step: int, states: StageState) -> None:
+    def check_members(self, step: int, states: StageState, who: str) -> None:
         """RunError for a stage that does not count its steps or ends for no reason."""
-        where = f"{self.stage}: a step of it left"
+        where = f"{self.stage}: {who} left"
         step_P, status_P = on_host((states.step, states.status))
         for own, status in zip(step_P.tolist(), status_P.tolist(), strict=True):
             if status not in STATUS_TEXT:
                 known = ", ".join(map(str, STATUS_TEXT))
                 raise RunError(f"{where} status={status}: must be one of {known}")
             if status == RUNNING and own != step:
-                allowed = "must go up by 1"
-                raise RunError(f"{where} step={own} after step {step}: {allowed}")
+                allowed = f"must be {step}: it counts the steps, from 0"
+                raise RunError(f"{where} step={own}: {allowed}")
 
     def record(
         self, step: int, states: StageState, metrics: Metrics, seconds: float

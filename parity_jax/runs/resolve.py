@@ -48,7 +48,7 @@ from parity_jax.population import (
     member_labels,
     parent_index,
 )
-from parity_jax.stages import StageConfig
+from parity_jax.stages import Stage, StageConfig
 from parity_jax.tasks import FiniteTask, Task, TaskConfig
 from parity_jax.tasks.contract import check_task
 from parity_jax.types import Data
@@ -343,6 +343,8 @@ def make_program(
     task, model, evaluate = parts or make_parts(run)
     with under("stage"):
         stage = run.stage.make(task, model, evaluate)
+        made = type(stage).__name__
+        require(isinstance(stage, Stage), "make", made, "must return a Stage")
     path, allowed = run.eval_file.path, "must be left out: the task has test rows"
     require(not (path and isinstance(task, FiniteTask)), "eval_file", path, allowed)
     given = read_prompts(path, task) if path else held_out_prompts(run.evaluate, task)

@@ -1,6 +1,6 @@
 """Whether a stage's functions return what everything else relies on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,16 @@ def check_scores(scores: Any, num_members: int) -> None:
     """ConfigError unless evaluation gives means of every member, at least one."""
     check_means("stage.evaluate", scores, (num_members,))
     require(bool(scores), "stage.evaluate", scores, "must return at least one score")
+
+
+def check_names(where: str, names: Iterable[str], axes: Iterable[str]) -> None:
+    """ConfigError for a metric that could not be told apart when it is loaded."""
+    taken = ["sequences", "step", *axes]
+    for name in names:
+        is_free = name.strip().isprintable() and bool(name.strip())
+        is_free &= name not in taken
+        allowed = f"must be printable and none of {', '.join(taken)}, which label it"
+        require(is_free, f"{where} metric", name, allowed)
 
 
 def check_means(where: str, metrics: Any, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """Text: rows, tokenizers, templates and verifiers behind one task."""
 
-from parity_jax.tasks.text.host import reward_error
+from parity_jax.tasks.text.host import callback_error, reward_error
 from parity_jax.tasks.text.pool import ProcessPool, RewardError
 from parity_jax.tasks.text.rows import Row, Splits
 from parity_jax.tasks.text.sources import (
@@ -26,6 +26,7 @@ __all__ = [
     "TextConfig",
     "TokenizerConfig",
     "WordedSource",
+    "callback_error",
     "marked",
     "reward_error",
     "unmarked",

@@ -1,6 +1,7 @@
 """Rewards that are scored on the host, from inside of a compiled program."""
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,18 @@ def reward_error(text: str) -> str | None:
     """The line of a `RewardError` in the text of an error of a compiled program."""
     lines = [line.partition("RewardError: ")[2] for line in text.splitlines()]
     return next((line.strip() for line in reversed(lines) if line), None)
+
+
+def callback_error(text: str) -> str | None:
+    """Place and error of a function of own code that a compiled program called back
+    (`jax.pure_callback`), from the text of its error; None: it was something else.
+    """
+    if "error calling callback" not in text:
+        return None
+    places = re.findall(r'File "(.+)", line (\d+)', text)
+    return ": ".join(
+        [":".join(place) for place in places[-1:]] + [text.splitlines()[-1]]
+    )
 
 
 class HostReward:
