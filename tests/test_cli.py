@@ -249,10 +249,11 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_experiment_stays_where_it_is(place, tmp_path, capsys, monkeypatch):
+def test_an_experiment_stays_where_it_is(
+    place, tmp_path, capsys, monkeypatch, fresh_imports
+):
     """A relative --workdir would be another one behind an os.chdir."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "moved", raising=False)
     file, elsewhere = tmp_path / "moved.py", tmp_path / "elsewhere"
     elsewhere.mkdir()
     go = f"import os\nfrom example import *\nos.chdir({str(elsewhere)!r})\n"
