@@ -16,6 +16,7 @@ from parity_jax.models.transformer import make_transformer
 from parity_jax.objectives import Target, next_token_loss
 from parity_jax.platform import made_for
 from parity_jax.responses import response_mask
+from parity_jax.runs.roofline import equations
 from parity_jax.types import Prompt, ResponseFormat
 
 VOCAB, PROMPT, RESPONSE, BATCH, GROUP = 7, 5, 6, 4, 3
@@ -105,13 +106,10 @@ def gradient(of: Model):
     return jax.jit(lambda p: run(p, prompts(), target, FORMAT.short_len))(params)[0]
 
 
-def equations(jaxpr):
-    """Those of a traced program and of all within it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves([*equation.params.values()]):
-            inner = getattr(value, "jaxpr", value)
-            yield from equations(inner) if hasattr(inner, "eqns") else ()
+def loops_of(jaxpr):
+    """The `while` equations of a traced program."""
+    found = (e for e, _ in equations(jaxpr, 1.0, 1))
+    return [e for e in found if str(e.primitive) == "while"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -126,9 +124,9 @@ def test_blocks_one_by_one_decode_as_the_loop_does(dtype):
     expected = jax.jit(answers)(jax.random.key(0))
     with made_for("gpu"):
         traced = jax.jit(partial(answers)).trace(jax.random.key(0))
-    (loop,) = (e for e in equations(traced.jaxpr.jaxpr) if str(e.primitive) == "while")
+    (loop,) = loops_of(traced.jaxpr.jaxpr)
     body = loop.params["body_jaxpr"].jaxpr
-    assert "scan" not in {str(e.primitive) for e in equations(body)}
+    assert "scan" not in {str(e.primitive) for e, _ in equations(body, 1.0, 1)}
     found = traced.lower().compile()(jax.random.key(0))
     np.testing.assert_array_equal(found.token, expected.token)
     np.testing.assert_allclose(
@@ -156,7 +154,7 @@ def test_loops_of_members_side_by_side_choose_nothing(work):
     params = jax.vmap(own.init)(keys)
     with made_for("gpu"):
         traced = jax.make_jaxpr(members)(params, keys)
-    loops = [e for e in equations(traced.jaxpr) if str(e.primitive) == "while"]
+    loops = loops_of(traced.jaxpr)
     assert loops
     for loop in loops:
         (goes_on,) = loop.params["cond_jaxpr"].jaxpr.outvars

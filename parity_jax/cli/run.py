@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
             typed = [own.workdir, own.config, *(each.text for each in overrides)]
             require_same("command", " ".join(map(str, typed)))
             module, experiment = configured(own.config, overrides)
-            check_place(own.config, begun_in)
+            check_working_directory(own.config, begun_in)
             if own.dry_run:
                 say = partial(print, flush=True)  # it takes a while between lines
                 with early():
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
             def rehearsed(jobs: list[Job]) -> None:
                 with stops.at_once():
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
-                    check_place(own.config, begun_in)
+                    check_working_directory(own.config, begun_in)
                 if own.profile:  # all is checked: now something may be written
                     made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(own.profile))
@@ -285,7 +285,7 @@ def made_folder(name: str, text: str) -> None:
         raise ConfigError(name, text, f"cannot be made: {error.strerror}") from None
 
 
-def check_place(config: str, begun_in: Path) -> None:
+def check_working_directory(config: str, begun_in: Path) -> None:
     """ConfigError if the experiment's code went elsewhere: paths would mean others."""
     allowed = f"its code must not change the working directory, to {Path.cwd()}"
     require(Path.cwd() == begun_in, "config", config, allowed)
