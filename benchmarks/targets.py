@@ -116,7 +116,8 @@ def table(found: dict[str, Any]) -> str:
         fits, seconds = "yes" if row["fits"] else "no", row["compile_seconds"]
         bound = " | "
         if "product_flops" in row:
-            bound = f"{row['product_flops'] / 1e12:.3g} | {row['roofline_seconds']:.3g} s"
+            flops = row["product_flops"] / 1e12
+            bound = f"{flops:.3g} | {row['roofline_seconds']:.3g} s"
         lines.append(
             f"| {name} | {shape} | {cells} | {fits} | {bound} | {seconds:.0f} s |"
         )
