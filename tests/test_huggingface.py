@@ -638,6 +638,14 @@ def test_inspecting_a_folder(folder, say):
     assert "cannot be a parent here: hidden_act='relu'" in say("inspect", folder)[1]
 
 
+@pytest.mark.parametrize("command", ["play", "watch", "export_hf"])
+def test_a_folder_is_no_run(command, folder, tmp_path, say):
+    options = [tmp_path / "out"] if command == "export_hf" else []
+    code, printed, error = say(command, folder, *options)
+    assert (code, printed) == (2, "") and error.count("\n") == 1, error
+    assert "parity-jax import_hf makes a run of it" in error
+
+
 def test_a_folder_with_two_sets_of_weights_is_refused(folder):
     cfg = MODELS["llama_scaled_tied"]
     write_weights(folder, to_state_dict(cfg, random_params(cfg)[0]), MAX_BYTES)

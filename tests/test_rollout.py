@@ -19,7 +19,7 @@ from parity_jax.stages import PolicyGradientConfig, RolloutConfig, reinforce, rl
 from parity_jax.stages.policy_gradient import draw_rollout, fill_groups
 from parity_jax.stages.rollout import (
     Rollout,
-    Sampler,
+    make_sampler,
     noisy_reward,
     own_reward,
     resolve_rewards,
@@ -36,8 +36,8 @@ DEFAULT = Hypers()
 OWN, TENTH = "small_worlds:starts_with_plus", "small_worlds:always_a_tenth"
 
 
-def make_sampler(cfg, task=TASK):
-    return Sampler(cfg, task, make_table(task), resolve_rewards(cfg, task))
+def sampler_of(cfg, task=TASK):
+    return make_sampler(cfg, task, make_table(task))
 
 
 def a_state(hypers=DEFAULT, seed=0, task=TASK):
@@ -47,7 +47,7 @@ def a_state(hypers=DEFAULT, seed=0, task=TASK):
 
 @lru_cache
 def compiled_sampler(cfg):
-    sampler = make_sampler(cfg)
+    sampler = sampler_of(cfg)
     return jax.jit(lambda s: sampler(s, StepKeys.of(s), Data()))
 
 
@@ -195,6 +195,12 @@ def test_the_prompts_of_a_pool_are_distinct():
             assert len(set(prompts_of(cfg, seed, 0, num_bits=6))) == size, seed
 
 
+def test_a_pool_of_more_prompts_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match=r"unique_prompts=65: .* the task has 64"):
+        sampler_of(RolloutConfig(num_unique_prompts=65), ParityConfig(6).make())
+    sampler_of(RolloutConfig(num_unique_prompts=64), ParityConfig(6).make())
+
+
 def test_without_a_pool_prompts_are_fresh():
     cfg = RolloutConfig(num_prompts=16)
     assert len({*prompts_of(cfg, 0, 0), *prompts_of(cfg, 0, 1)}) == 32
@@ -240,7 +246,7 @@ def resampled(reward, max_resamples):
     cfg = PolicyGradientConfig(
         rollout=rollout, zero_std_groups="resample", max_resamples=max_resamples
     )
-    sampler = make_sampler(rollout)
+    sampler = sampler_of(rollout)
 
     @jax.jit
     def both(state):

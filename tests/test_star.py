@@ -26,7 +26,7 @@ from parity_jax.optim import OptimizerConfig
 from parity_jax.policy import tempered, token_log_probs
 from parity_jax.population import guarded_step
 from parity_jax.stages import RolloutConfig, StarConfig
-from parity_jax.stages.rollout import Rollout, Sampler, resolve_rewards
+from parity_jax.stages.rollout import Rollout, make_sampler
 from parity_jax.stages.stage import StepKeys
 from parity_jax.stages.star import flatten_groups, is_kept
 from parity_jax.tasks import ParityConfig
@@ -50,7 +50,7 @@ def compiled_step(cfg):
 
 @lru_cache
 def compiled_sampler(cfg):
-    sampler = Sampler(cfg, TASK, make_table(TASK), resolve_rewards(cfg, TASK))
+    sampler = make_sampler(cfg, TASK, make_table(TASK))
     return jax.jit(lambda state: sampler(state, StepKeys.of(state), Data()))
 
 
@@ -310,7 +310,7 @@ def compiled_refit():
     cfg = StarConfig(rollout, batch_size=1024, num_epochs=120, decay=True)
     model = make_heads(SMALL)
     stage = cfg.make(SMALL, model, no_evaluation)
-    sampler = Sampler(rollout, SMALL, model, resolve_rewards(rollout, SMALL))
+    sampler = make_sampler(rollout, SMALL, model)
 
     @jax.jit
     def both(state):

@@ -304,6 +304,6 @@ def is_experiment(path: Path) -> bool:
     if isinstance(content, dict) and "schedule" in content:
         return False
     if isinstance(content, dict) and "model_type" in content:
-        made = "parity-jax import_hf makes a run of it"
-        raise RunError(f"{path}: a folder of a Hugging Face model; {made}")
+        allowed = "is a Hugging Face model's: parity-jax import_hf makes a run of it"
+        raise ConfigError("directory", str(path), allowed)
     raise RunError(f"{config}: damaged: neither of a run nor of an experiment")

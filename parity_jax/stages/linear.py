@@ -47,9 +47,8 @@ from parity_jax.models.linear import (
 from parity_jax.models.model import Model, ModelConfig
 from parity_jax.stages.rollout import (
     RolloutConfig,
-    Sampler,
     check_noise,
-    resolve_rewards,
+    make_sampler,
     rollout_metrics,
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator
@@ -258,7 +257,7 @@ def make_linear_star(
     cfg: LinearStarConfig, task: Task, model: Model, evaluate: Evaluate
 ) -> Stage:
     """One step is one round: sample, keep what is right, refit from w = 0."""
-    sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
+    sampler = make_sampler(cfg.rollout, task, model)
 
     def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         keys = StepKeys.of(state)

@@ -43,7 +43,7 @@ from parity_jax.stages.rollout import (
     RolloutConfig,
     Sampler,
     check_noise,
-    resolve_rewards,
+    make_sampler,
     rollout_metrics,
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
@@ -186,7 +186,7 @@ def make_policy_gradient(
 ) -> Stage:
     """The stage of a config; ConfigError for rewards that do not exist."""
     optimizer = cfg.optimizer.make()
-    sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
+    sampler = make_sampler(cfg.rollout, task, model)
     short_len = task.format.short_len
 
     def log_probs(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from parity_jax.config import (
@@ -145,7 +146,7 @@ def training_prompts(
             return task.sample_prompts(key, cfg.num_prompts, data.task)
         return step_prompts(task, state, key, cfg.num_prompts, data)
     k_pool = jax.random.fold_in(state.key, POOL)
-    pool = distinct_prompts(k_pool, task, cfg.num_unique_prompts, data)
+    pool = distinct_prompts(k_pool, task, cfg.num_unique_prompts, data.task)
     with_replacement = cfg.num_prompts > cfg.num_unique_prompts
     chosen_B = jax.random.choice(
         key, cfg.num_unique_prompts, (cfg.num_prompts,), with_replacement
@@ -153,11 +154,11 @@ def training_prompts(
     return jax.tree.map(lambda x: x[chosen_B], pool)
 
 
-def distinct_prompts(key: Key, task: Task, num_prompts: int, data: Data) -> Prompt:
+def distinct_prompts(key: Key, task: Task, num_prompts: int, data: Any) -> Prompt:
     """So many prompts of which no two are alike, unless 8 times as many draws have not
     so many different ones (a pool of nearly all prompts there are).
     """
-    drawn = task.sample_prompts(key, 8 * num_prompts + 64, data.task)
+    drawn = task.sample_prompts(key, 8 * num_prompts + 64, data)
     num_drawn = drawn.token.shape[0]
     _, first_N = jnp.unique(
         drawn.token, axis=0, size=num_drawn, fill_value=-1, return_index=True
@@ -165,6 +166,15 @@ def distinct_prompts(key: Key, task: Task, num_prompts: int, data: Data) -> Prom
     is_first_N = jnp.zeros(num_drawn, bool).at[first_N].set(True, mode="drop")
     order_N = jnp.argsort(~is_first_N, stable=True)[:num_prompts]
     return jax.tree.map(lambda x: x[order_N], drawn)
+
+
+def check_pool(num_prompts: int, task: Task) -> None:
+    """ConfigError for a pool of more prompts than a task has, a few draws aside."""
+    pool = distinct_prompts(jax.random.key(0), task, num_prompts, task.data)
+    num_found = len(np.unique(np.asarray(pool.token), axis=0))
+    allowed = f"must be of different prompts: the task has {num_found}"
+    is_pool = num_found >= 0.99 * num_prompts
+    require(is_pool, "rollout.num_unique_prompts", num_prompts, allowed)
 
 
 def noisy_reward(key: Key, reward_BxG: Array, hypers: Hypers) -> Array:
@@ -221,6 +231,13 @@ class Sampler(NamedTuple):
             hypers.length_price,
             cfg.length_price_form,
         )
+
+
+def make_sampler(cfg: RolloutConfig, task: Task, model: Model) -> Sampler:
+    """The sampler of a config; ConfigError for what the task does not have."""
+    if cfg.num_unique_prompts:
+        check_pool(cfg.num_unique_prompts, task)
+    return Sampler(cfg, task, model, resolve_rewards(cfg, task))
 
 
 def rollout_metrics(rollout: Rollout, task: Task) -> Metrics:

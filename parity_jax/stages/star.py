@@ -30,9 +30,8 @@ from parity_jax.optim import OptimizerConfig
 from parity_jax.stages.rollout import (
     Rollout,
     RolloutConfig,
-    Sampler,
     check_noise,
-    resolve_rewards,
+    make_sampler,
     rollout_metrics,
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
@@ -79,7 +78,7 @@ class StarConfig(StageConfig):
 def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> Stage:
     """The stage of a config; ConfigError for rewards that do not exist."""
     optimizer = cfg.optimizer.make()
-    sampler = Sampler(cfg.rollout, task, model, resolve_rewards(cfg.rollout, task))
+    sampler = make_sampler(cfg.rollout, task, model)
     num_samples, short_len = cfg.rollout.num_responses, task.format.short_len
 
     def gradient(

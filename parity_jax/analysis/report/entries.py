@@ -11,7 +11,7 @@ from parity_jax.analysis.report.figures import Picture, figure_bytes, picture_of
 from parity_jax.analysis.report.words import Claim, order
 from parity_jax.analysis.sweeps import CONFIG, final_table, swept_names
 from parity_jax.config import require
-from parity_jax.runs import ExperimentDirectory
+from parity_jax.runs import ExperimentDirectory, RunError
 from parity_jax.runs.files import read_as, read_text
 from parity_jax.runs.sweep import SweepDirectory, is_sweep
 
@@ -125,6 +125,8 @@ def entry_of(directory: Path, output: Path) -> Entry:
     require(home.claims.exists(), "DIR", str(directory), allowed)
     is_own = home.has_config() and os.path.abspath(output / name) == str(home.path)
     require(not is_own, "output", str(output), f"would change the figure of {name}")
+    if home.has_config():
+        check_runs(home)
     return Entry(
         name,
         read_claims(home.claims),
@@ -133,6 +135,17 @@ def entry_of(directory: Path, output: Path) -> Entry:
         read_text(notes).strip() if notes.exists() else "",
         read_answer(home.answer) if home.answer.exists() else None,
     )
+
+
+def check_runs(home: ExperimentDirectory) -> None:
+    """RunError unless the runs are there as they ended, of which the claims tell."""
+    for run in home.planned():
+        finished = run.read_finished()
+        if finished is None:
+            raise RunError(f"{home.claims}: damaged: {run.path} has not finished")
+        if finished.records_sha256 != run.metrics.sha256():
+            text = f"{run.metrics.path} is not as it was when the run ended"
+            raise RunError(f"{home.claims}: damaged: {text}")
 
 
 def provenance(home: ExperimentDirectory) -> Provenance:
