@@ -185,13 +185,17 @@ def experiment_step(file: str, run: str, *overrides: str) -> Step:
     return Step(*parts)
 
 
+def seeds_of(num: int) -> str:
+    """So many seeds, as they are typed."""
+    return ",".join(map(str, range(num)))
+
+
 def population_steps() -> dict[str, Step]:
     """Paper-scale runs of the experiments, some with more seeds."""
     steps = {}
     for run, name in (("pretrain", "next-token"), ("grpo", "GRPO")):
         for num in (24, 256):
-            seeds = ",".join(map(str, range(num)))
-            members = ("headline", run, "scale=paper", f"axes.seed={seeds}")
+            members = ("headline", run, "scale=paper", f"axes.seed={seeds_of(num)}")
             name_of_all = f"headline {name}, {num} members"
             steps[name_of_all] = experiment_step(*members)
             steps[f"{name_of_all}, bfloat16"] = experiment_step(
@@ -201,6 +205,9 @@ def population_steps() -> dict[str, Step]:
     steps |= {
         "C1-C3 next-token, 27 members": experiment_step(
             "c1_c3_mixtures", "pretrain", "scale=paper"
+        ),
+        "C1-C3 next-token, 252 members": experiment_step(
+            "c1_c3_mixtures", "pretrain", "scale=paper", f"axes.seed={seeds_of(28)}"
         ),
         "C8 next-token, 15 members": experiment_step(
             "c8_c11_timing", "pretrain", "scale=paper"

@@ -63,7 +63,8 @@ def main(only: list[str], is_missing_only: bool) -> None:
     compile_only()
     path = RESULTS / "targets.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for name, (step, target_name, mesh) in rows().items():
+    chosen = rows()
+    for name, (step, target_name, mesh) in chosen.items():
         if only and not any(part in name for part in only):
             continue
         if is_missing_only and name in found:
@@ -80,6 +81,7 @@ def main(only: list[str], is_missing_only: bool) -> None:
         row["config"]["mesh"] = to_dict(mesh)
         row |= {"jax": jax.__version__, "commit": git_commit()}
         found[name] = row
+        found = {name: found[name] for name in chosen if name in found}
         told = {k: v for k, v in row.items() if k != "config"}
         print(name, json.dumps(told), flush=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
