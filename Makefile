@@ -19,7 +19,7 @@ headline: $(STAMP)  ## The main job: d=50, p_cot=0.25, next-token prediction the
 	$(PARITY) run --config=experiments/headline.py --workdir=runs/headline
 
 test: lint  ## Lint, types, import order, tests
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 3 --dist loadgroup
 
 SMOLLM2 := .pretrained/smollm2
 

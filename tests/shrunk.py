@@ -30,7 +30,7 @@ TINY = {
     "num_test": 8,
 }
 STEPS = ("num_steps", "eval_every", "checkpoint_every", "log_every", "decay_steps")
-MAX_STEPS = 100
+MAX_STEPS = 24
 
 # Lists in an experiment's file that make a run of every entry: here of these.
 SHORTER: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -46,6 +46,10 @@ SHORTER: dict[str, dict[str, Callable[[Any], Any]]] = {
     "q2_unique_prompts": {"POOLS": lambda _: {"grpo": (1, 16, 0), "star": (1, 0)}},
     "q4_long_and_rare": {
         "SCALES": lambda scales: scales | {"cpu": with_bits(scales["cpu"], 16, 48)}
+    },
+    "q5_noise": {  # of every kind as many: runs of one stage have one program
+        "NOISE": lambda found: dict.fromkeys(found, (0.0, 0.1, 0.2)),
+        "ERRORS": lambda _: (0.0, 0.3, 0.9),
     },
     "q6_price": {"ALGORITHMS": lambda found: of(found, ("grpo", "rloo", "reinforce"))},
 }

@@ -57,10 +57,9 @@ def write(path, text):
 
 
 def start(place, *args, **env):
-    """A process of its own; programs that one compiled are there for the next."""
+    """A process of its own."""
     command = [sys.executable, "-m", "parity_jax.cli", *map(str, args)]
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")} | env
-    env.pop("JAX_COMPILATION_CACHE_DIR")  # of the tests: the command finds its own
+    env = os.environ | {name: str(value) for name, value in env.items()}
     return subprocess.Popen(
         command, cwd=place, env=env, text=True, stderr=subprocess.PIPE
     )
@@ -476,7 +475,21 @@ def test_a_device_that_is_not_there_is_one_line(place, tmp_path):
     one_line(code, 2, said, "JAX_PLATFORMS='cuda'")
 
 
-def test_no_home_and_no_git_do_not_matter(place, finished, tmp_path):
+def test_programs_are_cached_beside_those_of_other_tools(place, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    env = {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    code, said = launch(
+        place, *options(place, tmp_path / "run"), "--only=pretrain", **env
+    )
+    assert code == 0, said
+    assert list((tmp_path / "parity_jax").rglob("*-cache"))
+
+
+def test_no_home_and_no_git_do_not_matter(place, finished, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     env = {"HOME": "", "PATH": str(tmp_path)}
     code, said = launch(
         place, *options(place, tmp_path / "run"), "--only=pretrain", **env

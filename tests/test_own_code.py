@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +79,6 @@ def insatiable(prompt, response_BxGxT, data):
 def test_memory_that_own_code_wants_is_told(tmp_path, capsys, monkeypatch, flag):
     """In one line; JAX adds a note of several to what is raised below it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "example", raising=False)
     rewards = "--config.runs.grpo.stage.rollout.rewards=test_own_code:insatiable"
     config = Path(__file__).parents[1] / "experiments/example.py"
     command = ["run", f"--config={config}", "--workdir=run", rewards, flag]
