@@ -128,10 +128,12 @@ def torch_model(num_bits: int, depth: int = DEPTH) -> tuple[Any, Any]:
 
 
 def products(num: int) -> Population:
-    """GRPO on products of two numbers of 3 digits."""
+    """GRPO on products of two numbers of 3 digits, of members that are alike: others
+    that are untrained answer at other lengths.
+    """
     task = MultiplicationConfig(3).make()
     model = gpt2(DEPTH, WIDTH).make(task)
     cfg = PolicyGradientConfig(RolloutConfig(32, GROUP), loss_type="dapo")
     stage = cfg.make(task, model, make_evaluate(EvaluateConfig(8, ()), task, model))
-    axes = {"seed": tuple(range(num))}
+    axes = {"seed": (0,), "p_cot": (0.25, 0.5)[:num]}  # which GRPO does not read
     return make_population(PopulationConfig(), stage, axes, Hypers(), Data(task.data))
