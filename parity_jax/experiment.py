@@ -27,6 +27,7 @@ from parity_jax.stages import PretrainConfig, StageConfig
 from parity_jax.tasks import ParityConfig, TaskConfig
 
 MAX_STEPS, MAX_CHECKPOINTS = 2**31 - 1, 100_000
+MAX_NAME = 200  # bytes of a file's name, and what is made beside it
 MAX_SEED = 2**32 - 1  # of a key; larger ones would silently be the same
 
 
@@ -149,8 +150,8 @@ class Experiment:
         require(bool(seeds), "axes.seed", seeds, allowed)
         for name, run in self.runs.items():
             plain = name.isidentifier() or name.replace("-", "_").isidentifier()
-            allowed = "must be a name: letters, digits and _"
-            require(plain, "runs", name, allowed)
+            allowed = f"must be a name: letters, digits and _, at most {MAX_NAME} bytes"
+            require(plain and len(name.encode()) <= MAX_NAME, "runs", name, allowed)
             overlap = sorted(set(run.axes) & set(self.axes))
             allowed = "is already an axis of the experiment"
             require(not overlap, f"runs.{name}.axes", overlap, allowed)

@@ -14,6 +14,13 @@ def platform() -> str:
     return _target.get() or jax.default_backend()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine has not the memory that was asked for."""
+    text = str(error).strip().partition("\n")[0]
+    told = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text  # compiled, or run
+    return isinstance(error, MemoryError) or told
+
+
 @contextmanager
 def made_for(target: str) -> Iterator[None]:
     """Programs that are traced within are made for a platform that is not there."""

@@ -39,7 +39,12 @@ from parity_jax.mesh import (
 )
 from parity_jax.metrics import Mean, Metrics
 from parity_jax.stages import Stage
-from parity_jax.stages.contract import check_names, check_scores, check_step
+from parity_jax.stages.contract import (
+    check_names,
+    check_scores,
+    check_step,
+    numbers_read,
+)
 from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
 
 Axes = Mapping[str, tuple[float, ...]]
@@ -220,6 +225,7 @@ class Population(NamedTuple):
     run: Program
     evaluate: Program  # (states, data) -> metrics
     metric_shapes: Callable[[], Metrics]
+    numbers_read: Callable[[], set[str]]  # along other axes members would be alike
     placed: Callable[[Any], Any]  # shardings of states, metrics or parts of them
 
     def advance(
@@ -475,11 +481,17 @@ def make_population(
         return jax.eval_shape(lambda *rest: metrics_all(rest, (data,)), states)
 
     devices = [*mesh.devices.flat]
-    programs = (
+    return Population(
+        labels,
+        where,
+        data,
+        init,
         Program(run, devices, is_spread),
         Program(evaluate, devices, is_spread),
+        metric_shapes,
+        cache(partial(numbers_read, stage, data)),
+        placed,
     )
-    return Population(labels, where, data, init, *programs, metric_shapes, placed)
 
 
 def step_metrics(stage: Stage, state: StageState, data: Data) -> Metrics:

@@ -39,6 +39,7 @@ from parity_jax.stages import (
     LinearPretrainConfig,
     LinearStarConfig,
     PolicyGradientConfig,
+    PretrainConfig,
     RolloutConfig,
     SgdConfig,
     StageConfig,
@@ -73,9 +74,14 @@ def experiment(
     stage: StageConfig, layout: str, model: ModelConfig = LINEAR
 ) -> Experiment:
     """Three seeds in one stage; checkpoints at 0, 3, 5 and 8, the last 2 kept."""
+    numbers = {"learning_rate": 1e-3}
+    if isinstance(stage, PretrainConfig | LinearPretrainConfig):
+        numbers["p_cot"] = 0.5
+    if isinstance(stage, PolicyGradientConfig):
+        numbers["beta"] = 0.1
     run = RunConfig(
         stage=stage,
-        hypers=Hypers(p_cot=0.5, beta=0.1, learning_rate=1e-3),
+        hypers=Hypers(**numbers),
         num_steps=8,
         log_every=2,
         eval_every=4,
@@ -130,6 +136,7 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
         data=data,
         init=lambda params: from_arrays(arrays, template),
         metric_shapes=lambda: metrics,
+        numbers_read=set,
         placed=lambda tree: jax.tree.map(lambda _: on_one, tree),
         **loaded,
     )

@@ -46,6 +46,46 @@ def first(workdir, tmp_path):
     return shutil.copytree(workdir / "first", tmp_path / "elsewhere" / "first")
 
 
+def with_axis(name, values=(0.1, 0.2), parent=""):
+    return walk(parent, axes=FrozenDict({name: values}))
+
+
+def test_an_axis_that_no_run_reads_is_refused(workdir, tmp_path):
+    """Its members would secretly be one."""
+    for runs in (
+        {"a": with_axis("p_leap")},
+        {"a": walk(), "b": with_axis("p_leap", parent="a")},
+        {"a": with_axis("p_cot", parent=str(workdir / "first"))},
+    ):
+        with pytest.raises(ConfigError, match=r"^axes.*, 0.2\): is read by no run"):
+            train(walks(**runs), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert train(walks(a=with_axis("p_leap", (0.0,))), tmp_path / "alone")
+
+
+def test_a_number_that_no_run_reads_is_refused(tmp_path):
+    """But one that came along from, or for, a relative that reads it."""
+    priced = Hypers(learning_rate=1e-2, length_price=0.5)
+    other = Hypers(learning_rate=1e-2, temperature=2.0)
+    for runs in (
+        {"a": walk(hypers=priced)},
+        {"a": walk(), "b": walk("a", hypers=priced)},
+    ):
+        with pytest.raises(ConfigError, match=r"^runs.*price=0.5: is read by no"):
+            train(walks(**runs), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert train(walks(a=walk(hypers=other), b=walk("a")), tmp_path / "run")
+
+
+def test_what_a_parent_reads_tells_its_children_apart(tmp_path):
+    parent = with_axis("learning_rate")
+    child = dataclasses.replace(with_axis("learning_rate", parent="a"), num_steps=1)
+    experiment = walks(a=parent, b=child)
+    assert train(experiment, tmp_path / "run")
+    elsewhere = with_axis("learning_rate", parent=str(tmp_path / "run/a"))
+    assert train(walks(c=elsewhere), tmp_path / "other")
+
+
 def params(run, step):
     return subtree(read(run, step), "params")
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from small_runs import contents
 
@@ -229,7 +230,7 @@ MISTAKES = [
     (f"--config.evaluate.num_prompts={2**40}", ("num_prompts", "must be at most")),
     ("--config.population.num_devices=99", ("num_devices=99", "must be at most 2")),
     ("--workdir=gs://bucket/run", ("gs://bucket/run", "file system")),
-    ("--flagfile=/nonexistent", ("nonexistent",)),
+    ("--flagfile=/nonexistent", ("flag='--flagfile=/nonexistent': Unable to",)),
     ("--config=nowhere.py", ("nowhere.py", "must be an experiment file")),
     ("--config.scale=paper", ("scale='paper'", "only one scale")),
     ("--config.task.num_bits", ("task.num_bits", "needs a value")),
@@ -269,6 +270,24 @@ def test_the_directory_of_a_sweep_is_no_workdir(place, tmp_path, capsys, fresh_i
     result = in_process(capsys, *options(place, tmp_path))
     one_line(*spliced(result), "is the directory of a sweep")
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_settings_stay_as_they_are_while_own_code_is_called(
+    place, tmp_path, capsys, fresh_imports
+):
+    """Programs that are traced later would be others than those that were checked."""
+    text = "import jax\nimport jax.numpy as jnp\n"
+    text += "def unsettled(prompt, response, data):\n"
+    text += "    jax.config.update('jax_random_seed_offset', 1)\n"
+    text += "    return jnp.ones(response.shape[:2])\n"
+    write(place / "unsettled.py", text)
+    reward = "--config.runs.grpo.stage.rollout.rewards=unsettled:unsettled"
+    try:
+        result = in_process(capsys, *options(place, tmp_path / "run"), reward)
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+    one_line(*spliced(result), "must not change jax_random_seed_offset")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("argument", ["--config.model.dept=3", "--dry_run"])
@@ -320,6 +339,19 @@ BROKEN = {
     "exits": ("import sys\nsys.exit(0)", "SystemExit"),
     "stops": ("def get_config():\n    raise SystemExit('x')", "SystemExit: x"),
     "returns": ("def get_config():\n    return {}", "must return an Experiment"),
+    "a_class": (
+        "from parity_jax.experiment import Experiment, RunConfig\n"
+        "from parity_jax.stages import PretrainConfig\n"
+        "def get_config():\n"
+        "    return Experiment(runs={'a': RunConfig(stage=PretrainConfig)})",
+        "runs.a.stage='PretrainConfig': is a class",
+    ),
+    "a_long_name": (
+        "from parity_jax.experiment import Experiment, RunConfig\n"
+        "def get_config():\n"
+        "    return Experiment(runs={'x' * 300: RunConfig()})",
+        "must be a name: letters, digits and _, at most 200 bytes",
+    ),
 }
 
 
@@ -407,6 +439,17 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
 ANALYSES = {
     "claims": ("def claims(r): raise SystemExit(0)", "SystemExit: 0"),
     "figure": ("def figure(r): return None", "must return a Figure, not NoneType"),
+    "negative": (
+        "from parity_jax.analysis import Claim\n"
+        "def claims(r): return [Claim.within('C1', 1.0, 1.0, -0.1)]",
+        "tolerance=-0.1: must be finite and not negative",
+    ),
+    "infinite": (
+        "from parity_jax.analysis import Check, Claim\n"
+        "check = Check(1.0, 'at least', float('inf'), 0.0, False)\n"
+        "def claims(r): return [Claim.of('C1', x=check)]",
+        "claim 'C1': Out of range float",
+    ),
     "answer": ("def answer(r): return 'yes'", "must return an Answer, not str"),
 }
 
@@ -422,7 +465,8 @@ def test_an_analysis_returns_what_it_must(name, place, tmp_path, capsys, fresh_i
     )
     assert code == 2 and not (tmp_path / "run").exists()
     last = said.splitlines()[-1]
-    assert f"{file}: {name}, rehearsed" in last and part in last
+    function = name if name in ("answer", "figure") else "claims"
+    assert f"{file}: {function}, rehearsed" in last and part in last
 
 
 def test_debug_shows_a_traceback_however_it_is_typed(place, tmp_path, capsys):

@@ -638,6 +638,15 @@ def test_inspecting_a_folder(folder, say):
     assert "cannot be a parent here: hidden_act='relu'" in say("inspect", folder)[1]
 
 
+def test_what_is_made_has_a_place(folder, tmp_path, say):
+    (tmp_path / "file").write_text("")
+    for out, said in (("file", "not exist yet"), ("file/x", "must be a directory")):
+        code, _, error = say("import_hf", folder, tmp_path / out)
+        assert code == 2 and error.count("\n") == 1 and said in error, error
+    code, _, error = say("import_hf", folder, tmp_path / ("a" * 300))
+    assert code == 2 and error.count("\n") == 1 and "File name too long" in error
+
+
 @pytest.mark.parametrize("command", ["play", "watch", "export_hf"])
 def test_a_folder_is_no_run(command, folder, tmp_path, say):
     options = [tmp_path / "out"] if command == "export_hf" else []

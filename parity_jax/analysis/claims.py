@@ -17,7 +17,7 @@ import xarray as xr
 from parity_jax.analysis.legend import LEGEND
 from parity_jax.analysis.scores import by_member
 from parity_jax.analysis.verdicts import COMPARE, fault_of
-from parity_jax.config import RunError
+from parity_jax.config import RunError, is_finite
 from parity_jax.runs.files import read_json, write_json
 
 Relation = Literal["within", "equal", "at least", "at most", "below", "above"]
@@ -37,7 +37,9 @@ class Check:
 
     @classmethod
     def within(cls, measured: Any, expected: Any, tolerance: float) -> "Check":
-        """Every |measured - expected| <= tolerance."""
+        """Every |measured - expected| <= tolerance; ValueError if that is negative."""
+        if not (is_finite(tolerance) and tolerance >= 0):
+            raise ValueError(f"tolerance={tolerance}: must be finite and not negative")
         gap = abs(_together(np.subtract, measured, expected))
         relation: Relation = "within" if tolerance else "equal"
         holds = bool(gap.size and (gap <= tolerance).all())
@@ -195,7 +197,10 @@ def plain_claims(claims: Any) -> list[dict[str, Any]]:
     for claim in found:
         if not isinstance(claim, Claim):
             raise TypeError(f"must return Claims, not {type(claim).__name__}")
-        json.dumps(asdict(claim), allow_nan=False)
+        try:
+            json.dumps(asdict(claim), allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"claim {claim.id!r}: {error}") from None
     plain = [asdict(claim) for claim in found]
     fault = fault_of(plain) if plain else ""
     if fault:

@@ -47,7 +47,7 @@ from parity_jax.experiment import MAX_SEED
 from parity_jax.models import Model
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.runs import RunDirectory
-from parity_jax.runs.directory import local_path
+from parity_jax.runs.directory import local_path, new_path
 from parity_jax.runs.files import (
     whole_directory,
     write_bytes,
@@ -92,9 +92,7 @@ def main(argv: Sequence[str]) -> None:
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
     path, member = local_path("directory", args.directory), parse_label(args.member)
-    output = local_path("output", args.output) if args.output else None
-    if output:
-        require(not output.exists(), "output", args.output, "must not exist yet")
+    output = new_path("output", args.output) if args.output else None
     with reading():
         is_folder = is_hf_folder(path)
         subject = of_folder(path, args) if is_folder else of_run(path, member, args)

@@ -18,9 +18,11 @@ import jax
 
 from parity_jax.config import ConfigError, RunError, UserCodeError
 from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
+from parity_jax.platform import is_out_of_memory
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
 
-LOWER = "lower batch_size, num_prompts, num_generations or population.vmap_width"
+LOWER = "lower batch_size, num_prompts, num_generations, population.vmap_width or what "
+LOWER += "this command was asked for"
 
 
 def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
@@ -84,9 +86,8 @@ def one_line(error: object) -> str:
 
 def out_of_memory(error: BaseException) -> str:
     """What to do about a program that asked for too much; empty for other errors."""
-    text = one_line(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory: {text}; {LOWER}"
+    if is_out_of_memory(error):
+        return f"out of memory: {one_line(error)}; {LOWER}"
     return ""
 
 

@@ -21,7 +21,7 @@ from parity_jax.analysis.snapshot import (
     require_one_member,
 )
 from parity_jax.cli.arguments import reading, run_parser
-from parity_jax.config import ConfigError, kind_of, label_text, parse_label, require
+from parity_jax.config import ConfigError, kind_of, label_text, parse_label
 from parity_jax.models import ModelConfig, TransformerConfig
 from parity_jax.models.huggingface import (
     MAX_BYTES,
@@ -34,7 +34,7 @@ from parity_jax.models.huggingface import (
 )
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.checkpoint import to_arrays
-from parity_jax.runs.directory import local_path
+from parity_jax.runs.directory import local_path, new_path
 from parity_jax.runs.files import whole_directory, write_json, write_text
 from parity_jax.runs.lineage import Imported
 from parity_jax.tasks import Task, Text
@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("out", metavar="OUT", help="a new directory")
     args = parser.parse_args(argv)
     path, member = local_path("directory", args.directory), parse_label(args.member)
-    out = local_path("OUT", args.out)
-    require(not out.exists(), "OUT", args.out, "must not exist yet")
+    out = new_path("OUT", args.out)
     with reading():
         snapshot = open_snapshot(RunDirectory(path), args.step, member)
         require_one_member(snapshot)

@@ -31,7 +31,7 @@ from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.models import ModelConfig
 from parity_jax.models.huggingface import EXTRA, HfFolder, is_hf_folder
 from parity_jax.runs import ResolvedRun, RunDirectory, make_program, resolve
-from parity_jax.runs.directory import local_path
+from parity_jax.runs.directory import local_path, new_path
 from parity_jax.runs.files import whole_directory
 from parity_jax.runs.lineage import Imported, Lineage, this_process
 from parity_jax.runs.start import imported_from
@@ -46,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("out", metavar="OUT", help="a new directory")
     parser.add_argument("--task", default="", help="config of the task, as JSON")
     args = parser.parse_args(argv)
-    source, out = local_path("HF_DIR", args.source), local_path("OUT", args.out)
-    require(not out.exists(), "OUT", args.out, "must not exist yet")
+    source, out = local_path("HF_DIR", args.source), new_path("OUT", args.out)
     with reading():
         allowed = "must be the directory of a Hugging Face model"
         require(is_hf_folder(source), "HF_DIR", args.source, allowed)

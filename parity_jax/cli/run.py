@@ -59,6 +59,7 @@ from parity_jax.runs.execute import Job
 from parity_jax.runs.files import write_bytes, write_json, write_text
 from parity_jax.runs.forecast import forecast, forecast_for
 from parity_jax.runs.interrupt import stop_requests
+from parity_jax.runs.lineage import settings
 from parity_jax.runs.targets import chosen, compile_only
 
 SCALE = "scale"
@@ -90,7 +91,9 @@ def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[Override]]:
     try:
         _, *rest = own(["run", *argv], known_only=True)
     except flags.Error as error:
-        raise ConfigError("flag", " ".join(argv), str(error).splitlines()[0]) from None
+        told = str(error).splitlines()[0].removeprefix("ERROR:: ")
+        typed = [x for x in argv if x.strip("-").partition("=")[0] in told]
+        raise ConfigError("flag", " ".join(typed or argv), told) from None
     except OSError as error:
         raise ConfigError("flagfile", error.filename, "cannot be read") from None
     return own, parse(rest)
@@ -200,6 +203,7 @@ def main(argv: Sequence[str]) -> None:
             require_same("command", " ".join(map(str, typed)))
             module, experiment = configured(own.config, overrides)
             check_working_directory(own.config, begun_in)
+            before = settings()
             if own.dry_run:
                 say = partial(print, flush=True)  # it takes a while between lines
                 with early():
@@ -218,6 +222,7 @@ def main(argv: Sequence[str]) -> None:
                 with stops.at_once():
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
                     check_working_directory(own.config, begun_in)
+                    check_same_settings(own.config, before)
                 if own.profile:  # all is checked: now something may be written
                     made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(own.profile))
@@ -289,6 +294,13 @@ def check_working_directory(config: str, begun_in: Path) -> None:
     """ConfigError if the experiment's code went elsewhere: paths would mean others."""
     allowed = f"its code must not change the working directory, to {Path.cwd()}"
     require(Path.cwd() == begun_in, "config", config, allowed)
+
+
+def check_same_settings(config: str, before: dict[str, str]) -> None:
+    """ConfigError if own code changed JAX's settings: its programs would be others."""
+    changed = [name for name, value in settings().items() if value != before[name]]
+    allowed = f"its code must not change {', '.join(changed)} while it is called"
+    require(not changed, "config", config, allowed)
 
 
 def show(experiment: Experiment, say: Callable[[Any], None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from flax.core import FrozenDict
 
 from parity_jax.config.checks import (
+    ConfigError,
     MissingCodeError,
     is_finite,
     require,
@@ -67,19 +68,27 @@ def import_object(name: str, field: str) -> Any:
 def to_dict(config: Any) -> Any:
     """Plain dicts, lists and numbers, as JSON has them; `from_dict` inverts it.
 
-    One of a family carries its `kind`.
+    One of a family carries its `kind`. ConfigError for a class in place of one of it.
     """
     if isinstance(config, FrozenDict | dict):
-        return {k: to_dict(v) for k, v in config.items()}
+        return {k: _named(k, v) for k, v in config.items()}
     if isinstance(config, tuple | list):
         return [to_dict(item) for item in config]
     if not dataclasses.is_dataclass(config):
         return config
+    if isinstance(config, type):
+        allowed = f"is a class; one of it is meant, {config.__name__}(..)"
+        raise ConfigError("", config.__name__, allowed)
     head: dict[str, Any] = {}
     if isinstance(config, Configured):
         head["kind"] = kind_of(type(config))
     fields = dataclasses.fields(config)
-    return head | {f.name: to_dict(getattr(config, f.name)) for f in fields}
+    return head | {f.name: _named(f.name, getattr(config, f.name)) for f in fields}
+
+
+def _named(name: Any, value: Any) -> Any:
+    with under(str(name)):
+        return to_dict(value)
 
 
 def from_dict(kind: Any, value: Any) -> Any:

@@ -50,6 +50,19 @@ def local_path(name: str, text: str | Path) -> Path:
     return path
 
 
+def new_path(name: str, text: str) -> Path:
+    """One that is free and can be made; ConfigError for any other."""
+    path = local_path(name, text)
+    try:
+        require(not path.exists(), name, text, "must not exist yet")
+        around = next((p for p in path.absolute().parents if p.exists()), path)
+        require(around.is_dir(), name, text, f"{around} must be a directory")
+    except OSError as error:  # of a name that is too long, say
+        reason = error.strerror or str(error)
+        raise ConfigError(name, text, f"cannot be: {reason}") from None
+    return path
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a complete run says of its members, and of its records."""

@@ -29,6 +29,7 @@ from parity_jax.config import (
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import any_of, is_first, meet
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
+from parity_jax.platform import is_out_of_memory
 from parity_jax.population import Population, check_devices
 from parity_jax.runs.curves import check_tools, followed
 from parity_jax.runs.directory import (
@@ -60,6 +61,7 @@ from parity_jax.runs.start import (
     steps_of_parent,
 )
 from parity_jax.runs.sweep import is_sweep
+from parity_jax.runs.unread import check_numbers
 
 
 class Job(NamedTuple):
@@ -122,7 +124,7 @@ def named_if_out_of_memory(name: str, run: ResolvedRun) -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         text = str(error).strip().splitlines()[:1]
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "".join(text):
+        if is_out_of_memory(error):
             raise RunError(
                 f"run {name} ({len(run.labels)} members, "
                 f"{run.stage.sequences_per_step} sequences a step) is out of "
@@ -164,6 +166,7 @@ def plan(
             program = make_program(run, parts=parts_of(run, made))
             scores = program.shapes()[1]
         jobs.append(Job(name, run, directory, program, scores))
+    check_numbers(runs, {job.name: job.program for job in jobs})
     return jobs
 
 

@@ -8,16 +8,24 @@ import jax
 
 from parity_jax.experiment import Experiment
 from parity_jax.platform import made_for
-from parity_jax.population import check_devices, memory_limit, memory_needed
+from parity_jax.population import (
+    Population,
+    check_devices,
+    memory_limit,
+    memory_needed,
+)
 from parity_jax.runs.resolve import (
+    Parts,
     ResolvedRun,
     in_own_code,
     make_program,
+    parts_of,
     resolve,
     select,
     under_run,
 )
 from parity_jax.runs.targets import chosen, compiled_for, devices_of
+from parity_jax.runs.unread import check_numbers
 
 
 def forecast(
@@ -29,19 +37,24 @@ def forecast(
     responses may be longer, or shorter.
     """
     runs = resolve(experiment)
-    names = select(list(runs), only)
-    total = sum(forecast_run(name, runs[name], say) for name in names)
+    programs: dict[str, Population] = {}
+    made: dict[str, Parts] = {}
+    for name in select(list(runs), only):
+        run = runs[name]
+        check_devices(run.population)
+        with under_run(name), in_own_code(run):
+            programs[name] = make_program(run, parts=parts_of(run, made))
+            programs[name].shapes()
+    check_numbers(runs, programs)
+    total = sum(forecast_run(n, runs[n], made, say) for n, made in programs.items())
     say(f"in all {total / 60:.1f} min")
 
 
-def forecast_run(name: str, run: ResolvedRun, say: Callable[[str], None]) -> float:
+def forecast_run(
+    name: str, run: ResolvedRun, program: Population, say: Callable[[str], None]
+) -> float:
     """Say what the run will cost; its seconds."""
-    check_devices(run.population)
-    schedule = run.schedule
-    with under_run(name), in_own_code(run):
-        program = make_program(run)
-        program.shapes()
-    num = len(program.labels)
+    schedule, num = run.schedule, len(program.labels)
     devices = [*program.layout.mesh.devices.flat]
     states, metrics = program.init(None), program.no_metrics()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(states)) // num

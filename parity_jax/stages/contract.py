@@ -1,14 +1,18 @@
 """Whether a stage's functions return what everything else relies on."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from parity_jax.config import require
+from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
-from parity_jax.types import StageState, path_text
+from parity_jax.stages.stage import Stage
+from parity_jax.types import Data, StageState, path_text
 
 
 def check_step(before: StageState, after: Any, metrics: Any) -> None:
@@ -28,6 +32,38 @@ def check_scores(scores: Any, num_members: int) -> None:
     """ConfigError unless evaluation gives means of every member, at least one."""
     check_means("stage.evaluate", scores, (num_members,))
     require(bool(scores), "stage.evaluate", scores, "must return at least one score")
+
+
+def numbers_read(stage: Stage, data: Data) -> set[str]:
+    """Names of the numbers that change a member's parameters, metrics or scores.
+
+    It is traced, not run; what loops of unknown length carry counts as read.
+    """
+    names = [field.name for field in dataclasses.fields(Hypers)]
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    hypers = Hypers(**dict.fromkeys(names, number))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(stage.init, key, hypers, None)
+
+    def member(hypers: Hypers, key: Any, state: StageState, data: Data) -> Any:
+        before, start = state._replace(hypers=hypers), stage.init(key, hypers, None)
+        after, metrics = stage.step(before, data)
+        others = [(x.params, x.opt_state, x.status) for x in (start, after)]
+        return (others, metrics, stage.evaluate(before, data)), after.hypers
+
+    traced = jax.make_jaxpr(member)(hypers, key, state, data).jaxpr
+    num_changed = len(traced.outvars) - len(names)
+
+    def read_for(is_output: list[bool]) -> set[str]:
+        _, is_read = dce_jaxpr(traced, is_output)
+        return {name for name, read in zip(names, is_read, strict=False) if read}
+
+    found = read_for([i < num_changed for i in range(len(traced.outvars))])
+    for _ in names:  # those of which a stage makes the numbers of its next step
+        for i, name in enumerate(names, num_changed):
+            if name in found:
+                found |= read_for([i == j for j in range(len(traced.outvars))])
+    return found
 
 
 def check_names(where: str, names: Iterable[str], axes: Iterable[str]) -> None:

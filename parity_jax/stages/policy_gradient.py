@@ -7,7 +7,7 @@ for every step:
         params <- Adam(params, grad of the clipped surrogate of A and pi / pi_old)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -132,6 +132,9 @@ class PolicyGradientConfig(StageConfig):
         )
         price = hypers.length_price
         require(price == 0 or not idle, "length_price", price, allowed)
+        allowed = "must be 0 with kl_estimator='none', which leaves the divergence out"
+        is_felt = self.kl_estimator != "none"
+        require(is_felt or hypers.beta == 0, "beta", hypers.beta, allowed)
 
 
 def reinforce(**overrides: Any) -> PolicyGradientConfig:
@@ -181,6 +184,10 @@ class Minibatch(NamedTuple):
     reference_log_prob: Array | None  # BxGxT
 
 
+# They clip the ratio of policies, which is 1 in the only update of a rollout.
+UNFELT = dict(epsilon=0.2, epsilon_high=0.2, delta=1e6)
+
+
 def make_policy_gradient(
     cfg: PolicyGradientConfig, task: Task, model: Model, evaluate: Evaluate
 ) -> Stage:
@@ -227,7 +234,9 @@ def make_policy_gradient(
     def update(
         state: StageState, part: Minibatch, rollout_tokens: Array
     ) -> tuple[StageState, Metrics]:
-        response = part.rollout.response
+        response, hypers = part.rollout.response, state.hypers
+        if cfg.num_updates == 1:
+            hypers = replace(hypers, **UNFELT)
         target = policy_target(
             response.token,
             part.mask,
@@ -242,7 +251,7 @@ def make_policy_gradient(
             return policy_loss(
                 scores,
                 target,
-                state.hypers,
+                hypers,
                 cfg.importance_sampling_level,
                 cfg.kl_estimator,
                 cfg.kl_in == "loss",

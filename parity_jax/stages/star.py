@@ -12,7 +12,7 @@ front, and only as many minibatches run as it fills.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -109,21 +109,26 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
         num_kept = kept_N.sum()
         num_minibatches = -(-num_kept // cfg.batch_size)
 
-        def minibatch(i: Array, carry: tuple[StageState, Metrics]) -> tuple:
-            state, metrics = carry
+        def minibatch(i: Array, carry: tuple[Params, Any, Metrics]) -> tuple:
+            params, opt_state, metrics = carry
             start = i * cfg.batch_size
             rows_B = jax.lax.dynamic_slice_in_dim(order_N, start, cfg.batch_size)
             weight_B = start + jnp.arange(cfg.batch_size) < num_kept
             part = jax.tree.map(lambda x: x[rows_B], samples)
-            grads, new = gradient(state.params, part, weight_B)
+            grads, new = gradient(params, part, weight_B)
             done = (index + i / num_minibatches) / cfg.num_epochs
             factor = 1.0 - done if cfg.decay else 1.0
-            state, grad_norm = optimizer.apply(state, grads, factor)
+            before = state._replace(params=params, opt_state=opt_state)
+            after, grad_norm = optimizer.apply(before, grads, factor)
             new["grad_norm"] = Mean.over(grad_norm)
-            return state, jax.tree.map(jnp.add, metrics, new)
+            return after.params, after.opt_state, jax.tree.map(jnp.add, metrics, new)
 
+        first = (state.params, state.opt_state, metrics)
         with at_most(-(-len(kept_N) // cfg.batch_size)):
-            return jax.lax.fori_loop(0, num_minibatches, minibatch, (state, metrics))
+            params, opt_state, metrics = jax.lax.fori_loop(
+                0, num_minibatches, minibatch, first
+            )
+        return state._replace(params=params, opt_state=opt_state), metrics
 
     def step(state: StageState, data: Data) -> tuple[StageState, Metrics]:
         keys = StepKeys.of(state)

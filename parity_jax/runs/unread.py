@@ -1,0 +1,62 @@
+"""Numbers that are set, or are axes, and that nothing reads: members would be alike."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parity_jax.config import ConfigError
+from parity_jax.hypers import BOUNDS, Hypers
+from parity_jax.models.huggingface import is_hf_folder
+from parity_jax.population import Population
+from parity_jax.runs.directory import RunDirectory
+from parity_jax.runs.resolve import ResolvedRun
+
+
+def check_numbers(
+    runs: Mapping[str, ResolvedRun], programs: Mapping[str, Population]
+) -> None:
+    """ConfigError for a number without effect, on its run and those that it came from
+    or that come from it with the same one.
+
+    Only of runs all of whose relatives have programs: others are done already.
+    """
+    for name, run in runs.items():
+        chain = chain_of(name, runs)
+        if not chain <= {*programs}:
+            continue
+        for number in BOUNDS:
+            given = values_of(run, number)
+            if given == (getattr(Hypers(), number),):
+                continue
+            alike = [n for n in chain if {*given} & {*values_of(runs[n], number)}]
+            if not any(is_read(number, runs[n], programs[n]) for n in alike):
+                is_axis, where = number in run.axes, f"runs.{name}.hypers.{number}"
+                told = given if is_axis else given[0]
+                allowed = f"is read by no run ({', '.join(alike)}): it changes nothing"
+                raise ConfigError(f"axes.{number}" if is_axis else where, told, allowed)
+
+
+def values_of(run: ResolvedRun, number: str) -> tuple[Any, ...]:
+    """Along its axis, or the one of all members."""
+    return tuple(run.axes.get(number, (getattr(run.hypers, number),)))
+
+
+def chain_of(name: str, runs: Mapping[str, ResolvedRun]) -> set[str]:
+    """A run with all that it comes from and that come from it."""
+
+    def ancestors(own: str) -> set[str]:
+        parent = runs[own].parent.sibling
+        return {own} | (ancestors(parent) if parent else set())
+
+    return ancestors(name) | {other for other in runs if name in ancestors(other)}
+
+
+def is_read(number: str, run: ResolvedRun, program: Population) -> bool:
+    """By the program of a run, or by whoever trained what it starts from."""
+    elsewhere = RunDirectory(Path(run.parent.path or "/"))
+    is_ours = not run.parent.sibling and not is_hf_folder(elsewhere.path)
+    if run.parent.path and is_ours and elsewhere.has_config():
+        before = values_of(elsewhere.read_config(), number)
+        if {*before} & {*values_of(run, number)}:
+            return True
+    return number in program.numbers_read()

@@ -1,0 +1,89 @@
+"""Which numbers a stage reads: found in what is traced, held against running it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_worlds import make_table, no_evaluation
+from tiny import POLICY_GRADIENT, PRETRAIN, STAR
+
+from parity_jax.hypers import BOUNDS, Hypers
+from parity_jax.runs.checkpoint import to_arrays
+from parity_jax.stages.contract import numbers_read
+from parity_jax.tasks import ParityConfig
+from parity_jax.types import Data
+
+DATA = {"p_cot", "p_leap", "emit_noise", "step_noise", "short_noise", "learning_rate"}
+SAMPLED = {
+    "temperature",
+    "length_price",
+    "false_positive",
+    "false_negative",
+    "learning_rate",
+}
+CLIPS = {"epsilon", "epsilon_high", "delta"}
+UPDATES = dataclasses.replace(POLICY_GRADIENT, num_iterations=2, kl_estimator="k3")
+CASES = {
+    "pretrain": (PRETRAIN, DATA),
+    "star": (STAR, SAMPLED),
+    "on-policy": (POLICY_GRADIENT, SAMPLED | {"entropy_coef"}),
+    "two updates": (UPDATES, SAMPLED | CLIPS | {"entropy_coef", "beta"}),
+}
+# Far from these defaults, within the bounds, and felt by a policy at its start.
+BEFORE = Hypers(learning_rate=0.5, delta=1.001, beta=0.1, short_noise=0.2)
+OTHER = {
+    "learning_rate": 1.0,
+    "temperature": 3.0,
+    "epsilon": 0.001,
+    "epsilon_high": 0.001,
+    "delta": 3.0,
+    "ridge": 0.1,
+}
+
+
+def stage_of(cfg):
+    task = ParityConfig(4, leap=2).make()
+    return cfg.make(task, make_table(task), no_evaluation)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_read_is_what_is_felt(name):
+    """Nothing that changes a step is missed, and nothing else is counted."""
+    cfg, expected = CASES[name]
+    stage = stage_of(cfg)
+    assert numbers_read(stage, Data()) == expected
+    step, found = jax.jit(stage.step), set()
+
+    def outcome(hypers):
+        numbers = jax.tree.map(jnp.float32, hypers)
+        state = stage.init(jax.random.key(3), numbers, None)
+        for _ in range(3):
+            state, metrics = step(state, Data())
+        return to_arrays((state.params, metrics))
+
+    before = outcome(BEFORE)
+    for number in BOUNDS:
+        other = OTHER.get(number, 0.7)
+        after = outcome(dataclasses.replace(BEFORE, **{number: other}))
+        same = (np.array_equal(before[k], after[k], equal_nan=True) for k in before)
+        found |= set() if all(same) else {number}
+    assert found <= expected
+    assert expected - found <= {"step_noise", "emit_noise"} | CLIPS  # by chance, rarely
+
+
+def test_a_number_that_makes_another_one_is_read():
+    """As a stage of one's own would have it that anneals its temperature."""
+    stage = stage_of(PRETRAIN)
+
+    def annealed(state, data):
+        state, metrics = stage.step(state, data)
+        hypers = state.hypers
+        rate = hypers.learning_rate * hypers.ridge
+        return state._replace(
+            hypers=dataclasses.replace(hypers, learning_rate=rate)
+        ), metrics
+
+    found = numbers_read(stage._replace(step=annealed), Data())
+    assert found == DATA | {"ridge"}
