@@ -187,6 +187,28 @@ def test_members_that_only_one_side_has_are_not_left_out():
                 check(*pair)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.float16])
+def test_small_types_are_compared_as_the_numbers_that_they_are(dtype):
+    """In their own arithmetic they wrap, or are infinite."""
+    small, large = dtype(3), dtype(100)
+    assert Check.within(small, large, 97).holds and Check.within(large, small, 97).holds
+    assert not Check.within(small, large, 96).holds
+    if dtype is np.int8:
+        assert not Check.within(large, dtype(-100), 60).holds
+    if dtype is np.float16:
+        assert not Check.within(dtype(60000), dtype(-60000), 1e5).holds
+
+
+def test_numbers_stand_on_both_sides():
+    assert Check.at_least([1, 2], [1, 2]).holds and Check.within([1], [1.05], 0.1).holds
+    with pytest.raises(ValueError, match="must have the coordinate 'seed'"):
+        Check.at_least(xr.DataArray([1.0, 2.0], dims="seed"), 0)
+    with pytest.raises(TypeError, match="must be real numbers, not 'x'"):
+        Check.at_least("x", 0)
+    with pytest.raises(TypeError, match="claim 'X': a=True is no Check"):
+        Claim.of("X", "t", a=True)
+
+
 def made_by_hand(**fields):
     whole = dict(
         id="a", claim="b", measured=1, relation="at least", expected=0, tolerance=0

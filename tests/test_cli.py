@@ -439,6 +439,7 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
 ANALYSES = {
     "claims": ("def claims(r): raise SystemExit(0)", "SystemExit: 0"),
     "figure": ("def figure(r): return None", "must return a Figure, not NoneType"),
+    "none": ("def claims(r): return []", "must return a Claim; leave claims() out"),
     "negative": (
         "from parity_jax.analysis import Claim\n"
         "def claims(r): return [Claim.within('C1', 1.0, 1.0, -0.1)]",

@@ -250,7 +250,9 @@ def test_settings_that_change_what_is_drawn_are_refused(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("jax_debug_infs", True),
         ("jax_debug_key_reuse", True),
+        ("jax_debug_nans", True),
         ("jax_disable_jit", True),
         ("jax_transfer_guard", "disallow"),
         ("jax_numpy_dtype_promotion", "strict"),

@@ -588,6 +588,7 @@ def test_what_a_run_cannot_start_from_is_refused(folder, tmp_path):
         ({name: "elsewhere.safetensors"}, "elsewhere.safetensors: cannot be read"),
         ({"model.layers.9.weight": file}, "model.layers.9.weight is missing"),
         ({name: 3}, "damaged: no weight_map"),
+        ({name: f"../folder/{file}"}, "is not a file of this folder"),
     ):
         write_json(index, whole | {"weight_map": whole["weight_map"] | change})
         with pytest.raises(FolderError, match=message):

@@ -90,6 +90,12 @@ def test_another_kind_starts_from_its_own_defaults():
     assert edited(("runs.grpo.stage", "star")).runs["grpo"].stage == StarConfig()
 
 
+def test_an_edit_that_a_later_one_takes_back_is_refused():
+    """A kind starts from its defaults: what was typed before it would vanish."""
+    with pytest.raises(ConfigError, match="num_bits='6': is taken back by task=multi"):
+        edited(("task.num_bits", "6"), ("task", "multiplication"))
+
+
 WRONG = [
     ("evaluat.num_prompts", "4", "evaluat", "did you mean 'evaluate'"),
     ("axes.p_cott", "0.1", "axes.p_cott", "did you mean 'p_cot'"),

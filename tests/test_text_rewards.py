@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_texts import small_text
 from text_rewards import brevity
 
+from parity_jax.config import ConfigError
 from parity_jax.platform import made_for
 from parity_jax.tasks.text import ProcessPool, RewardError
 from parity_jax.tasks.text.host import HostReward
@@ -45,7 +47,7 @@ def test_a_function_of_ones_own(pool):
     [
         ("raises", "text_rewards:raises: KeyError: 'oh no'"),
         ("nan", "text_rewards:nan: returned nan, which is no finite number"),
-        ("text", "text_rewards:text: ValueError: could not convert"),
+        ("text", "text_rewards:text: returned 'much', which is no number"),
         ("nothing", "text_rewards:nothing: AttributeError"),
         ("not_a_function", "text_rewards:not_a_function: TypeError"),
     ],
@@ -130,3 +132,9 @@ def test_nothing_calls_back_where_a_target_is_compiled_for(pool):
     with made_for("gpu"):
         told = str(jax.make_jaxpr(partial(program))(token))
     assert "pure_callback" not in told
+
+
+def test_one_that_dies_on_a_right_answer_is_refused(tmp_path):
+    """Before anything is trained: every answer would be worth 0."""
+    with pytest.raises(ConfigError, match=r"must judge a right answer.*died"):
+        small_text(tmp_path, text_rewards=("text_rewards:always_dies",)).resolved()

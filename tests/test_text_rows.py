@@ -47,6 +47,9 @@ def test_parquet_rows_are_those_of_jsonl(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", gsm8k_like())
     found = read_rows("f", str(tmp_path / "rows.parquet"), "gsm8k")
     assert found == read_rows("f", file, "gsm8k")
+    (tmp_path / "rows.parquet").write_text("PAR1junkPAR1")
+    with pytest.raises(ConfigError, match=r"^f='.*rows.parquet': cannot be read: "):
+        read_rows("f", str(tmp_path / "rows.parquet"), "gsm8k")
 
 
 @pytest.mark.parametrize(

@@ -56,4 +56,8 @@ def dies(prompt, response, answer):
     return 1.0
 
 
+def always_dies(prompt, response, answer):
+    os._exit(3)
+
+
 not_a_function = 3

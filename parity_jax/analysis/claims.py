@@ -75,18 +75,31 @@ class Check:
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
         # what is not finite, a number that does not exist, fulfils nothing
         compared = _together(COMPARE[relation], measured, bound)
-        compared = compared & np.isfinite(xr.DataArray(measured))
+        compared = compared & np.isfinite(_numbers(measured))
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
 
 
 def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
-    """A function of numbers by member; ValueError if they are not of the same members.
+    """A function of numbers by member, in float64, in which none of small types wraps.
 
-    xarray would take those that both have, and leave out the others.
+    ValueError if they are not of the same members: xarray would take those that both
+    have, and leave out the others.
     """
     with xr.set_options(arithmetic_join="exact"):
-        return function(xr.DataArray(a), b)
+        return function(_numbers(a), _numbers(b))
+
+
+def _numbers(value: Any) -> xr.DataArray:
+    """Of members that have labels, or none."""
+    is_labelled = isinstance(value, xr.DataArray)
+    array = value if is_labelled else xr.DataArray(np.asarray(value))
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"must be real numbers, not {value!r}"[:200])
+    missing = [d for d in array.dims if is_labelled and d not in array.coords]
+    if missing:
+        raise ValueError(f"must have the coordinate {missing[0]!r}, to name members")
+    return array.astype(float)
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,9 @@ class Claim:
         """
         if not checks:
             raise ValueError(f"claim {id!r} needs a check")
+        for name, check in checks.items():
+            if not isinstance(check, Check):
+                raise TypeError(f"claim {id!r}: {name}={check!r} is no Check")
         only = next(iter(checks.values())) if len(checks) == 1 else None
 
         def part(name: str) -> Any:
@@ -201,8 +217,10 @@ def plain_claims(claims: Any) -> list[dict[str, Any]]:
             json.dumps(asdict(claim), allow_nan=False)
         except ValueError as error:
             raise ValueError(f"claim {claim.id!r}: {error}") from None
+    if not found:
+        raise ValueError("must return a Claim; leave claims() out if there is none")
     plain = [asdict(claim) for claim in found]
-    fault = fault_of(plain) if plain else ""
+    fault = fault_of(plain)
     if fault:
         raise ValueError(f"must be as Claim.of makes them: {fault}")
     return plain

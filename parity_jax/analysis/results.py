@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from parity_jax.config import ConfigError, RunError, unknown_value
+from parity_jax.config import ConfigError, RunError, require, unknown_value
 from parity_jax.experiment import Experiment
+from parity_jax.hypers import BOUNDS
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
@@ -92,6 +93,8 @@ class Results(Mapping[str, xr.Dataset]):
 
     def __init__(self, directory: str | Path):
         self.directory = local_path("directory", directory)
+        allowed = "must be the directory of an experiment, not of one of its runs"
+        require(is_experiment(self.directory), "directory", str(directory), allowed)
         self._home = ExperimentDirectory(self.directory)
         self._loaded: dict[tuple[str, str], xr.Dataset] = {}
 
@@ -114,6 +117,10 @@ class Results(Mapping[str, xr.Dataset]):
 
     def number(self, name: str, hyper: str) -> xr.DataArray | float:
         """One of a run's numbers: the values of its axis, or the one of all members."""
+        if name not in self.experiment.runs:
+            raise unknown_value("run", name, self.experiment.runs)
+        if hyper not in BOUNDS:
+            raise unknown_value("hyper", hyper, BOUNDS)
         run = self.runs[name]
         return self[name][hyper] if hyper in run.axes else getattr(run.hypers, hyper)
 

@@ -11,7 +11,9 @@ from parity_jax.config import ConfigError, require
 
 # Settings of JAX under which nothing here works.
 REFUSED: dict[str, tuple[bool | str, ...]] = {
+    "jax_debug_infs": (True,),
     "jax_debug_key_reuse": (True,),
+    "jax_debug_nans": (True,),  # members that diverge are frozen and told
     "jax_disable_jit": (True,),
     "jax_no_execution": (True,),
     "jax_numpy_dtype_promotion": ("strict",),

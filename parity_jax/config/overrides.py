@@ -68,7 +68,10 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 def apply(config: Any, overrides: Sequence[Override]) -> Any:
     """The config with these edits; ConfigError for what cannot be read or built."""
     kind, plain = type(config), to_dict(config)
-    for path, value in overrides:
+    for i, (path, value) in enumerate(overrides):
+        for later in overrides[i + 1 :]:
+            allowed = f"is taken back by {later.text}, which comes after it"
+            require(not path.startswith(f"{later.path}."), path, value, allowed)
         parts = path.split(".")
         plain = _edit(kind, plain, parts, value, _places(plain, parts[-1]))
     for path, value in overrides:

@@ -71,10 +71,13 @@ class MetricsFile:
         record = Record(split, step, round(seconds, 3), values)
         if not is_first():
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(record._asdict(), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record._asdict(), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # of writing it says no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         for tell in self.followers:
             tell(record)
 

@@ -100,6 +100,10 @@ class HfFolder:
                 isinstance(name, str) for name in index.values()
             ):
                 raise FolderError(f"{self.path / INDEX}: damaged: no weight_map")
+            for file in index.values():
+                if Path(file).name != file:
+                    told = f"{file!r} is not a file of this folder"
+                    raise FolderError(f"{self.path / INDEX}: damaged: {told}")
             found = {name: self.path / file for name, file in index.items()}
             there = {p: set(names_in(p)) for p in sorted({*found.values()})}
             for name, file in found.items():

@@ -65,7 +65,12 @@ def records(field: str, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
     try:
         if file.suffix == ".parquet":
             table = optional("pyarrow.parquet", f"the parquet file {path}")
-            yield from enumerate(table.read_table(file).to_pylist(), 1)
+            try:
+                found = table.read_table(file).to_pylist()
+            except ValueError as error:  # pyarrow's own are
+                told = f"cannot be read: {str(error).splitlines()[0]}"
+                raise ConfigError(field, path, told) from None
+            yield from enumerate(found, 1)
             return
         with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):

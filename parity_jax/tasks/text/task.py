@@ -154,9 +154,11 @@ def check_reward(cfg: TextConfig, name: str) -> None:
     job = Job(name, row.prompt, demonstrations(cfg.template, row)[1], row.answer)
     pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
     try:
-        pool.judge([job])
+        (verdict,) = pool.judge([job])
     except RewardError as error:
         raise ConfigError("text_rewards", name, f"fails: {error}") from None
+    allowed = f"must judge a right answer; the first one of the rows: {verdict.state}"
+    require(verdict.state == "judged", "text_rewards", name, allowed)
 
 
 class Corpus(NamedTuple):

@@ -76,6 +76,8 @@ def judged(name: str, texts: list[str]) -> dict[str, Any]:
     """A number, or what went wrong."""
     try:
         value = named(name)(*texts)
+        if isinstance(value, str | bytes):
+            return {"error": f"returned {value!r}, which is no number"}
         number = float(value)
         if not math.isfinite(number):
             return {"error": f"returned {number}, which is no finite number"}
