@@ -74,6 +74,7 @@ docs: $(DOCS_STAMP)  ## The site: docs/_build/html/index.html; its notebooks are
 	$(RUN) docs/check_site.py docs/_build
 
 $(STAMP): requirements.lock pyproject.toml
+	@echo "setting up $(VENV): 1 GB of packages, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
@@ -84,6 +85,7 @@ $(TEXT_STAMP): $(STAMP) requirements-dev.lock
 	touch $@
 
 $(DEV_STAMP): $(STAMP) requirements-dev.lock
+	@echo "adding what tests need to $(VENV): 2 GB, some minutes"
 	$(VENV)/bin/pip install --quiet --requirement requirements-dev.lock
 	$(VENV)/bin/pip install --quiet --editable .[torch]
 	touch $@

@@ -24,7 +24,7 @@ from parity_jax.metrics import Mean, Metrics
 from parity_jax.models.model import Model, response_logits
 from parity_jax.policy import tempered
 from parity_jax.responses import has_ended, left_padded, num_tokens
-from parity_jax.tasks.task import Diagnostics, FiniteTask, Task
+from parity_jax.tasks.task import Diagnostics, FiniteTask, Task, typed_prompt
 from parity_jax.types import Data, Key, Params, Prompt
 
 Evaluate = Callable[[Key, Params, Data], Metrics]
@@ -75,7 +75,7 @@ def read_prompts(path: str, task: Task) -> Prompt:
         if not line.strip():
             continue
         try:
-            prompts.append(task.read_prompt(line.rstrip()))
+            prompts.append(typed_prompt(task, line.rstrip()))
         except ValueError as error:
             raise ConfigError("eval_file", path, f"line {number}: {error}") from None
     if not prompts:

@@ -40,6 +40,7 @@ def check_task(cfg: TaskConfig) -> None:
         outputs = compiled_and_not(name, task)
         check_keys(name, task)
         check_solutions(name, task, outputs)
+        check_every_token(name, task)
         check_mixture(name, task)
         check_text(name, task, outputs)
 
@@ -135,6 +136,35 @@ def check_solutions(name: str, task: Task, outputs: dict[str, Any]) -> None:
         is_right = (outputs["is_long"][differs_B, g] == expected).all()
         allowed = f"must be {expected} for solution.{part}"
         require(bool(is_right), f"{name}.is_long", not expected, allowed)
+
+
+def check_every_token(name: str, task: Task) -> None:
+    """The reward of every token is not paid where one of them is another.
+
+    A task of rows may take several texts for one solution.
+    """
+    if isinstance(task, FiniteTask):
+        return
+
+    def changed(key: Key) -> tuple[Array, Array]:
+        prompt = task.sample_prompts(key, NUM_PROMPTS, task.data)
+        short, worked = task.solution(prompt, task.data)
+        token_BxT = worked[:, 0]
+        at_1xTxT = jnp.eye(worked.shape[-1], dtype=bool)[None]
+        other_BxT = (token_BxT + 1) % task.vocab_size
+        token_BxTxT = jnp.where(at_1xTxT, other_BxT[:, None], token_BxT[:, None])
+        is_own = response_mask(token_BxT, task.format)[:, None] & at_1xTxT
+        solutions = jnp.concatenate([short[:, None], worked], 1)
+        mask = response_mask(token_BxTxT, task.format)
+        whole = jnp.where(mask, token_BxTxT, task.format.pad_id)
+        is_other = ~(whole[:, :, None] == solutions[:, None]).all(-1).any(-1)
+        paid_BxT = task.rewards["cot"](prompt, token_BxTxT, task.data)
+        return paid_BxT, is_own.any(-1) & is_other
+
+    paid_BxT, is_changed = jax.device_get(jax.jit(changed)(jax.random.key(3)))
+    most = float(paid_BxT[is_changed].max(initial=0))
+    allowed = "must be 0 for a worked solution of which a token is another"
+    require(most == 0, f"{name}.rewards['cot']", most, allowed)
 
 
 def check_mixture(name: str, task: Task) -> None:

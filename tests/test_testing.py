@@ -37,11 +37,13 @@ class Broken(Copy):
         if wrong == "unpaid":
             self.rewards["cot"] = lambda prompt, response_BxGxT, data: super(
                 Broken, self
-            ).reward(prompt, response_BxGxT[..., ::-1])
+            ).is_right(prompt, response_BxGxT[..., ::-1])
         if wrong == "generous":
             self.rewards["e2e"] = lambda prompt, response_BxGxT, data: jnp.ones(
                 response_BxGxT.shape[:2]
             )
+        if wrong == "cot":
+            self.rewards["cot"] = self.is_right
         if wrong == "short_len":
             self.format = dataclasses.replace(self.format, short_len=1)
 
@@ -116,6 +118,7 @@ class ListConfig(CopyConfig):
     ("wrong", "line"),
     [
         ("unpaid", r"\.rewards\['cot'\]=0.0: must be 1 for solution.short"),
+        ("cot", r"\.rewards\['cot'\]=1.0: must be 0 for a worked solution of which"),
         ("generous", r"\.rewards\['e2e'\]=1.0: must be 0 for some responses"),
         ("short_len", "short_len=1: must hold short solutions .*: 2 tokens"),
         ("key", "sample_prompts='the same prompts': must draw other"),

@@ -47,6 +47,7 @@ from parity_jax.experiment import MAX_SEED
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path
 from parity_jax.tasks import Task
+from parity_jax.tasks.task import typed_prompt
 from parity_jax.types import Prompt
 
 MIN_PROBABILITY = 0.0005  # of an alternative that is shown
@@ -97,7 +98,7 @@ def play(directory: RunDirectory, member: Label, args: argparse.Namespace) -> No
     )
     for n, line in enumerate(sys.stdin):
         try:
-            token_L = task.read_prompt(line.strip())
+            token_L = typed_prompt(task, line.strip())
         except ValueError as error:
             console.print(f"error: {error}", soft_wrap=True)
             continue

@@ -105,6 +105,15 @@ class TaskConfig(Configured):
         """ConfigError for numbers that mean nothing in this task."""
 
 
+def typed_prompt(task: Task, line: str) -> np.ndarray:
+    """`task.read_prompt`; ValueError too for a length that prompts do not have."""
+    token_L = task.read_prompt(line)
+    is_whole = isinstance(task, FiniteTask) or len(token_L) == task.prompt_len
+    if not is_whole:
+        raise ValueError(f"must have {task.prompt_len} tokens, not {len(token_L)}")
+    return token_L
+
+
 def texts_of(symbols: np.ndarray, token_T: Array | np.ndarray) -> list[str]:
     """The text of every token; <48> for one that only a model of more tokens knows."""
     tokens = np.asarray(token_T).tolist()

@@ -36,7 +36,7 @@ class Copy:
     def __init__(self, num_bits):
         self.prompt_len = num_bits
         self.format = ResponseFormat(PAD, (EOS,), max_len=num_bits + 1, short_len=2)
-        self.rewards = {"e2e": self.reward, "cot": self.reward}
+        self.rewards = {"e2e": self.is_right, "cot": self.is_copied}
 
     def sample_prompts(self, key, num_prompts, data=()):
         shape = (num_prompts, self.prompt_len)
@@ -55,9 +55,17 @@ class Copy:
         short = jnp.pad(short, ((0, 0), (0, pad)), constant_values=PAD)
         return Solution(short, long[:, None])
 
-    def reward(self, prompt, response_BxGxT, data=()):
+    def is_right(self, prompt, response_BxGxT, data=()):
         right_BxG = response_BxGxT[..., 0] == prompt.token[:, :1]
         return right_BxG.astype(float)
+
+    def is_copied(self, prompt, response_BxGxT, data=()):
+        """Every token is that of the worked solution, or of the short one."""
+        mask = response_mask(response_BxGxT, self.format)
+        token_BxGxT = jnp.where(mask, response_BxGxT, PAD)
+        short, worked = self.solution(prompt)
+        is_short = (token_BxGxT == short[:, None]).all(-1)
+        return (is_short | (token_BxGxT == worked).all(-1)).astype(float)
 
     def is_long(self, response_BxGxT):
         return num_tokens(response_BxGxT, self.format) > 1
