@@ -58,7 +58,8 @@ class WalkConfig(StageConfig):
 
         def step(state, data):
             push = jax.random.normal(StepKeys.of(state).data, (self.batch_size, 3))
-            push = state.hypers.temperature * push + state.hypers.beta
+            scale = state.hypers.temperature * state.hypers.p_cot / 0.25
+            push = scale * push + state.hypers.beta
             w, mean = state.params["w"], state.opt_state["mean"] * 0.9 + push.mean(0)
             w += state.hypers.learning_rate * mean * (1 + w**2)
             metrics = {

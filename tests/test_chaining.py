@@ -55,7 +55,7 @@ def test_an_axis_that_no_run_reads_is_refused(workdir, tmp_path):
     for runs in (
         {"a": with_axis("p_leap")},
         {"a": walk(), "b": with_axis("p_leap", parent="a")},
-        {"a": with_axis("p_cot", parent=str(workdir / "first"))},
+        {"a": with_axis("emit_noise", parent=str(workdir / "first"))},
     ):
         with pytest.raises(ConfigError, match=r"^axes.*, 0.2\): is read by no run"):
             train(walks(**runs), tmp_path / "run")
