@@ -72,6 +72,7 @@ soak: $(STAMP)  ## Kill small runs at 210 random moments; writes results/soak.js
 docs: $(DOCS_STAMP)  ## The site: docs/_build/html/index.html; its notebooks are executed
 	$(RUN) -m sphinx -W --keep-going -n -q docs docs/_build/html
 	$(RUN) docs/check_site.py docs/_build
+	@echo "docs/_build/html/index.html"
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "setting up $(VENV): 1 GB of packages, some minutes"

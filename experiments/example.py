@@ -1,6 +1,7 @@
 """A first experiment: copy this file, change it, run it.
 
-Command    parity-jax run --config=experiments/example.py --workdir=runs/example
+Command    .venv/bin/parity-jax run --config=experiments/example.py \\
+               --workdir=runs/example
 Device     2 CPU cores, under a minute
 Expected   after next-token prediction P(long) is p_cot and greedy answers are short;
            20 updates of GRPO on a reward of one's own make them whole right chains.

@@ -1,5 +1,7 @@
 """Both stages from the weights of a Hugging Face folder, which the command names.
 
+It shows that they run, in a minute; 4 steps on 16 prompts improve nothing.
+
 parity-jax run --config=tests/outside/hf_experiment.py:FOLDER --workdir=runs/from_hf
 """
 
