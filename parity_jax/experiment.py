@@ -35,12 +35,12 @@ MAX_SEED = 2**32 - 1  # of a key; larger ones would silently be the same
 class Schedule:
     """When a run records, evaluates, saves and ends; it changes no number of it."""
 
-    num_steps: int = 1000
+    num_steps: int = 1000  # of training
     log_every: int = 10  # steps merged into one record of training metrics
-    eval_every: int = 100
+    eval_every: int = 100  # and at the first and the last step
     # Checkpoints at the first and the last step, and at all that these three name.
     checkpoint_every: int = 0  # 0: no further ones
-    checkpoint_steps: tuple[int, ...] = ()
+    checkpoint_steps: tuple[int, ...] = ()  # these as well
     checkpoint_powers_of_two: bool = False  # at steps 1, 2, 4, 8, ..
     max_to_keep: int = 0  # the newest so many; 0: all
     chunk_seconds: float = 15.0  # the loop looks for signals at least so often
@@ -96,8 +96,8 @@ class Schedule:
 class RunConfig(Schedule):
     """One stage of an experiment: an algorithm, its numbers, where it starts."""
 
-    stage: StageConfig = field(default_factory=PretrainConfig)
-    hypers: Hypers = field(default_factory=Hypers)
+    stage: StageConfig = field(default_factory=PretrainConfig)  # the algorithm
+    hypers: Hypers = field(default_factory=Hypers)  # its numbers, but for the axes
     parent: str = ""  # run of this experiment, or run directory; empty: from scratch
     parent_step: int = -1  # checkpoint of the parent to start from; -1: the last one
     # The members of the parent to start from, by axes of the parent ({"seed": 2}); on
@@ -129,12 +129,14 @@ class RunConfig(Schedule):
 class Experiment:
     """A task, a model, a population and the stages that are chained on them."""
 
-    task: TaskConfig = field(default_factory=ParityConfig)
-    model: ModelConfig = field(default_factory=TransformerConfig)
+    task: TaskConfig = field(default_factory=ParityConfig)  # what is learned
+    model: ModelConfig = field(default_factory=TransformerConfig)  # what learns it
+    # Seeds and values of numbers: a member for every combination, in each run.
     axes: FrozenDict[str, tuple[Any, ...]] = FrozenDict({"seed": (0,)})
-    runs: FrozenDict[str, RunConfig] = FrozenDict()
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    runs: FrozenDict[str, RunConfig] = FrozenDict()  # stages by name, in their order
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # of every run
     eval_file: str = ""  # evaluation on its prompts, one a line; empty: on fresh ones
+    # How the members are laid out on the devices.
     population: PopulationConfig = field(default_factory=PopulationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)  # devices of one member
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
