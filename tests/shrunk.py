@@ -119,8 +119,10 @@ def _sizes(node: Any, path: str) -> list[str]:
         here = f"{path}.{key}"
         if isinstance(value, dict):
             flags += _sizes(value, here)
-        elif key in TINY and isinstance(value, int) and value > TINY[key]:
-            flags.append(f"--{here}={TINY[key]}")
+        elif key in TINY and isinstance(value, int):
+            longer = key == "num_bits" and "chains" in node  # than any leap of them
+            most = TINY[key] + longer
+            flags += [f"--{here}={most}"] if value > most else []
         elif key == "leap" and value > 1:
             flags.append(f"--{here}=2")
     return flags

@@ -79,6 +79,8 @@ def test_any_order_of_the_bits_is_a_right_chain():
         ({"weights": (1.0,)}, "must give one weight for each"),
         ({"weights": (1.0, 0.0)}, "must be positive and finite"),
         ({"chains": ("full", "shuffled")}, "must be of different lengths"),
+        ({"num_bits": 4, "chains": ("full", "leap4")}, "must be longer than 1 at"),
+        ({"weights": (1e308, 1e308)}, "must have a finite sum"),
         ({"num_bits": 1}, "must be in [2, "),
     ],
 )

@@ -45,9 +45,13 @@ class ChainsConfig(TaskConfig):
         for weight in self.weights:
             inside = 0 < weight < np.inf
             require(inside, "weights", weight, "must be positive and finite")
+        total = sum(self.weights)
+        require(total < np.inf, "weights", self.weights, "must have a finite sum")
         lengths = {chain_len(chain, self.num_bits) for chain in self.chains}
         allowed = "must be of different lengths, by which they are told apart"
         require(len(lengths) == len(self.chains), "chains", self.chains, allowed)
+        allowed = f"must be longer than 1 at num_bits={self.num_bits}, as answers are"
+        require(min(lengths) > 1, "chains", self.chains, allowed)
 
     def check(self, hypers: Hypers) -> None:
         for name in ("p_leap", "emit_noise", "step_noise", "short_noise"):
