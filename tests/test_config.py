@@ -115,6 +115,12 @@ BAD = [
     (RolloutConfig, {"rewards": ()}, "rewards", "at least one"),
     (RolloutConfig, {"rewards": ("e2e", "cot")}, "reward_weights", "one weight"),
     (RolloutConfig, {"reward_weights": (0.0,)}, "reward_weights", "must not all be 0"),
+    (
+        RolloutConfig,
+        {"rewards": ("e2e", "e2e"), "reward_weights": (1.0, -1.0)},
+        "reward_weights",
+        "must not all be 0",
+    ),
     (RolloutConfig, {"length_price_form": "square"}, "length_price_form", "additive"),
     (RolloutConfig, {"num_unique_prompts": -1}, "num_unique_prompts", "0 (fresh)"),
     (PolicyGradientConfig, {"baseline": "mean"}, "baseline", "valid: batch"),

@@ -283,7 +283,7 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     (run_dir / "grpo" / "finished.json").unlink()
     refused(say("report", run_dir, output), 1, "grpo has not finished")
     shutil.rmtree(run_dir / "grpo")
-    refused(say("report", run_dir, output), 1, "grpo has not finished")
+    refused(say("report", run_dir, output), 1, "grpo: missing, which")
     assert not (tmp_path / "results").exists()
 
 

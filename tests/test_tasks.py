@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_worlds import within_4_sigma
 
+from parity_jax.config import ConfigError
 from parity_jax.hypers import Hypers
 from parity_jax.tasks import ParityConfig
 from parity_jax.tasks.parity import EOS, token_signs
@@ -277,3 +278,10 @@ def test_a_prompt_is_read_from_the_front_of_a_line():
     for line in ("", "+-+-+", "+-+-+-+", "+-+-+-+=", "+-+=+-=", "=-+-+-="):
         with pytest.raises(ValueError, match="must begin with 6 bits"):
             task.read_prompt(line)
+
+
+def test_a_leap_over_all_bits_is_no_chain():
+    """It would be told from a short answer by nothing."""
+    ParityConfig(4, leap=4).check(Hypers())
+    with pytest.raises(ConfigError, match=r"^p_leap=0.5: must be 0 with leap=num_bi"):
+        ParityConfig(4, leap=4).check(Hypers(p_leap=0.5))

@@ -51,7 +51,10 @@ class RolloutConfig:
         allowed = f"must give one weight for each of rewards={self.rewards}"
         matches = len(self.reward_weights) == len(self.rewards)
         require(matches, "reward_weights", self.reward_weights, allowed)
-        is_felt = any(self.reward_weights)
+        totals = dict.fromkeys(self.rewards, 0.0)
+        for name, weight in zip(self.rewards, self.reward_weights, strict=True):
+            totals[name] += weight
+        is_felt = any(totals.values())
         allowed = "must not all be 0: nothing would be rewarded"
         require(is_felt, "reward_weights", self.reward_weights, allowed)
         require_count(self, "num_unique_prompts", "fresh")

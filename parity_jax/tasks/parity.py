@@ -50,6 +50,11 @@ class ParityConfig(TaskConfig):
         inside = 1 <= self.leap <= self.num_bits
         require(inside, "leap", self.leap, f"must be in [1, {self.num_bits}]")
 
+    def check(self, hypers: Hypers) -> None:
+        allowed = f"must be 0 with leap=num_bits={self.num_bits}: a leap is an answer"
+        is_chain = self.leap < self.num_bits
+        require(is_chain or hypers.p_leap == 0, "p_leap", hypers.p_leap, allowed)
+
     def make(self) -> "Parity":
         return Parity(self.num_bits, self.leap)
 

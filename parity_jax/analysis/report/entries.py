@@ -140,6 +140,8 @@ def entry_of(directory: Path, output: Path) -> Entry:
 def check_runs(home: ExperimentDirectory) -> None:
     """RunError unless the runs are there as they ended, of which the claims tell."""
     for run in home.planned():
+        if not run.has_config():
+            raise RunError(f"{run.path}: missing, which {home.claims} tells of")
         finished = run.read_finished()
         if finished is None:
             raise RunError(f"{home.claims}: damaged: {run.path} has not finished")
