@@ -46,7 +46,7 @@ def forecast(
             programs[name] = make_program(run, parts=parts_of(run, made))
             programs[name].shapes()
     check_numbers(runs, programs)
-    total = sum(forecast_run(n, runs[n], made, say) for n, made in programs.items())
+    total = sum(forecast_run(n, runs[n], each, say) for n, each in programs.items())
     say(f"in all {total / 60:.1f} min")
 
 

@@ -54,8 +54,8 @@ def chain_of(name: str, runs: Mapping[str, ResolvedRun]) -> set[str]:
 def is_read(number: str, run: ResolvedRun, program: Population) -> bool:
     """By the program of a run, or by whoever trained what it starts from."""
     elsewhere = RunDirectory(Path(run.parent.path or "/"))
-    is_ours = not run.parent.sibling and not is_hf_folder(elsewhere.path)
-    if run.parent.path and is_ours and elsewhere.has_config():
+    is_run = not run.parent.sibling and not is_hf_folder(elsewhere.path)
+    if run.parent.path and is_run and elsewhere.has_config():
         before = values_of(elsewhere.read_config(), number)
         if {*before} & {*values_of(run, number)}:
             return True
