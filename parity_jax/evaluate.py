@@ -16,6 +16,7 @@ from parity_jax.config import (
     ConfigError,
     number_text,
     require,
+    require_default,
     require_float32,
     require_positive,
 )
@@ -54,6 +55,8 @@ class EvaluateConfig:
             require_float32("temperatures", value)
         distinct = len(set(self.temperatures)) == len(self.temperatures)
         require(distinct, "temperatures", self.temperatures, "must be distinct")
+        is_sampled = bool(self.temperatures)
+        require_default(self, is_sampled, "without temperatures", "num_samples")
 
 
 def decodings(cfg: EvaluateConfig) -> dict[str, float]:

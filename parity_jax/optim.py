@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from parity_jax.config import require, require_count, require_finite
+from parity_jax.config import require, require_count, require_default, require_finite
 from parity_jax.types import Params, StageState
 
 UNDECAYED = ("bias", "scale")  # of layers and norms
@@ -51,10 +51,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             require(0 <= value < 1, name, value, "must be in [0, 1)")
         require_finite(self, "eps", low=1e-30)
-        for name in ("weight_decay", "b1", "b2", "eps"):
-            value, default = getattr(self, name), getattr(OptimizerConfig, name)
-            allowed = f"must be {default:g} with name='sgd'"
-            require(self.name == "adamw" or value == default, name, value, allowed)
+        is_adamw, names = self.name == "adamw", ("weight_decay", "b1", "b2", "eps")
+        require_default(self, is_adamw, "with name='sgd'", *names)
+        require_default(self, decay > 0, "with decay_steps=0", "final_lr_ratio")
 
     def make(self) -> "Optimizer":
         """The optimizer and the schedule of its learning rate."""

@@ -227,7 +227,7 @@ def test_names_decide_what_is_decayed_whatever_the_shape():
         ({"name": "sgd", "b2": 0.95}, "b2=0.95: must be 0.999 with name='sgd'"),
         (
             {"name": "sgd", "weight_decay": 0.1},
-            "weight_decay=0.1: must be 0 with name='sgd'",
+            "weight_decay=0.1: must be 0.0 with name='sgd'",
         ),
     ],
 )

@@ -109,6 +109,14 @@ def require_count(config: Any, name: str, zero: str) -> None:
     require(value <= MAX_SIZE, name, value, f"must be at most {MAX_SIZE}")
 
 
+def require_default(config: Any, is_used: bool, otherwise: str, *names: str) -> None:
+    """ConfigError for options that are set while the part that reads them is off."""
+    for name in names:
+        value, default = getattr(config, name), getattr(type(config), name)
+        allowed = f"must be {default!r} {otherwise}"
+        require(is_used or value == default, name, value, allowed)
+
+
 def is_finite(value: float) -> bool:
     """Whether a number is finite, as float64 has it."""
     try:

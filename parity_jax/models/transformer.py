@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import require, require_count, require_finite, require_positive
+from parity_jax.config import (
+    require,
+    require_count,
+    require_default,
+    require_finite,
+    require_positive,
+)
 from parity_jax.models import kernels
 from parity_jax.models.attention import (
     KV,
@@ -122,6 +128,7 @@ class TransformerConfig(ModelConfig):
         require(not is_rotary or num == 0, "num_positions", num, allowed)
         allowed = "must be null with positions='learned'"
         require(is_rotary or scaling is None, "rope_scaling", scaling, allowed)
+        require_default(self, is_rotary, "with positions='learned'", "rope_theta")
         allowed = "must be false with bias=true, which has it"
         require(not (self.bias and self.qkv_bias), "qkv_bias", True, allowed)
         require_finite(self, "init_std")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.blocks import at_most
-from parity_jax.config import require, require_finite, require_positive
+from parity_jax.config import require, require_default, require_finite, require_positive
 from parity_jax.evaluate import Evaluate
 from parity_jax.gradient import response_gradient
 from parity_jax.hypers import Hypers
@@ -80,6 +80,14 @@ class PolicyGradientConfig(StageConfig):
         require_positive(self, "num_iterations", "num_minibatches", "max_resamples")
         require(self.std_ddof in (0, 1), "std_ddof", self.std_ddof, "must be 0 or 1")
         require_finite(self, "std_eps")
+        is_divided = self.scale_rewards != "none"
+        off = "with scale_rewards='none'"
+        require_default(self, is_divided, off, "std_ddof", "std_eps")
+        is_felt = self.kl_estimator != "none"
+        require_default(self, is_felt, "with kl_estimator='none'", "kl_in")
+        is_resampled, off = self.zero_std_groups == "resample", self.zero_std_groups
+        otherwise = f"with zero_std_groups={off!r}"
+        require_default(self, is_resampled, otherwise, "max_resamples")
         prompts, parts = self.rollout.num_prompts, self.num_minibatches
         allowed = f"must divide rollout.num_prompts={prompts}"
         require(prompts % parts == 0, "num_minibatches", parts, allowed)
