@@ -120,7 +120,7 @@ def kl_estimate(
     if estimator == "k2":
         return x**2 / 2
     x = jnp.clip(x, -MAX_KL_LOG_RATIO, MAX_KL_LOG_RATIO)
-    return jnp.exp(-x) + x - 1
+    return jnp.expm1(-x) + x  # near 0 it is x^2 / 2, below the rounding of exp
 
 
 def token_weights(

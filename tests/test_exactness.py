@@ -123,13 +123,13 @@ def estimator_config(G, adv, norm, eps=0.0, ddof=0):
         "token": "dapo",
         "token_group": "bnpo",
     }[norm]
+    std = {} if scale == "none" else {"std_eps": eps, "std_ddof": ddof}
     return PolicyGradientConfig(
         rollout=RolloutConfig(1, G),
         baseline=baseline,
         scale_rewards=scale,
-        std_eps=eps,
-        std_ddof=ddof,
         loss_type=loss_type,
+        **std,
     )
 
 

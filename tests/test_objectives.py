@@ -297,6 +297,16 @@ def test_kl_estimates_by_hand():
     np.testing.assert_allclose(kl_estimate(-500.0, -1.0, "k3"), bound, rtol=1e-5)
 
 
+def test_k3_of_policies_that_hardly_differ():
+    """exp(-x) + x - 1 in float32 is below 0, and a fifth off at x = 1e-3."""
+    x = np.float32([1e-8, 1e-6, 1e-4, 1e-3, 1e-2])
+    x = np.concatenate([x, -x])
+    exact = np.expm1(-np.float64(x)) + np.float64(x)
+    k3 = kl_estimate(jnp.asarray(x), jnp.zeros_like(x), "k3")
+    assert (np.asarray(k3) >= 0).all()
+    np.testing.assert_allclose(k3, exact, rtol=2e-3, atol=1e-12)
+
+
 def test_kl_estimates_in_expectation():
     mean = {
         k: float((P * kl_estimate(jnp.log(P), jnp.log(Q), k)).sum())
