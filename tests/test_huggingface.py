@@ -1,8 +1,10 @@
 """Hugging Face: the same logits and answers in `transformers`, and back bit for bit."""
 
+import contextlib
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import shutil
 import signal
 import sys
 import tracemalloc
+from math import inf, nan
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +291,8 @@ def test_mixtures_of_the_families_are_refused(cfg):
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}),
         ("llama", {"partial_rotary_factor": 0.5}),
         ("llama", {"hidden_size": -32}),
+        ("llama", {"head_dim": ""}),
+        ("llama", {"layer_types": 3}),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(kind, change):
@@ -297,6 +302,20 @@ def test_models_that_ours_cannot_be_are_refused(kind, change):
     said = "rope_|partial_rotary" if name == "rope_parameters" else name
     with pytest.raises(ConfigError, match=said):  # in the words of config.json
         from_hf_config(config | change)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_whatever_config_json_says_it_is_read_or_refused(kind):
+    """Values of every type under every key: no error but in its words."""
+    config = to_hf_config(MODELS[kind], TASK, TASK_CONFIG, kind_of(kind))
+    keys = {*config, "layer_types", "rope_parameters", "torch_dtype", "head_dim"}
+    values = (None, True, -1, 0, 2.5, 10**30, inf, nan, "", [], [[1]], {}, {"a": 1})
+    num_read = 0
+    for key, value in itertools.product(sorted(keys - {"parity_jax"}), values):
+        with contextlib.suppress(ConfigError):
+            from_hf_config(config | {key: value})
+            num_read += 1
+    assert 0 < num_read < len(keys) * len(values)
 
 
 def test_keys_that_stand_for_others_are_read():

@@ -247,8 +247,9 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
         allowed = f"must be one of {', '.join(DTYPES)}, or null"
         require(dtype is None or dtype in DTYPES, name, dtype, allowed)
     rope = rope_options(config)
-    windows = config.get("layer_types") or []
-    is_full = kind == "mistral" or set(map(str, windows)) <= {"full_attention"}
+    windows = config.get("layer_types")
+    is_full = kind == "mistral" or windows is None
+    is_full |= isinstance(windows, list) and all(w == "full_attention" for w in windows)
     require(is_full, "layer_types", windows, "must be full_attention in all layers")
     found = {**family.defaults, **config}
     for alias, name in family.aliases.items():
@@ -266,10 +267,12 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     no_window = fields.get("sliding_window") == 0
     require(not no_window, "sliding_window", 0, "must be positive, or null for none")
     for name in ("mlp_width", "head_size", "sliding_window"):
-        fields[name] = fields.get(name) or 0  # null: from the width; no window
+        given = fields.get(name)  # null: from the width; no window
+        fields[name] = 0 if given is None else given
     if isinstance(fields["norm_eps"], float):  # which may have been a float32
         fields["norm_eps"] = float(f"{fields['norm_eps']:.7g}")
-    fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
+    if fields.get("num_kv_heads") is None:
+        fields["num_kv_heads"] = fields["num_heads"]
     fields |= family.features
     if fields["positions"] == "rotary":
         fields["rope_scaling"] = scaling_from_hf(rope)
