@@ -11,7 +11,7 @@ from parity_jax.config import ConfigError
 from parity_jax.hypers import Hypers
 from parity_jax.tasks import ChainsConfig
 from parity_jax.tasks.contract import check_task
-from parity_jax.tasks.parity import EOS, MINUS, PLUS, SEP
+from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
 from parity_jax.types import Prompt
 
 KINDS = ("shuffled", "leap2", "repeated")
@@ -61,15 +61,22 @@ def test_demonstrations_rewards_and_shares_by_hand():
     assert seen == allowed  # each of them comes, and nothing else
 
 
-def test_any_order_of_the_bits_is_a_right_chain():
-    task = ChainsConfig(3, ("shuffled",), (1.0,)).make()
-    for x in product((-1, 1), repeat=3):
-        token = [[PLUS if s > 0 else MINUS for s in x] + [SEP]]
-        responses = list(product((-1, 1), repeat=3))
-        response = jnp.array([[tokens_of(r, 4) for r in responses]])
-        found = task.is_reordered(Prompt(jnp.array(token)), response)[0]
-        orders = chains_by_hand(np.array(x))["shuffled"]
-        assert found.tolist() == [r in orders for r in responses]
+@pytest.mark.parametrize("kinds", [("shuffled",), ("leap2", "shuffled"), ("full",)])
+def test_of_all_responses_only_right_chains_are_paid(kinds):
+    """A policy may sample any token anywhere, padding and separator too."""
+    task = ChainsConfig(4, kinds, (1.0,) * len(kinds)).make()
+    tokens = range(task.vocab_size)
+    all_NxT = np.array([*product(tokens, repeat=task.format.max_len)])
+    is_end = np.isin(all_NxT, task.format.end_ids)
+    after_NxT = np.cumsum(is_end, 1) - is_end > 0  # where nothing is sampled any more
+    all_NxT = all_NxT[((all_NxT == PAD) | ~after_NxT).all(1)]
+    for x in product((-1, 1), repeat=4):
+        prompt = Prompt(jnp.array([[PLUS if s > 0 else MINUS for s in x] + [SEP]]))
+        hand = chains_by_hand(np.array(x))
+        shown = [s for kind in kinds for s in hand[kind]] + [[np.prod(x)]]
+        right = {tuple(tokens_of(s, task.format.max_len)) for s in shown}
+        paid = task.reward_cot(prompt, jnp.array(all_NxT)[None])[0] == 1
+        assert {*map(tuple, all_NxT[np.array(paid)].tolist())} == right
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ class Chains(Parity):
         bits_Bx1 = token_signs(prompt.token[:, :d]).sum(1, keepdims=True)
         is_whole = num_tokens(response_BxGxT, self.format) == d
         is_whole &= has_ended(response_BxGxT, self.format)
+        is_whole &= (sign_BxGxT != 0).all(-1)  # padding and separator are no bits
         return is_whole & (step_BxGxT.sum(-1) == bits_Bx1)
 
     def diagnostics(
