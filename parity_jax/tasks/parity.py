@@ -134,11 +134,11 @@ class Parity:
     def reward_cot(
         self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
     ) -> Array:
-        """1 where the response is exactly the full chain or the short answer, BxG."""
+        """1 where it is a whole chain or the short answer, token by token, BxG."""
         short, worked = self.solution(prompt)
-        equals_chain = (response_BxGxT == worked[:, :1]).all(-1)
-        equals_short = (response_BxGxT == short[:, None]).all(-1)
-        return (equals_chain | equals_short).astype(jnp.float32)
+        equals_BxGxM = (response_BxGxT[:, :, None] == worked[:, None]).all(-1)
+        equals_short_BxG = (response_BxGxT == short[:, None]).all(-1)
+        return (equals_BxGxM.any(-1) | equals_short_BxG).astype(jnp.float32)
 
     def is_long(self, response_BxGxT: Array) -> Array:
         """Whether the response goes on after its first token, BxG."""
