@@ -126,7 +126,7 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
                     decoding; greedy: 1), by whether the tokens before are right;
                     these three are not of tasks with rows, whose work may be another
     pass@k, maj@k   with num_samples >= k > 1, see `success_tables`
-    and what the task's `diagnostics` add
+    and what the task's `diagnostics` add; means over nothing if a probability is NaN
     """
     temperatures = decodings(cfg)
     num_samples = [1 if t == 0 else cfg.num_samples for t in temperatures.values()]
@@ -147,16 +147,18 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
         if prompt is None:
             prompt = task.sample_prompts(k_prompt, cfg.num_prompts, data.task)
 
-        def answered(key: Key, prompt: Prompt) -> tuple[Scored, Diagnostics]:
+        def answered(key: Key, prompt: Prompt) -> tuple[Scored, Diagnostics, Array]:
             temperature = jnp.array(temperature_G)
             response = sample(key, model, params, prompt, temperature, task.format)
             p_stop_BxG = None
             if not isinstance(task, FiniteTask):
                 p_stop_BxG = p_stop(params, prompt, response.token)
             scored = score(task, prompt, response.token, p_stop_BxG, data)
-            return scored, task.diagnostics(prompt, response.token, data.task)
+            diagnostics = task.diagnostics(prompt, response.token, data.task)
+            return scored, diagnostics, ~jnp.isnan(response.log_prob).any(-1)
 
-        scored, diagnostics = in_batches(answered, k_sample, prompt, cfg.batch_size)
+        answers = in_batches(answered, k_sample, prompt, cfg.batch_size)
+        scored, diagnostics, is_number_BxG = answers
         metrics: Metrics = {}
         ends = np.cumsum(num_samples)
         for name, end, num in zip(temperatures, ends, num_samples, strict=True):
@@ -170,17 +172,18 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
                 num_right_B = own.correct.astype(int).sum(-1)
                 for k, table in tables.items():
                     metrics[f"{name}/{k}"] = Mean.over(jnp.array(table)[num_right_B])
-        return metrics
+        is_policy = is_number_BxG.all()  # what is drawn from NaN says nothing
+        return jax.tree.map(lambda x: jnp.where(is_policy, x, 0), metrics)
 
     return jax.jit(evaluate, inline=True)  # traced once for all stages that have it
 
 
 def in_batches(
-    answered: Callable[[Key, Prompt], tuple[Scored, Diagnostics]],
+    answered: Callable[[Key, Prompt], tuple[Scored, Diagnostics, Array]],
     key: Key,
     prompt: Prompt,
     batch_size: int,
-) -> tuple[Scored, Diagnostics]:
+) -> tuple[Scored, Diagnostics, Array]:
     """answered(key, prompt) of all prompts, so many of them at a time (0: all)."""
     num = prompt.token.shape[0]
     if not 0 < batch_size < num:

@@ -445,7 +445,7 @@ def make_population(
     init_all = over_members(stage.init)
     one_run = partial(run_member, stage)
     run_all = over_members(partial(one_run, keep=constrained) if is_spread else one_run)
-    evaluate_all = over_members(stage.evaluate)
+    evaluate_all = over_members(partial(guarded_scores, stage))
 
     def init(params: Params | None) -> StageState:
         keys = jnp.stack([jax.random.key(int(label["seed"])) for label in labels])
@@ -579,3 +579,9 @@ def guarded_step(
     new = jax.tree.map(partial(jnp.where, goes_on), new, state)
     metrics = jax.tree.map(lambda x: jnp.where(goes_on, x, 0), metrics)
     return new._replace(status=status), metrics
+
+
+def guarded_scores(stage: Stage, state: StageState, data: Data) -> Metrics:
+    """The evaluation of a member; means over nothing of one that diverged."""
+    scores, is_whole = stage.evaluate(state, data), state.status != DIVERGED
+    return jax.tree.map(lambda x: jnp.where(is_whole, x, 0), scores)

@@ -129,6 +129,21 @@ def test_the_decision_to_stop_is_read_from_the_logits():
     assert values["t1/pass@2"] <= values["t1/pass@4"]
 
 
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_a_policy_that_is_no_number_has_no_scores(batch_size):
+    """Tokens drawn from NaN would say whatever their comparison with a number does."""
+    cfg = EvaluateConfig(8, (1.0,), num_samples=2, batch_size=batch_size)
+    model = make_table(TASK)
+    evaluate = jax.jit(make_evaluate(cfg, TASK, model))
+    params = model.init(jax.random.key(1))
+    last = params.at[-2, 0].set(jnp.nan)  # of the last token of a response
+    for table, is_known in ((params, True), (last, False)):
+        scores = evaluate(jax.random.key(0), table, Data())
+        values = [float(mean.value()) for mean in scores.values()]
+        assert np.isfinite(values).any() == is_known
+        assert np.isfinite(float(scores["greedy/accuracy"].value())) == is_known
+
+
 # Given prompts
 
 

@@ -134,6 +134,9 @@ def test_a_member_that_diverges_stays_as_it_was_before():
             assert_identical(member(states, 0).params, member(start, 0).params)
         again, _ = advanced("one by one", 2, states)
         assert again.step.tolist() == [last_step, 6, 6]
+        scores = grid_of("one by one")[0].scores(states)
+        for name in ("greedy/accuracy", "t1/p_long"):  # however finite it stayed
+            assert np.isnan(scores[name].value()).tolist() == [True, False, False]
 
 
 def test_chunks_change_nothing():
