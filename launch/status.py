@@ -28,6 +28,7 @@ from parity_jax.runs.sweep import SweepDirectory
 
 HEAD = ("job", "state", "members", "step", "accuracy", "seen", "host", "lives", "note")
 CAN_START = ("failed", "lost", "stopped", "planned")
+MIN_WAIT, MAX_WAIT = 0.1, 86400.0  # seconds between looks
 NOTE = 160  # signs of a note in the table; --json has all of it
 CLEAR = "\x1b[H\x1b[2J"  # a terminal
 
@@ -44,11 +45,15 @@ def main(argv: Sequence[str]) -> None:
     home = SweepDirectory(local_path("SWEEP", args.sweep))
     is_sweep, allowed = home.has_sweep(), "must be the directory of a sweep"
     require(is_sweep, "SWEEP", args.sweep, allowed)
+    is_right = args.watch is None or MIN_WAIT <= args.watch <= MAX_WAIT
+    allowed = f"must be seconds in [{MIN_WAIT:g}, {MAX_WAIT:g}]"
+    require(is_right, "--watch", args.watch, allowed)
     states = [state for state in args.relaunch.split(",") if state]
     for state in states:
         if state not in CAN_START:
             raise unknown_value("--relaunch", state, CAN_START)
     if states:
+        parser.refuse(args, "has no effect with --relaunch", "json", "watch")
         relaunch(home, states)
         return
     with stoppable():

@@ -100,8 +100,7 @@ def main(argv: Sequence[str]) -> None:
         engines.read_profile(own.profile, Path(own.profiles)) if own.profile else {},
         given(own),
     )
-    if settings.engine == "slurm":
-        check_options(settings.slurm)
+    check_given(own, settings)
     home = SweepDirectory(local_path("workdir", own.workdir))
     is_free = not (home.path / "config.json").exists()
     allowed = "is the directory of an experiment or a run"
@@ -159,6 +158,21 @@ def given(own: flags.FlagValues) -> dict[str, Any]:
             require(bool(name and equals and value), "--slurm", text, allowed)
             options[name] = value
     return found | ({"slurm": options} if options else {})
+
+
+def check_given(own: flags.FlagValues, settings: engines.Settings) -> None:
+    """ConfigError for flags that the engine has no use for, or cannot follow."""
+    if settings.engine == "slurm":
+        check_options(settings.slurm)
+    else:
+        for name in ("slurm", "grace", "max_requeues", "parallel"):
+            allowed = f"is for --engine=slurm, not {settings.engine}"
+            require(not own[name].present, f"--{name}", own[name].value, allowed)
+    no_end = settings.engine == "none" and bool(settings.report)
+    allowed = "needs an engine that knows when all jobs have ended, not none"
+    require(not no_end, "--report", settings.report, allowed)
+    is_read = own.profile is not None or not own["profiles"].present
+    require(is_read, "--profiles", own.profiles, "has no effect without --profile")
 
 
 def before(home: SweepDirectory) -> Sweep | None:

@@ -1,11 +1,12 @@
 """Diagnoses of policies whose odds are known, and the command on a run."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from scipy.special import logit
 from scipy.stats import binomtest
 from small_texts import gsm8k_like, tiny_folder, write_rows
@@ -13,6 +14,7 @@ from small_worlds import SURE, Heads, make_heads
 from tiny import tiny_experiment
 
 from parity_jax import theory
+from parity_jax.analysis import load_metrics
 from parity_jax.analysis.diagnosis import diagnose, draw_samples, share_of
 from parity_jax.analysis.kinds import kinds_of_length
 from parity_jax.cli.main import run
@@ -106,6 +108,9 @@ def test_the_command(tmp_path, capsys):
     assert data["members"]["seed=1"]["num_samples"] == 2
     assert json.loads((tmp_path / "out" / "diagnosis.json").read_text()) == data
     assert (tmp_path / "out" / "diagnosis.png").read_bytes()[1:4] == b"PNG"
+    for idle in ("data=x", "adapter=gsm8k", "verifier=math", "form=chat"):
+        assert run(["diagnose", target, *few, f"--{idle}"]) == 2
+        assert "is for the folder of a Hugging Face" in capsys.readouterr().err
     assert run(["diagnose", target, *few, "--member=seed=1"]) == 0
     page = capsys.readouterr().out
     sentence = data["members"]["seed=1"]["sentence"]
@@ -114,6 +119,25 @@ def test_the_command(tmp_path, capsys):
         page.replace(" at step", "")
         and sentence in (tmp_path / "out" / "diagnosis.md").read_text()
     )
+
+
+def test_members_that_diverged_are_told(tmp_path, capsys):
+    """By whatever opens their checkpoint; they have no scores."""
+    axes = FrozenDict({"learning_rate": (1e-3, 1e30), "seed": (0,)})
+    experiment = tiny_experiment(axes=axes)
+    runs = FrozenDict({"pretrain": experiment.runs["pretrain"]})
+    run_experiment(replace(experiment, runs=runs), tmp_path / "run", quiet=True)
+    capsys.readouterr()
+    target, bad = str(tmp_path / "run" / "pretrain"), "--member=learning_rate=1e30"
+    few, out = ["--prompts=8", "--samples=2"], str(tmp_path / "hf")
+    told = "warning: member learning_rate=1e+30,seed=0 diverged; it is as it was after"
+    for command in (["diagnose", target, *few], ["export_hf", target, out, bad]):
+        assert run(command) == 0
+        assert told in capsys.readouterr().err
+    assert run(["diagnose", target, *few, "--member=learning_rate=1e-3"]) == 0
+    assert capsys.readouterr().err == ""
+    scores = load_metrics(target)["greedy/accuracy"].isel(step=-1)
+    assert np.isnan(scores.values.ravel()).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -168,3 +192,9 @@ def test_a_model_of_a_folder_on_questions_of_a_file(tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
     assert run(["diagnose", folder, *given, "--verifier=judge"]) == 2
     assert "verifier='judge'" in capsys.readouterr().err
+    for idle in ("--step=0", "--member=seed=0"):
+        assert run(["diagnose", folder, *given, idle]) == 2
+        assert "is for the directory of a run" in capsys.readouterr().err
+    for idle in ("--step=0", "--member=seed=0", "--evaluate", "--samples=x"):
+        assert run(["inspect", folder, idle]) == 2
+        assert "on the directory of one run only" in capsys.readouterr().err

@@ -219,6 +219,13 @@ def test_evaluating_again_takes_the_prompts_of_the_run(workdir, say, tmp_path):
         (["grpo", "--ste=1"], "unrecognized arguments: --ste=1"),
         ([], "the following arguments are required: DIR"),
         (["gs://bucket/grpo"], "must be on a file system"),
+        ([".", "--step=2"], "step=2: has an effect on the directory of one run only"),
+        ([".", "--member=seed=0"], "member='seed=0': has an effect on the directory"),
+        ([".", "--evaluate"], "evaluate=True: has an effect on the directory of one"),
+        ([".", "--prompts=1"], "prompts=1: has an effect on the directory of one"),
+        ([".", "--samples=x", "--rows=1"], "samples='x': has an effect on the dir"),
+        (["grpo", "--samples=x", "--evaluate"], "evaluate=True: has no effect with"),
+        (["grpo", "--samples=x", "--prompts=1"], "prompts=1: has no effect with"),
     ],
 )
 def test_a_bad_argument_costs_one_line(workdir, say, arguments, message, monkeypatch):

@@ -132,6 +132,12 @@ MISTAKES = [
     (["--slurm=partition"], ("--slurm='partition'", "OPTION=VALUE")),
     (["--slurm=signal=USR1"], ("launch.slurm.signal='USR1'", "is set by launch")),
     (["--grace=0"], ("launch.grace=0", "at least 1")),
+    (["--slurm=partition=gpu"], ("--slurm=", "is for --engine=slurm, not none")),
+    (["--grace=60", "--engine=local"], ("--grace=60", "slurm, not local")),
+    (["--max_requeues=3"], ("--max_requeues=3", "is for --engine=slurm")),
+    (["--parallel=3"], ("--parallel=3", "is for --engine=slurm")),
+    (["--report=x"], ("--report='x'", "needs an engine")),
+    (["--profiles=x.toml"], ("--profiles='x.toml'", "no effect without --profile")),
     (["--wokdir=x"], ("wokdir",)),
     (["--config="], ("--config=[]: is required",)),
     (["--workdir="], ("--workdir=''",)),
@@ -210,6 +216,13 @@ def test_help_and_status_of_nothing(tmp_path):
     workdir = tmp_path / "sweep"
     planned(workdir)
     assert states(workdir) == {"walks": "planned"}
-    code, _, told = typed(status, workdir, "--relaunch=faild")
-    assert code == 2 and "did you mean 'failed'" in told
+    for mistake, said in (
+        (["--relaunch=faild"], "did you mean 'failed'"),
+        (["--relaunch=failed", "--json"], "json=True: has no effect with --relaunch"),
+        (["--relaunch=failed", "--watch"], "watch=5.0: has no effect with --rel"),
+        (["--watch=-1"], "--watch=-1.0: must be seconds in [0.1, 86400]"),
+        (["--watch=nan"], "--watch=nan: must be seconds in"),
+    ):
+        code, _, told = typed(status, workdir, *mistake)
+        assert code == 2 and said in told, told
     assert arguments(workdir) and jobs(workdir)["walks"]["attempts"] == 0

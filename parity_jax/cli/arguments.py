@@ -9,9 +9,13 @@ from typing import NoReturn
 
 from absl import logging
 
+from parity_jax.analysis.snapshot import Snapshot, open_snapshot
 from parity_jax.cli.devices import set_up_jax
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, label_text, parse_label, require
+from parity_jax.runs import RunDirectory
+from parity_jax.runs.directory import local_path
 from parity_jax.runs.interrupt import stop_requests
+from parity_jax.types import DIVERGED
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +31,12 @@ class Parser(argparse.ArgumentParser):
         self.command = command
         self.add_argument("--debug", action="store_true", help="show tracebacks")
 
+    def refuse(self, args: argparse.Namespace, allowed: str, *names: str) -> None:
+        """ConfigError for options that were given where nothing reads them."""
+        for name in names:
+            value = getattr(args, name)
+            require(value == self.get_default(name), name, value, allowed)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError("command", self.command, message)
 
@@ -38,6 +48,19 @@ def run_parser(command: str, doc: str | None, member_help: str) -> Parser:
     parser.add_argument("--step", type=int, default=-1, help="default: the newest")
     parser.add_argument("--member", default="", help=member_help)
     return parser
+
+
+def opened(args: argparse.Namespace) -> Snapshot:
+    """The checkpoint that DIR, --step and --member say; warns of diverged members."""
+    directory = RunDirectory(local_path("directory", args.directory))
+    snapshot = open_snapshot(directory, args.step, parse_label(args.member))
+    states = snapshot.arrays
+    for i, label in enumerate(snapshot.run.labels):
+        if states["status"][i] == DIVERGED:
+            who, step = label_text(label), states["step"][i]
+            text = f"member {who} diverged; it is as it was after step {step}"
+            print(f"warning: {text}", file=sys.stderr)
+    return snapshot
 
 
 @contextmanager

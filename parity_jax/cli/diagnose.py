@@ -39,14 +39,12 @@ from parity_jax.analysis.diagnosis import (
 )
 from parity_jax.analysis.diagnosis_figure import draw_diagnosis
 from parity_jax.analysis.plots import pictures_of, style
-from parity_jax.analysis.snapshot import open_snapshot
-from parity_jax.cli.arguments import reading, run_parser
-from parity_jax.config import Label, label_text, parse_label, require, unknown_value
+from parity_jax.cli.arguments import opened, reading, run_parser
+from parity_jax.config import label_text, require, unknown_value
 from parity_jax.evaluate import MAX_SAMPLES
 from parity_jax.experiment import MAX_SEED
 from parity_jax.models import Model
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
-from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path, new_path
 from parity_jax.runs.files import (
     whole_directory,
@@ -61,6 +59,7 @@ from parity_jax.tasks.text.templates import Form
 from parity_jax.tasks.text.verify import Verifier
 from parity_jax.types import Params
 
+CHOICES = {"adapter": Adapter, "verifier": Verifier, "form": Form}  # of an HF folder
 KINDS = ("task", "length")  # how long answers are told from short ones
 
 
@@ -91,11 +90,16 @@ def main(argv: Sequence[str]) -> None:
     require(args.generations >= 2, "generations", args.generations, "must be >= 2")
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
-    path, member = local_path("directory", args.directory), parse_label(args.member)
+    path = local_path("directory", args.directory)
+    is_folder = is_hf_folder(path)
+    if is_folder:
+        parser.refuse(args, "is for the directory of a run", "step", "member")
+    else:
+        allowed = "is for the folder of a Hugging Face model; a run has its own"
+        parser.refuse(args, allowed, "data", *CHOICES, "max_response")
     output = new_path("output", args.output) if args.output else None
     with reading():
-        is_folder = is_hf_folder(path)
-        subject = of_folder(path, args) if is_folder else of_run(path, member, args)
+        subject = of_folder(path, args) if is_folder else of_run(args)
         found = diagnosed(subject, args)
         page = markdown(subject.name, found)
         members = {label: plain(each) for label, each in found.items()}
@@ -115,23 +119,19 @@ class Subject(NamedTuple):
     members: dict[str, Params]  # by label
 
 
-def of_run(path: Path, member: Label, args: argparse.Namespace) -> Subject:
+def of_run(args: argparse.Namespace) -> Subject:
     """The chosen members of a run at a step, on its own task."""
-    allowed = "is for the folder of a Hugging Face model; a run has its own"
-    require(not args.data, "data", args.data, allowed)
-    snapshot = open_snapshot(RunDirectory(path), args.step, member)
+    snapshot = opened(args)
     labels = map(label_text, snapshot.run.labels)
     members = {label: snapshot.params(n) for n, label in enumerate(labels)}
-    name = f"{path} at step {snapshot.step}"
+    name = f"{snapshot.directory.path} at step {snapshot.step}"
     return Subject(name, snapshot.step, snapshot.task, snapshot.model, members)
 
 
 def of_folder(path: Path, args: argparse.Namespace) -> Subject:
     """A Hugging Face model on the questions of a file."""
     require(bool(args.data), "data", "", "must name a file of questions")
-    require(args.step == -1 and not args.member, "step, member", "", "are for a run")
-    choices = {"adapter": Adapter, "verifier": Verifier, "form": Form}
-    for name, choice in choices.items():
+    for name, choice in CHOICES.items():
         if getattr(args, name) not in get_args(choice):
             raise unknown_value(name, getattr(args, name), get_args(choice))
     task = TextConfig(

@@ -17,11 +17,10 @@ from pathlib import Path
 from parity_jax.analysis.inspection import ancestry
 from parity_jax.analysis.snapshot import (
     Snapshot,
-    open_snapshot,
     require_one_member,
 )
-from parity_jax.cli.arguments import reading, run_parser
-from parity_jax.config import ConfigError, kind_of, label_text, parse_label
+from parity_jax.cli.arguments import opened, reading, run_parser
+from parity_jax.config import ConfigError, kind_of, label_text
 from parity_jax.models import ModelConfig, TransformerConfig
 from parity_jax.models.huggingface import (
     MAX_BYTES,
@@ -34,7 +33,7 @@ from parity_jax.models.huggingface import (
 )
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.checkpoint import to_arrays
-from parity_jax.runs.directory import local_path, new_path
+from parity_jax.runs.directory import new_path
 from parity_jax.runs.files import whole_directory, write_json, write_text
 from parity_jax.runs.lineage import Imported
 from parity_jax.tasks import Task, Text
@@ -46,14 +45,13 @@ def main(argv: Sequence[str]) -> None:
     parser = run_parser("export_hf", __doc__, help_text)
     parser.add_argument("out", metavar="OUT", help="a new directory")
     args = parser.parse_args(argv)
-    path, member = local_path("directory", args.directory), parse_label(args.member)
     out = new_path("OUT", args.out)
     with reading():
-        snapshot = open_snapshot(RunDirectory(path), args.step, member)
+        snapshot = opened(args)
         require_one_member(snapshot)
         architecture = export(snapshot, out)
-    who = label_text(snapshot.run.labels[0])
-    print(f"{out}: {architecture}, {who} of {path} at step {snapshot.step}")
+    who = f"{label_text(snapshot.run.labels[0])} of {snapshot.directory.path}"
+    print(f"{out}: {architecture}, {who} at step {snapshot.step}")
 
 
 def export(snapshot: Snapshot, out: Path) -> str:

@@ -30,12 +30,12 @@ from parity_jax.analysis.inspection import (
     inspect_sweep,
     sampled_rows,
 )
-from parity_jax.analysis.snapshot import Snapshot, open_snapshot
-from parity_jax.cli.arguments import reading, run_parser
+from parity_jax.analysis.snapshot import Snapshot
+from parity_jax.cli.arguments import opened, reading, run_parser
 from parity_jax.cli.text import Output, assignments
-from parity_jax.config import parse_label, require
+from parity_jax.config import require
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
-from parity_jax.runs import ExperimentDirectory, RunDirectory
+from parity_jax.runs import ExperimentDirectory
 from parity_jax.runs.directory import is_experiment, local_path
 from parity_jax.runs.files import write_text
 from parity_jax.runs.progress import SHOWN
@@ -56,12 +56,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num_samples", type=int, help="of each row; default: 8")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
-    for name in ("rows", "num_samples"):
+    of_samples, of_pages = ("rows", "num_samples"), ("prompts", "evaluate")
+    if args.samples:
+        parser.refuse(args, "has no effect with --samples", *of_pages)
+    else:
+        parser.refuse(args, "has no effect without --samples", *of_samples)
+    for name in of_samples:
         value = getattr(args, name)
-        is_used = value is None or bool(args.samples)
-        require(is_used, name, value, "has no effect without --samples")
         require(value is None or value > 0, name, value, "must be positive")
-    path, member = local_path("directory", args.directory), parse_label(args.member)
+    path = local_path("directory", args.directory)
+    if is_sweep(path) or is_hf_folder(path) or is_experiment(path):
+        only = "has an effect on the directory of one run only"
+        parser.refuse(args, only, "step", "member", "samples", *of_pages, *of_samples)
     with reading():
         if is_sweep(path):
             data, show = inspect_sweep(SweepDirectory(path)), show_sweep
@@ -70,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         elif is_experiment(path):
             data, show = inspect_experiment(ExperimentDirectory(path)), show_experiment
         else:
-            snapshot = open_snapshot(RunDirectory(path), args.step, member)
+            snapshot = opened(args)
             if args.samples:
                 write_samples(snapshot, args)
                 return

@@ -31,21 +31,17 @@ from parity_jax.analysis.answers import (
     make_answer,
     prompt_text,
 )
-from parity_jax.analysis.snapshot import open_snapshot
-from parity_jax.cli.arguments import reading, run_parser
+from parity_jax.analysis.snapshot import Snapshot
+from parity_jax.cli.arguments import opened, reading, run_parser
 from parity_jax.cli.text import Output
 from parity_jax.config import (
-    Label,
     label_text,
     number_text,
-    parse_label,
     require,
     require_float32,
 )
 from parity_jax.evaluate import MIN_TEMPERATURE
 from parity_jax.experiment import MAX_SEED
-from parity_jax.runs import RunDirectory
-from parity_jax.runs.directory import local_path
 from parity_jax.tasks import Task
 from parity_jax.tasks.task import typed_prompt
 from parity_jax.types import Prompt
@@ -76,23 +72,20 @@ def main(argv: Sequence[str]) -> None:
     require(sys.stdin is not None, "stdin", None, "is closed; prompts are read from it")
     if isinstance(sys.stdin, io.TextIOWrapper):  # any bytes are a wrong prompt at most
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
-    path, member = local_path("directory", args.directory), parse_label(args.member)
     with reading():
-        play(RunDirectory(path), member, args)
+        play(opened(args), args)
 
 
-def play(directory: RunDirectory, member: Label, args: argparse.Namespace) -> None:
+def play(snapshot: Snapshot, args: argparse.Namespace) -> None:
     """Answer every line of standard input by the first of these members."""
-    snapshot, temperature = (
-        open_snapshot(directory, args.step, member),
-        args.temperature,
-    )
+    temperature = args.temperature
     task, params = snapshot.task, snapshot.params(0)
     answer = make_answer(task, snapshot.model, args.top_k, args.top_p)
     examples = task.sample_prompts(jax.random.key(0), NUM_EXAMPLES, task.data)
     console = Output()
     console.print(
-        f"{directory.path} step {snapshot.step}, {label_text(snapshot.run.labels[0])}; "
+        f"{snapshot.directory.path} step {snapshot.step}, "
+        f"{label_text(snapshot.run.labels[0])}; "
         f"a prompt is like {prompt_text(task, examples, 0)}",
         soft_wrap=True,
     )
