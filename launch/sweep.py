@@ -44,7 +44,7 @@ from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.cli.door import through_the_door
-from parity_jax.cli.run import analyse, load_experiment
+from parity_jax.cli.run import analyse, bad_flag, load_experiment
 from parity_jax.config import ConfigError, early, require
 from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
@@ -142,7 +142,7 @@ def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
     try:
         _, *rest = own(["sweep", *argv], known_only=True)
     except flags.Error as error:
-        raise ConfigError("flag", " ".join(argv), str(error).splitlines()[0]) from None
+        raise bad_flag(argv, error) from None
     return parse(rest)
 
 

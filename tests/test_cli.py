@@ -290,6 +290,36 @@ def test_settings_stay_as_they_are_while_own_code_is_called(
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_stay_as_they_are_while_a_config_is_made(
+    place, tmp_path, capsys, fresh_imports, monkeypatch
+):
+    """Not at the import either: a run would be in float64, unasked."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    file, update = tmp_path / "wide.py", "jax.config.update('jax_enable_x64', True)"
+    file.write_text(f"import jax\nfrom example import *\n{update}\n")
+    try:
+        command = ["run", f"--config={file}", f"--workdir={tmp_path / 'run'}"]
+        result = in_process(capsys, *command)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    one_line(*spliced(result), "must not change jax_enable_x64")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        ("--only=nope", "only='nope': unknown; valid: grpo, pretrain"),
+        ("--debug=maybe", "flag --debug=maybe: Non-boolean argument to boolean flag"),
+    ],
+)
+def test_a_dry_run_says_what_is_wrong_and_nothing_else(
+    place, tmp_path, capsys, fresh_imports, wrong, part
+):
+    command = options(place, tmp_path / "run")
+    one_line(*spliced(in_process(capsys, *command, "--dry_run", wrong)), part)
+
+
 @pytest.mark.parametrize("argument", ["--config.model.dept=3", "--dry_run"])
 def test_a_trace_is_left_by_nothing_that_does_not_run(
     place, argument, tmp_path, capsys, fresh_imports

@@ -1,9 +1,11 @@
 """What --dry_run says: every run, its members and a total; nothing is written."""
 
 import jax
-from small_runs import walk, walks
+import pytest
+from small_runs import train, walk, walks
 
-from parity_jax.runs import targets
+from parity_jax.config import ConfigError
+from parity_jax.runs import ExperimentDirectory, targets
 from parity_jax.runs.forecast import forecast, forecast_for
 
 
@@ -20,6 +22,29 @@ def test_says_what_each_run_costs(tmp_path, monkeypatch):
     lines.clear()
     forecast(experiment, ["child"], lines.append)
     assert [line.partition(":")[0] for line in lines[:-1]] == ["child"]
+
+
+def test_what_files_refuse_is_refused(tmp_path):
+    """As by the same command without --dry_run; of parents elsewhere always."""
+    home = ExperimentDirectory(tmp_path / "home")
+    experiment = walks(first=walk(), child=walk("first"))
+    with pytest.raises(ConfigError, match=r"child.parent='first': has not been run"):
+        forecast(experiment, ["child"], no_line, home)
+    train(walks(first=walk()), home.path)
+    forecast(experiment, ["child"], lambda _: None, home)
+    others = walks(first=walk(num_steps=3))
+    with pytest.raises(ConfigError, match="is at step 4 already"):
+        forecast(others, [], no_line, home)
+    elsewhere = str(home.run("first").path)
+    forecast(walks(child=walk(elsewhere)), [], lambda _: None)
+    with pytest.raises(ConfigError, match=r"seed"):
+        forecast(walks(seeds=(7,), child=walk(elsewhere)), [], no_line)
+    with pytest.raises(ConfigError, match="must be a run of the experiment or a run d"):
+        forecast(walks(child=walk(str(tmp_path / "none"))), [], no_line)
+
+
+def no_line(text):
+    raise AssertionError(text)
 
 
 def test_says_what_a_device_that_is_not_here_would_hold(tmp_path, monkeypatch):

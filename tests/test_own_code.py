@@ -20,6 +20,7 @@ from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
 from parity_jax.stages.rollout import own_reward, resolve_rewards
 from parity_jax.tasks import ParityConfig
 from parity_jax.tasks.contract import check_task
+from parity_jax.tasks.parity import PAD
 
 # Rewards, named "test_own_code:..".
 
@@ -44,9 +45,15 @@ def five(prompt, response_BxGxT, data):
     return jnp.full(response_BxGxT.shape[:2], 5.0)
 
 
+def infinite(prompt, response_BxGxT, data):
+    """Where a response begins with what no demonstration does."""
+    return jnp.where(response_BxGxT[..., 0] == PAD, jnp.inf, 1.0)
+
+
 @pytest.mark.parametrize(
     ("reward", "part"),
     [
+        ("infinite", "value=[inf]: must be finite for every response"),
         ("transposed", "must return an array of shape (3, 2)"),
         ("imaginary", "must return real numbers, not complex64"),
         ("nothing", "must return real numbers, not NoneType"),

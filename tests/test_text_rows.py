@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from parity_jax.tasks.text import (
     TemplateConfig,
     TokenizerConfig,
     WordedSource,
+    marked,
     unmarked,
 )
 from parity_jax.tasks.text.rows import last_boxed, read_rows
@@ -50,6 +52,8 @@ def test_parquet_rows_are_those_of_jsonl(tmp_path):
     (tmp_path / "rows.parquet").write_text("PAR1junkPAR1")
     with pytest.raises(ConfigError, match=r"^f='.*rows.parquet': cannot be read: "):
         read_rows("f", str(tmp_path / "rows.parquet"), "gsm8k")
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_rows("f", str(tmp_path / "none.parquet"), "gsm8k")
 
 
 @pytest.mark.parametrize(
@@ -108,11 +112,32 @@ def test_content_is_recorded_and_compared(tmp_path):
         edited.make()
 
 
+@pytest.mark.parametrize(
+    ("verifier", "template", "part"),
+    [
+        ("exact", unmarked(), "template.long=' {solution}': verifier='exact' does not"),
+        ("exact", marked(long="{solution} so {answer}"), "pay its demonstration"),
+        ("gsm8k", marked(short="#### {answer} dollars"), "template.short='#### {answ"),
+        ("math", marked(long="{solution} or {prompt}"), "template.long="),
+    ],
+)
+def test_demonstrations_that_earn_nothing_are_refused(
+    tmp_path, verifier, template, part
+):
+    """A model that learns them by heart would have an accuracy of 0."""
+    rows = [PLAIN | {"prompt": f"p{n}", "answer": f"{n}"} for n in range(4)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    tokens = TokenizerConfig(vocab_size=300)
+    cfg = TextConfig(FileSource(file, num_test=1), tokens, template, verifier=verifier)
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        cfg.resolved()
+
+
 def test_rows_that_are_too_long_or_unreadable(tmp_path):
     """Refused with their number, or dropped and counted; never cut."""
     whole = small_text(tmp_path).make()
     longest = whole.data.prompt_len.max()
-    with pytest.raises(ConfigError, match="max_prompt or max_response=2: so many rows"):
+    with pytest.raises(ConfigError, match=r"max_prompt=\d+: 2 of 8 rows have longer"):
         small_text(tmp_path, max_prompt=int(longest) - 1).resolved()
     cfg = small_text(tmp_path, max_prompt=int(longest) - 1, bad_rows="drop").resolved()
     assert (cfg.content.num_dropped, cfg.content.num_train) == (2, 4)
@@ -120,13 +145,13 @@ def test_rows_that_are_too_long_or_unreadable(tmp_path):
     rows[0]["answer"] = "It is much.\n#### much"
     file = write_rows(tmp_path / "bad.jsonl", rows)
     fields = (FileSource(file, num_test=3, adapter="gsm8k"), whole.config.tokenizer)
-    with pytest.raises(ConfigError, match=r"verifier=1: it cannot read .*\['much'\]"):
+    with pytest.raises(ConfigError, match=r"verifier='gsm8k': 1 of .*\['much'\]"):
         TextConfig(*fields, verifier="gsm8k").resolved()
     cfg = TextConfig(*fields, verifier="gsm8k", bad_rows="drop").resolved()
     assert cfg.content.num_dropped == 1
     file = write_rows(tmp_path / "mark.jsonl", [PLAIN, PLAIN | {"answer": "1 #### 2"}])
     cfg = TextConfig(FileSource(file, num_test=1), whole.config.tokenizer)
-    with pytest.raises(ConfigError, match=r"verifier=1: it cannot read .*'1 #### 2'"):
+    with pytest.raises(ConfigError, match=r"verifier='exact': 1 of .*'1 #### 2'"):
         dataclasses.replace(cfg, verifier="exact").resolved()
 
 

@@ -19,6 +19,7 @@ all their devices; in a Slurm step with several tasks they are found by themselv
 
 import importlib.util
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ from parity_jax.runs.files import write_bytes, write_json, write_text
 from parity_jax.runs.forecast import forecast, forecast_for
 from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import settings
+from parity_jax.runs.resolve import select
 from parity_jax.runs.targets import chosen, compile_only
 
 SCALE = "scale"
@@ -91,12 +93,18 @@ def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[Override]]:
     try:
         _, *rest = own(["run", *argv], known_only=True)
     except flags.Error as error:
-        told = str(error).splitlines()[0].removeprefix("ERROR:: ")
-        typed = [x for x in argv if x.strip("-").partition("=")[0] in told]
-        raise ConfigError("flag", " ".join(typed or argv), told) from None
+        raise bad_flag(argv, error) from None
     except OSError as error:
         raise ConfigError("flagfile", error.filename, "cannot be read") from None
     return own, parse(rest)
+
+
+def bad_flag(argv: Sequence[str], error: flags.Error) -> ConfigError:
+    """What absl says of a flag, in one line."""
+    told = str(error).splitlines()[0].removeprefix("ERROR:: ")
+    told = re.sub(r"\('(.*)', .*\)$", r"\1", told)  # the arguments of another error
+    typed = [x for x in argv if x.strip("-").partition("=")[0] in told]
+    return ConfigError("flag", " ".join(typed or argv), told)
 
 
 def load_experiment(path: str) -> ModuleType:
@@ -201,17 +209,19 @@ def main(argv: Sequence[str]) -> None:
             set_up_jax()
             typed = [own.workdir, own.config, *(each.text for each in overrides)]
             require_same("command", " ".join(map(str, typed)))
+            before = settings()
             module, experiment = configured(own.config, overrides)
             check_working_directory(own.config, begun_in)
-            before = settings()
+            check_same_settings(own.config, before)
             if own.dry_run:
                 say = partial(print, flush=True)  # it takes a while between lines
                 with early():
+                    select([*experiment.runs], own.only)
                     show(experiment, say)
                     if own.target:
                         forecast_for(experiment, own.only, own.target, say)
                     else:
-                        forecast(experiment, own.only, say)
+                        forecast(experiment, own.only, say, own_home(own.workdir))
                 return
 
         workdir = local_path("workdir", own.workdir)
@@ -238,6 +248,11 @@ def main(argv: Sequence[str]) -> None:
             write_text(home.command, command)
             if is_first() and not own.quiet:
                 print(made(home))
+
+
+def own_home(workdir: str | None) -> ExperimentDirectory | None:
+    """The directory of the runs, if it was given."""
+    return ExperimentDirectory(local_path("workdir", workdir)) if workdir else None
 
 
 def check_flags(own: flags.FlagValues) -> None:

@@ -137,14 +137,29 @@ def named_if_out_of_memory(name: str, run: ResolvedRun) -> Iterator[None]:
 def plan(
     runs: dict[str, ResolvedRun], home: ExperimentDirectory, names: list[str]
 ) -> list[Job]:
-    """The runs that are left to do; ConfigError for any that cannot be done.
+    """The runs that are left to do; ConfigError for any that cannot be done."""
+    jobs: list[Job] = []
+    made: dict[str, Parts] = {}
+    for name in left_to_do(runs, home, names):
+        run = runs[name]
+        check_devices(run.population)
+        with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
+            program = make_program(run, parts=parts_of(run, made))
+            scores = program.shapes()[1]
+        jobs.append(Job(name, run, home.run(name), program, scores))
+    check_numbers(runs, {job.name: job.program for job in jobs})
+    return jobs
+
+
+def left_to_do(
+    runs: dict[str, ResolvedRun], home: ExperimentDirectory, names: Sequence[str]
+) -> list[str]:
+    """Of these runs those that have not ended; ConfigError for files that refuse one.
 
     Every run that began here is compared with what it is now, whether it is to be run
     or not: no result of another configuration is used.
     """
-    trained = check_home(runs, home)
-    jobs: list[Job] = []
-    made: dict[str, Parts] = {}
+    trained, left = check_home(runs, home), list[str]()
     for name, run in runs.items():
         directory, has_trained = home.run(name), name in trained
         if has_trained and is_of_another_parent(run, directory):
@@ -160,14 +175,9 @@ def plan(
         if has_trained:
             check_settings(directory.read_lineage())
         elif run.parent.path:
-            check_start(name, run, directory, {job.name: job for job in jobs})
-        check_devices(run.population)
-        with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
-            program = make_program(run, parts=parts_of(run, made))
-            scores = program.shapes()[1]
-        jobs.append(Job(name, run, directory, program, scores))
-    check_numbers(runs, {job.name: job.program for job in jobs})
-    return jobs
+            check_start(name, run, directory, {each: runs[each] for each in left})
+        left.append(name)
+    return left
 
 
 def check_home(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> list[str]:
@@ -285,12 +295,15 @@ def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
 
 
 def check_start(
-    name: str, run: ResolvedRun, directory: RunDirectory, before: dict[str, Job]
+    name: str,
+    run: ResolvedRun,
+    directory: RunDirectory,
+    before: dict[str, ResolvedRun],
 ) -> None:
     """ConfigError unless the parent is there, or is among those run before."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
     if sibling in before:  # what it will have was checked, but for what is past
-        there, schedule = parent.saved_steps(), before[sibling].run.schedule
+        there, schedule = parent.saved_steps(), before[sibling].schedule
         newest = max(there, default=-1)  # records may be further: it was killed then
         to_come = [s for s in schedule.saved_steps() if s > newest]
         saved = sorted({*there, *to_come})

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from parity_jax.population import (
     memory_limit,
     memory_needed,
 )
+from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.execute import check_start, left_to_do
 from parity_jax.runs.resolve import (
     Parts,
     ResolvedRun,
@@ -29,17 +32,23 @@ from parity_jax.runs.unread import check_numbers
 
 
 def forecast(
-    experiment: Experiment, only: list[str], say: Callable[[str], None]
+    experiment: Experiment,
+    only: list[str],
+    say: Callable[[str], None],
+    home: ExperimentDirectory | None = None,
 ) -> None:
     """One line for each run: layout, bytes, programs, seconds; nothing is written.
 
-    Seconds are of one step and one evaluation from fresh parameters: after training
-    responses may be longer, or shorter.
+    ConfigError for what cannot be run, in `home` if it is given. Seconds are of one
+    step and one evaluation from fresh parameters: after training responses may be
+    longer, or shorter.
     """
     runs = resolve(experiment)
+    names = select([*runs], only)
+    check_files(runs, names, home)
     programs: dict[str, Population] = {}
     made: dict[str, Parts] = {}
-    for name in select(list(runs), only):
+    for name in names:
         run = runs[name]
         check_devices(run.population)
         with under_run(name), in_own_code(run):
@@ -48,6 +57,19 @@ def forecast(
     check_numbers(runs, programs)
     total = sum(forecast_run(n, runs[n], each, say) for n, each in programs.items())
     say(f"in all {total / 60:.1f} min")
+
+
+def check_files(
+    runs: dict[str, ResolvedRun], names: list[str], home: ExperimentDirectory | None
+) -> None:
+    """ConfigError for what the files of parents, and of the directory, refuse."""
+    if home is not None:
+        left_to_do(runs, home, names)
+        return
+    for name in names:
+        if runs[name].parent.path and not runs[name].parent.sibling:
+            elsewhere = RunDirectory(Path(runs[name].parent.path))
+            check_start(name, runs[name], elsewhere, {})
 
 
 def forecast_run(

@@ -25,7 +25,7 @@ from parity_jax.models.model import Model
 from parity_jax.objectives import LengthPrice, is_zero_std, priced_reward
 from parity_jax.responses import has_ended, num_tokens
 from parity_jax.stages.stage import StepKeys, step_prompts
-from parity_jax.tasks.contract import check_reward
+from parity_jax.tasks.contract import check_finite, check_reward
 from parity_jax.tasks.task import BINARY, FiniteTask, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
 
@@ -86,6 +86,7 @@ def resolve_rewards(cfg: RolloutConfig, task: Task) -> list[Reward]:
             require(callable(function), "rollout.rewards", name, "must name a function")
             functions.append(own_reward(name, function))
             check_reward(name, functions[-1], task)
+            check_finite(name, functions[-1], task)
         else:
             raise unknown_value("rollout.rewards", name, task.rewards)
     return functions

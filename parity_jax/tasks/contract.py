@@ -129,6 +129,33 @@ def check_reward(where: str, reward: Reward, task: Task) -> None:
         chex.assert_type(value, float)
 
 
+def check_finite(where: str, reward: Reward, task: Task) -> None:
+    """ConfigError unless a reward of the user's own is finite on a few responses.
+
+    They are demonstrations and random tokens.
+    """
+
+    def rewarded(key: Array, data: Any) -> Array:
+        prompt, both_BxGxT = few_responses(task, key, data)
+        return reward(prompt, both_BxGxT, data)
+
+    with in_code_of(where):
+        value = np.asarray(jax.jit(rewarded)(jax.random.key(0), task.data))
+    wrong = value[~np.isfinite(value)]
+    told, allowed = [*map(float, wrong[:1])], "must be finite for every response"
+    require(not told, f"{where} value", told, allowed)
+
+
+def few_responses(task: Task, key: Array, data: Any) -> tuple[Prompt, Array]:
+    """Prompts, and for each a demonstration and random tokens, Bx2xT."""
+    k_prompt, k_batch, k_response = jax.random.split(key, 3)
+    prompt = task.sample_prompts(k_prompt, NUM_DRAWN, data)
+    right_BxT = task.demonstrate(k_batch, prompt, Hypers(p_cot=0.5), data).response
+    shape = right_BxT.shape
+    random_BxT = jax.random.randint(k_response, shape, 0, task.vocab_size)
+    return prompt, jnp.stack([right_BxT, random_BxT], 1)
+
+
 @contextmanager
 def named(where: str) -> Iterator[None]:
     """A failed assertion as a ConfigError of one line."""

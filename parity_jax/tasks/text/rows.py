@@ -63,6 +63,7 @@ def records(field: str, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
     allowed = "must be a file, which can be read twice"  # no pipe
     require(file.is_file() or not file.exists(), field, path, allowed)
     try:
+        file.stat()  # pyarrow's error has no reason
         if file.suffix == ".parquet":
             table = optional("pyarrow.parquet", f"the parquet file {path}")
             try:

@@ -1,6 +1,6 @@
 """The tokens of all rows, as arrays: what lies on the device, once for all members."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from parity_jax.config import require
-from parity_jax.tasks.text.rows import Row, Splits
+from parity_jax.tasks.text.rows import Splits
+from parity_jax.tasks.text.verify import Verifier, is_readable
 from parity_jax.types import Key, Prompt
 
 EPOCH = 0x85EBCA6B  # folded into the member's key: orders of epochs are outside steps
@@ -52,24 +53,30 @@ def fitting(
     tokens: Sequence[Tokens],
     most: Lengths,
     drops: bool,
-    is_bad: Callable[[Row], bool] = lambda row: False,
+    verifier: Verifier = "tokens",
 ) -> Kept:
-    """Rows that are not too long and have a good answer; others dropped or refused."""
+    """Rows that are not too long and have an answer that the verifier can read.
+
+    ConfigError for others, or they are dropped.
+    """
     rows, num_train = splits.rows, len(splits.train)
-    too_long = [
-        (most.prompt and len(t.prompt) > most.prompt)
-        or (most.response and max(len(t.long), len(t.short)) > most.response)
-        for t in tokens
-    ]
-    bad = [is_bad(row) for row in rows]
-    for name, wrong, allowed in (
-        ("max_prompt or max_response", too_long, "so many rows are too long"),
-        ("verifier", bad, "it cannot read the answers of so many rows"),
+    long_prompt = [0 < most.prompt < len(t.prompt) for t in tokens]
+    longest = [max(len(t.long), len(t.short)) for t in tokens]
+    long_response = [0 < most.response < length for length in longest]
+    bad = [not is_readable(verifier, row.answer) for row in rows]
+    for name, value, wrong, what in (
+        ("max_prompt", most.prompt, long_prompt, "longer prompts"),
+        ("max_response", most.response, long_response, "longer demonstrations"),
+        ("verifier", verifier, bad, "answers that it cannot read"),
     ):
         first = [rows[i].answer for i, is_wrong in enumerate(wrong) if is_wrong][:3]
-        text = f"{allowed}, the first with the answers {first}; bad_rows=drop"
-        require(drops or not any(wrong), name, sum(map(bool, wrong)), text)
-    keep = [not (a or b) for a, b in zip(too_long, bad, strict=True)]
+        text = (
+            f"{sum(wrong)} of {len(rows)} rows have {what}, the first those with the "
+            f"answers {first}; bad_rows='drop' leaves them out"
+        )
+        require(drops or not any(wrong), name, value, text)
+    each = zip(long_prompt, long_response, bad, strict=True)
+    keep = [not any(reasons) for reasons in each]
     kept = Splits(
         *(
             [

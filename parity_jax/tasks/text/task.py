@@ -28,6 +28,7 @@ from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
 from parity_jax.tasks.task import Diagnostics, Reward, Solution, TaskConfig
 from parity_jax.tasks.text.host import HostReward
+from parity_jax.tasks.text.paid import check_paid
 from parity_jax.tasks.text.pool import Job, ProcessPool, RewardError
 from parity_jax.tasks.text.rows import (
     Splits,
@@ -61,7 +62,6 @@ from parity_jax.tasks.text.tokenizer import (
 from parity_jax.tasks.text.verify import (
     Verifier,
     after_mark,
-    is_readable,
     number_of,
 )
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
@@ -195,10 +195,12 @@ def corpus(cfg: TextConfig) -> Corpus:
         tokens,
         Lengths(cfg.max_prompt, cfg.max_response),
         cfg.bad_rows == "drop",
-        lambda row: not is_readable(cfg.verifier, row.answer),
+        cfg.verifier,
     )
     mark = common_prefix([t.short[:-1] for t in kept.tokens], cfg.template)
     check_demonstrations(cfg, kept.tokens, tokenizer, mark)
+    pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
+    check_paid(cfg.verifier, cfg.template, kept.splits.rows, pool)
     table = table_of(kept.tokens, tokenizer.pad_id)
     if cfg.max_response > table.long.shape[1]:
         room = cfg.max_response - table.long.shape[1]
