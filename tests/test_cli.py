@@ -498,6 +498,9 @@ def test_an_analysis_returns_what_it_must(name, place, tmp_path, capsys, fresh_i
     last = said.splitlines()[-1]
     function = name if name in ("answer", "figure") else "claims"
     assert f"{file}: {function}, rehearsed" in last and part in last
+    is_raised_there = f'{file}", line ' in said  # else one line says it all
+    assert ("Traceback" in said) == is_raised_there
+    assert not (is_raised_there and name == "answer")
 
 
 def test_debug_shows_a_traceback_however_it_is_typed(place, tmp_path, capsys):

@@ -11,11 +11,14 @@ An exception in the user's own file comes with its traceback; so does any other 
 
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
+import parity_jax
 from parity_jax.config import ConfigError, RunError, UserCodeError
 from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
 from parity_jax.platform import is_out_of_memory
@@ -23,6 +26,12 @@ from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
 
 LOWER = "lower batch_size, num_prompts, num_generations, population.vmap_width or what "
 LOWER += "this command was asked for"
+# Where files are that are nobody's own: this package, the installed ones, Python.
+NOT_OWN = (
+    f"{Path(parity_jax.__file__).parent}{os.sep}",
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")),
+    "<",
+)
 
 
 def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
@@ -46,8 +55,9 @@ def outcome(command: Callable[[], None], debug: bool) -> int:
     except AbsentError as error:
         return fail(f"{error}; the same command continues", EX_TEMPFAIL, debug)
     except UserCodeError as error:
-        traceback.print_exception(error.error)
-        return fail(error, 2 if error.is_early else 1)
+        if is_in_own_file(error.error) and not debug:
+            traceback.print_exception(error.error)
+        return fail(error, 2 if error.is_early else 1, debug)
     except BrokenPipeError:  # nobody reads on: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RunError, OSError) as error:
@@ -60,6 +70,16 @@ def outcome(command: Callable[[], None], debug: bool) -> int:
     except Exception as error:
         return told_lost(error, debug) or fail(unexpected(error), 1, debug)
     return 0
+
+
+def is_in_own_file(error: BaseException) -> bool:
+    """Whether it was raised in, or below, a file of neither this nor another package.
+
+    What own code returned is judged here, and drawn by libraries: a line says all.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    is_own = any(not frame.filename.startswith(NOT_OWN) for frame in frames)
+    return is_own or isinstance(error, SyntaxError)
 
 
 def told_lost(error: BaseException, debug: bool) -> int:
