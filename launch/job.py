@@ -106,6 +106,8 @@ def steps_on_disk(home: SweepDirectory, job: SweepJob) -> int:
 def live(path: Path, index: int, is_local: bool = False) -> int:
     """One life of a job; its exit code."""
     home = SweepDirectory(path)
+    is_sweep, allowed = home.has_sweep(), "must be the directory of a sweep"
+    require(is_sweep, "SWEEP", str(path), allowed)
     sweep = home.read()
     allowed = f"must be in [0, {len(sweep.jobs) - 1}]"
     require(0 <= index < len(sweep.jobs), "INDEX", index, allowed)

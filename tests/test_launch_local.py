@@ -305,6 +305,8 @@ def test_a_job_that_never_gets_to_a_step_fails(tmp_path):
     assert (record.read().code, states(workdir)) == (1, {"walks": "failed"})
     code, _, told = typed(launch_job, workdir, 1)
     assert code == 2 and "INDEX=1: must be in [0, 0]" in told
+    code, _, told = typed(launch_job, tmp_path, 0)
+    assert code == 2 and "must be the directory of a sweep" in told
 
 
 def test_a_job_from_another_commit_warns(tmp_path, monkeypatch):
