@@ -44,7 +44,13 @@ from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.cli.door import through_the_door
-from parity_jax.cli.run import analyse, bad_flag, load_experiment
+from parity_jax.cli.run import (
+    analyse,
+    bad_flag,
+    check_same_settings,
+    check_working_directory,
+    load_experiment,
+)
 from parity_jax.config import ConfigError, early, require
 from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
@@ -52,6 +58,7 @@ from parity_jax.runs.directory import local_path
 from parity_jax.runs.forecast import mib
 from parity_jax.runs.interrupt import StoppedError, stop_requests
 from parity_jax.runs.lineage import git_commit
+from parity_jax.runs.lineage import settings as settings_of_jax
 from parity_jax.runs.sweep import Sweep, SweepDirectory
 
 SILENCE = 10.0  # seconds between lines
@@ -106,8 +113,11 @@ def main(argv: Sequence[str]) -> None:
     allowed = "is the directory of an experiment or a run"
     require(is_free, "--workdir", own.workdir, allowed)
     with stop_requests() as stops, stops.at_once():
+        begun_in, as_they_were = Path.cwd(), settings_of_jax()
         modules = load(asked.configs)
         sweep, experiments = plan(asked, modules, before(home), git_commit())
+        check_working_directory(",".join(asked.configs), begun_in)
+        check_same_settings(",".join(asked.configs), as_they_were)
         set_up_jax_to_plan(experiments)
         try:
             sizes = checked(home, experiments, own.quiet)

@@ -224,6 +224,7 @@ def test_evaluating_again_takes_the_prompts_of_the_run(workdir, say, tmp_path):
         ([".", "--evaluate"], "evaluate=True: has an effect on the directory of one"),
         ([".", "--prompts=1"], "prompts=1: has an effect on the directory of one"),
         ([".", "--samples=x", "--rows=1"], "samples='x': has an effect on the dir"),
+        (["grpo", "--samples=x"], "task.kind='parity': must be text for --samples"),
         (["grpo", "--samples=x", "--evaluate"], "evaluate=True: has no effect with"),
         (["grpo", "--samples=x", "--prompts=1"], "prompts=1: has no effect with"),
     ],

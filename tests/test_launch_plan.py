@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from small_sweeps import arguments, experiment_file, jobs, states, swept, typed
 
@@ -205,6 +206,20 @@ def test_an_analysis_that_cannot_be_is_found_before_anything_is_launched(tmp_pat
     file.write_text(file.read_text().replace("greedy/accuracy", "t0.5/p_long"))
     code, _, told = swept(tmp_path / "sweep", PLAN, "--grid=seed=0,1")
     assert code == 2 and "claims, rehearsed" in told.splitlines()[-1]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_own_code_that_changes_settings_is_found_before_anything_is_launched(tmp_path):
+    file, update = (
+        experiment_file(tmp_path),
+        "jax.config.update('jax_enable_x64', True)",
+    )
+    file.write_text(f"import jax\n{update}\n{file.read_text()}")
+    try:
+        code, _, told = swept(tmp_path / "sweep", PLAN, "--grid=seed=0,1")
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert code == 2 and "must not change jax_enable_x64" in told
     assert not (tmp_path / "sweep").exists()
 
 

@@ -242,9 +242,9 @@ def sampled_rows(
     ConfigError of a task without rows.
     """
     task = snapshot.task
-    kind, allowed = kind_of(type(snapshot.run.task)), "is for tasks of text"
+    kind, allowed = kind_of(type(snapshot.run.task)), "must be text for --samples"
     if not isinstance(task, Text):
-        raise ConfigError("samples", kind, allowed)
+        raise ConfigError("task.kind", kind, allowed)
     rows, summaries = [], {}
     for i, label in enumerate(snapshot.run.labels):
         own = answered_rows(
