@@ -24,7 +24,7 @@ import jax
 
 from benchmarks.steps import Step, llama_steps, population_steps, smollm2_steps
 from parity_jax.config import to_dict
-from parity_jax.population import memory_needed
+from parity_jax.program import memory_needed
 from parity_jax.runs.files import write_json
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.targets import compiled_step

@@ -4,11 +4,8 @@ Members are the product of named axes (`p_cot`, `seed`, ...). They are sharded o
 devices, and on a device run `vmap_width` at a time, one group after the other.
 """
 
-import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -16,19 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from parity_jax.axes import Axes, member_hypers, member_labels
 from parity_jax.config import (
-    ConfigError,
     Label,
-    number_text,
     require,
     require_count,
-    unknown_name,
 )
 from parity_jax.hosts import is_alone, spread_over_hosts
 from parity_jax.hypers import Hypers
+from parity_jax.member import guarded_scores, run_member, step_metrics
 from parity_jax.mesh import (
     MEMBER,
     MeshConfig,
@@ -37,17 +32,16 @@ from parity_jax.mesh import (
     mesh_of_rows,
     placed_members,
 )
-from parity_jax.metrics import Mean, Metrics
+from parity_jax.metrics import Metrics
+from parity_jax.program import Program
 from parity_jax.stages import Stage
 from parity_jax.stages.contract import (
     check_names,
     check_scores,
-    check_step,
     numbers_read,
 )
-from parity_jax.types import DIVERGED, RUNNING, Data, Params, StageState
+from parity_jax.types import Data, Params, StageState
 
-Axes = Mapping[str, tuple[float, ...]]
 ONE_DEVICE = MeshConfig()
 
 
@@ -64,154 +58,6 @@ class PopulationConfig:
     def __post_init__(self) -> None:
         for name in ("num_devices", "vmap_width", "row_devices"):
             require_count(self, name, "automatic")
-
-
-def member_labels(axes: Axes) -> list[Label]:
-    """One label per member, the last axis fastest."""
-    return [
-        dict(zip(axes, values, strict=True))
-        for values in itertools.product(*axes.values())
-    ]
-
-
-def member_hypers(hypers: Hypers, labels: list[Label]) -> Hypers:
-    """Hypers of all members: every leaf is a float32 array of length P."""
-    return Hypers(
-        **{
-            f.name: np.array(
-                [label.get(f.name, getattr(hypers, f.name)) for label in labels],
-                np.float32,
-            )
-            for f in fields(Hypers)
-        }
-    )
-
-
-def parent_index(
-    labels: list[Label], hypers: Hypers, parent_axes: Axes, pinned: Mapping[str, float]
-) -> np.ndarray:
-    """For every member its parent: the one with the same value on every axis of it, P.
-
-    The member's value is the pinned one, else that of its own axis, else that of its
-    run's hypers. `parent_step` is a step of another run for the parent than for the
-    member, so it can only be pinned. ConfigError if no parent has these values.
-    """
-    for name, value in pinned.items():
-        if name not in parent_axes:
-            raise unknown_name(f"parent_member.{name}", value, parent_axes)
-
-    def value_of(label: Label, name: str) -> float | None:
-        own = None if name == "parent_step" else label.get(name)
-        own = getattr(hypers, name, None) if own is None else own
-        return pinned.get(name, own)
-
-    index_P = []
-    for label in labels:
-        index = 0
-        for name, values in parent_axes.items():
-            wanted = value_of(label, name)
-            allowed = f"must be one of the parent's {tuple(values)}; parent_member says"
-            allowed += f" which, e.g. parent_member.{name}={number_text(values[0])}"
-            if wanted not in values:
-                raise ConfigError(f"parent_member.{name}", wanted, allowed)
-            index = index * len(values) + list(values).index(wanted)
-        index_P.append(index)
-    return np.array(index_P)
-
-
-class Program:
-    """A jitted function that is compiled once, at its first call, if it fits."""
-
-    def __init__(self, jitted: Any, devices: list[jax.Device], is_spread: bool = False):
-        self._jitted, self._devices = jitted, devices
-        # From a cache, programs in which the compiler put several collectives beside
-        # each other may have CPU devices wait for different ones, for ever.
-        self._is_cached = not (is_spread and devices[0].platform == "cpu")
-        self._compiled: Any = None
-
-    def __call__(self, *args: Any) -> Any:
-        return self.compiled(*args)(*args)
-
-    def eval_shape(self, *args: Any) -> Any:
-        """Shapes of what it returns; it is traced, not compiled.
-
-        MemoryError if one of its arrays alone is larger than a device.
-        """
-        traced = self.trace(*args)
-        require_memory(largest_array(traced.jaxpr.jaxpr), self._devices)
-        return traced.out_info
-
-    def require_room(self, states: StageState) -> None:
-        """MemoryError if states of these shapes are larger than all devices."""
-        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
-        require_memory(needed // len(self._devices), self._devices)
-
-    def trace(self, *args: Any) -> Any:
-        """The program before it is lowered and compiled."""
-        return self._jitted.trace(*args)
-
-    def compiled(self, *args: Any) -> Any:
-        """The executable; MemoryError if it needs more than its devices have."""
-        if self._compiled is None:
-            with nullcontext() if self._is_cached else uncached():
-                compiled = self.trace(*args).lower().compile()
-            require_memory(memory_needed(compiled), self._devices)
-            self._compiled = compiled
-        return self._compiled
-
-
-@contextmanager
-def uncached() -> Iterator[None]:
-    """No compiled program comes from a cache, and none goes there."""
-    name = "jax_enable_compilation_cache"
-    before = getattr(jax.config, name)
-    jax.config.update(name, False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-        compilation_cache.reset_cache()
-
-
-def memory_needed(compiled: Any) -> int:
-    """Bytes of a device while an executable runs, its arguments included."""
-    sizes = compiled.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        + sizes.temp_size_in_bytes
-        - sizes.alias_size_in_bytes
-    )
-
-
-def largest_array(jaxpr: Any) -> int:
-    """Bytes of the largest array of a traced program, those of its loops included."""
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        shapes = [x.aval for x in equation.outvars if hasattr(x.aval, "dtype")]
-        sizes += [x.size * x.dtype.itemsize for x in shapes]
-        for value in jax.tree.leaves([*equation.params.values()]):
-            inner = getattr(value, "jaxpr", value)  # of a closed one
-            sizes += [largest_array(inner)] if hasattr(inner, "eqns") else []
-    return max(sizes)
-
-
-def require_memory(needed: int, devices: list[jax.Device]) -> None:
-    """MemoryError if so many bytes are more than a device has."""
-    limit = memory_limit(devices)
-    if needed > limit:
-        told = f"{needed / 2**30:.1f} GiB needed, {limit / 2**30:.1f} GiB there"
-        raise MemoryError(told)
-
-
-def memory_limit(devices: list[jax.Device]) -> int:
-    """Bytes of one device; CPU devices share the machine's."""
-    own = jax.process_index()
-    devices = [d for d in devices if d.process_index == own] or devices
-    told = (devices[0].memory_stats() or {}).get("bytes_limit")
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return told or whole // len(devices)
 
 
 class Population(NamedTuple):
@@ -494,17 +340,6 @@ def make_population(
     )
 
 
-def step_metrics(stage: Stage, state: StageState, data: Data) -> Metrics:
-    """The metrics of one member's step; ConfigError if it breaks its form."""
-    new, metrics = stage.step(state, data)
-
-    def shape(x: Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    check_step(state, *jax.tree.map(shape, (new, metrics)))
-    return metrics
-
-
 def traced_once(f: Any) -> Any:
     """f, whose second trace is an error: its program would be compiled twice."""
     traces: list[None] = []
@@ -535,53 +370,3 @@ def _fold(num_groups: int, x: Array) -> Array:
 
 def _pad(num_padded: int, x: Array) -> Array:
     return jnp.concatenate([x, jnp.repeat(x[:1], num_padded, 0)]) if num_padded else x
-
-
-def run_member(
-    stage: Stage,
-    state: StageState,
-    metrics: Metrics,
-    num_steps: Array,
-    data: Data,
-    keep: Callable[[StageState], StageState] = lambda state: state,
-) -> tuple[StageState, Metrics]:
-    """num_steps guarded steps of one member, their metrics added to those so far.
-
-    `keep` says how the state of a member that is spread over devices stays laid out.
-
-    num_steps is traced: one program serves chunks of every length, so that how a run is
-    cut into chunks changes nothing, bit for bit.
-    """
-
-    def body(_: int, carry: tuple[StageState, Metrics]) -> tuple[StageState, Metrics]:
-        state, metrics = carry
-        state, new = guarded_step(stage, state, data)
-        return keep(state), jax.tree.map(jnp.add, metrics, new)
-
-    return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
-
-
-def guarded_step(
-    stage: Stage, state: StageState, data: Data
-) -> tuple[StageState, Metrics]:
-    """A step of a running member; one that fails is frozen as it was before the step.
-
-    A member fails when its loss or a parameter is not finite, or when the stage says so
-    in `status`. A frozen member adds nothing to the metrics.
-    """
-    new, metrics = stage.step(state, data)
-    loss: Mean = metrics["loss"]
-    finite = [jnp.isfinite(loss.total)]
-    finite += [jnp.isfinite(x).all() for x in jax.tree.leaves(new.params)]
-    status = jnp.where(jnp.stack(finite).all(), new.status, DIVERGED)
-    status = jnp.where(state.status == RUNNING, status, state.status)
-    goes_on = status == RUNNING
-    new = jax.tree.map(partial(jnp.where, goes_on), new, state)
-    metrics = jax.tree.map(lambda x: jnp.where(goes_on, x, 0), metrics)
-    return new._replace(status=status), metrics
-
-
-def guarded_scores(stage: Stage, state: StageState, data: Data) -> Metrics:
-    """The evaluation of a member; means over nothing of one that diverged."""
-    scores, is_whole = stage.evaluate(state, data), state.status != DIVERGED
-    return jax.tree.map(lambda x: jnp.where(is_whole, x, 0), scores)

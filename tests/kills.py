@@ -30,7 +30,8 @@ from parity_jax.evaluate import EvaluateConfig
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import LinearConfig, ModelConfig
-from parity_jax.population import Population, PopulationConfig, layout, uncached
+from parity_jax.population import Population, PopulationConfig, layout
+from parity_jax.program import uncached
 from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import from_arrays, to_arrays
 from parity_jax.runs.execute import Job, execute

@@ -9,7 +9,7 @@ from small_sweeps import arguments, experiment_file, jobs, states, swept, typed
 from launch import status, sweep
 from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
-from parity_jax.population import member_labels
+from parity_jax.axes import member_labels
 from parity_jax.runs.files import read_json
 
 PLAN = "--engine=none"

@@ -9,18 +9,13 @@ import pytest
 from small_worlds import make_table, no_evaluation
 from tiny import POLICY_GRADIENT, PRETRAIN, tiny_stage
 
+from parity_jax.axes import member_hypers, member_labels, parent_index
 from parity_jax.config import ConfigError
 from parity_jax.hypers import Hypers
+from parity_jax.member import run_member
 from parity_jax.metrics import Mean
-from parity_jax.population import (
-    PopulationConfig,
-    Program,
-    make_population,
-    member_hypers,
-    member_labels,
-    parent_index,
-    run_member,
-)
+from parity_jax.population import PopulationConfig, make_population
+from parity_jax.program import Program
 from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.stages.stage import StepKeys
 from parity_jax.tasks import ParityConfig

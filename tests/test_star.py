@@ -21,10 +21,10 @@ from small_worlds import (
 
 from parity_jax import theory
 from parity_jax.hypers import Hypers
+from parity_jax.member import guarded_step
 from parity_jax.models import response_logits
 from parity_jax.optim import OptimizerConfig
 from parity_jax.policy import tempered, token_log_probs
-from parity_jax.population import guarded_step
 from parity_jax.stages import RolloutConfig, StarConfig
 from parity_jax.stages.rollout import Rollout, make_sampler
 from parity_jax.stages.stage import StepKeys

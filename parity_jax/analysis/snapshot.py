@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from flax.core import FrozenDict
 
+from parity_jax.axes import Axes
 from parity_jax.config import (
     Label,
     RunError,
@@ -16,7 +17,6 @@ from parity_jax.config import (
     unknown_name,
 )
 from parity_jax.models import Model
-from parity_jax.population import Axes
 from parity_jax.runs.checkpoint import Arrays, from_arrays, subtree
 from parity_jax.runs.directory import RunDirectory, is_experiment
 from parity_jax.runs.resolve import ResolvedRun, listed

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax.core import FrozenDict
 
+from parity_jax.axes import member_labels
 from parity_jax.config import (
     ConfigError,
     Label,
@@ -21,7 +22,6 @@ from parity_jax.config import (
 )
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first, on_host
-from parity_jax.population import member_labels
 from parity_jax.runs.checkpoint import Checkpoints
 from parity_jax.runs.files import lock, read_as, read_json, write_json
 from parity_jax.runs.lineage import Lineage

@@ -9,12 +9,8 @@ import jax
 
 from parity_jax.experiment import Experiment
 from parity_jax.platform import made_for
-from parity_jax.population import (
-    Population,
-    check_devices,
-    memory_limit,
-    memory_needed,
-)
+from parity_jax.population import Population, check_devices
+from parity_jax.program import memory_limit, memory_needed
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.execute import check_start, left_to_do
 from parity_jax.runs.resolve import (

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from flax.core import FrozenDict
 
+from parity_jax.axes import member_labels, parent_index
 from parity_jax.config import (
     ConfigError,
     Label,
@@ -41,13 +42,7 @@ from parity_jax.experiment import Experiment, RunConfig, Schedule
 from parity_jax.hypers import BOUNDS, Hypers, check_hypers
 from parity_jax.mesh import MeshConfig, spread
 from parity_jax.models import Model, ModelConfig
-from parity_jax.population import (
-    Population,
-    PopulationConfig,
-    make_population,
-    member_labels,
-    parent_index,
-)
+from parity_jax.population import Population, PopulationConfig, make_population
 from parity_jax.stages import Stage, StageConfig
 from parity_jax.tasks import FiniteTask, Task, TaskConfig
 from parity_jax.tasks.contract import check_task

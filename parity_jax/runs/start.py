@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from parity_jax.axes import parent_index
 from parity_jax.config import RunError, differences, kind_of, lines_of, to_dict
 from parity_jax.hosts import is_alone, meet, on_host
 from parity_jax.models.huggingface import FolderError, HfFolder, is_hf_folder
-from parity_jax.population import Population, parent_index
+from parity_jax.population import Population
 from parity_jax.runs.checkpoint import (
     Arrays,
     Checkpoints,

@@ -14,7 +14,8 @@ from jax.experimental import topologies
 
 from parity_jax.config import ConfigError, require
 from parity_jax.platform import made_for
-from parity_jax.population import Population, memory_needed
+from parity_jax.population import Population
+from parity_jax.program import memory_needed
 from parity_jax.runs.roofline import products, roofline_seconds
 
 GIB = 2**30
