@@ -238,11 +238,10 @@ def make_population(
     is_spread = spread.size > 1
     size = partial(member_bytes, stage, hypers)
     where = layout(cfg, num_members, size, spread, devices, is_judged_on_host)
-    mesh, width = where
-    by_member = PartitionSpec(MEMBER)
-    num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0, thrown away
+    mesh = where.mesh
+    is_whole = num_members % mesh.shape[MEMBER] == 0
     # States come from init, a checkpoint or the step before: always laid out alike.
-    uniform = NamedSharding(mesh, PartitionSpec(None if num_padded else MEMBER))
+    uniform = NamedSharding(mesh, PartitionSpec(MEMBER if is_whole else None))
     shared = NamedSharding(mesh, PartitionSpec())
     data = described(data, shared) if devices else jax.device_put(data, shared)
 
@@ -251,47 +250,15 @@ def make_population(
             return placed_members(tree, uniform)
         return jax.tree.map(lambda _: uniform, tree)
 
-    def over_members(f: Any) -> Any:
-        """f of one member's trees as an f of all; `rest` is the same for each."""
-
-        def on_device(trees: Any, rest: Any) -> Any:
-            one = partial(_call_one, f, rest)
-            if width == 1:
-                return jax.lax.map(one, trees)
-            return jax.lax.map(one, trees, batch_size=width)
-
-        def on_groups(trees: Any, rest: Any) -> Any:
-            """Within a group of devices the compiler splits what a member has."""
-            num_groups = mesh.shape[MEMBER]
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                if num_groups == 1:
-                    return on_device(trees, rest)
-                by_group = partial(_fold, num_groups)
-                of_groups = jax.vmap(on_device, (0, None), spmd_axis_name=MEMBER)
-                out = of_groups(jax.tree.map(by_group, trees), rest)
-                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-
-        on_devices = jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(by_member, PartitionSpec()),
-            out_specs=by_member,
-            check_vma=False,
-        )
-
-        def on_all(trees: Any, rest: Any) -> Any:
-            trees = jax.tree.map(partial(_pad, num_padded), trees)
-            out = (on_groups if is_spread else on_devices)(trees, rest)
-            return jax.tree.map(lambda x: x[:num_members], out)
-
-        return on_all
-
     # Traced once, for the shapes of its metrics and for the program.
     stage = stage._replace(step=jax.jit(stage.step, inline=True))
-    init_all = over_members(stage.init)
+    of_all = partial(
+        over_members, where=where, num_members=num_members, is_spread=is_spread
+    )
+    init_all = of_all(stage.init)
     one_run = partial(run_member, stage)
-    run_all = over_members(partial(one_run, keep=constrained) if is_spread else one_run)
-    evaluate_all = over_members(partial(guarded_scores, stage))
+    run_all = of_all(partial(one_run, keep=constrained) if is_spread else one_run)
+    evaluate_all = of_all(partial(guarded_scores, stage))
 
     def init(params: Params | None) -> StageState:
         keys = jnp.stack([jax.random.key(int(label["seed"])) for label in labels])
@@ -322,7 +289,7 @@ def make_population(
 
     @cache
     def metric_shapes() -> Metrics:
-        metrics_all = over_members(partial(step_metrics, stage))
+        metrics_all = of_all(partial(step_metrics, stage))
         states = jax.eval_shape(init, None)
         return jax.eval_shape(lambda *rest: metrics_all(rest, (data,)), states)
 
@@ -338,6 +305,48 @@ def make_population(
         cache(partial(numbers_read, stage, data)),
         placed,
     )
+
+
+def over_members(f: Any, where: Layout, num_members: int, is_spread: bool) -> Any:
+    """f(*trees, *rest) of one member as an f(trees, rest) of all.
+
+    `rest` is the same for each; members that fill up the last device are thrown away.
+    """
+    mesh, width = where
+    by_member = PartitionSpec(MEMBER)
+    num_padded = -num_members % mesh.shape[MEMBER]  # copies of member 0
+
+    def on_device(trees: Any, rest: Any) -> Any:
+        one = partial(_call_one, f, rest)
+        if width == 1:
+            return jax.lax.map(one, trees)
+        return jax.lax.map(one, trees, batch_size=width)
+
+    def on_groups(trees: Any, rest: Any) -> Any:
+        """Within a group of devices the compiler splits what a member has."""
+        num_groups = mesh.shape[MEMBER]
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if num_groups == 1:
+                return on_device(trees, rest)
+            by_group = partial(_fold, num_groups)
+            of_groups = jax.vmap(on_device, (0, None), spmd_axis_name=MEMBER)
+            out = of_groups(jax.tree.map(by_group, trees), rest)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+    on_devices = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(by_member, PartitionSpec()),
+        out_specs=by_member,
+        check_vma=False,
+    )
+
+    def on_all(trees: Any, rest: Any) -> Any:
+        trees = jax.tree.map(partial(_pad, num_padded), trees)
+        out = (on_groups if is_spread else on_devices)(trees, rest)
+        return jax.tree.map(lambda x: x[:num_members], out)
+
+    return on_all
 
 
 def traced_once(f: Any) -> Any:
