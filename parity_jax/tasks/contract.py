@@ -147,12 +147,14 @@ def check_finite(where: str, reward: Reward, task: Task) -> None:
 
 
 def few_responses(task: Task, key: Array, data: Any) -> tuple[Prompt, Array]:
-    """Prompts, and for each a demonstration and random tokens, Bx2xT."""
+    """Prompts, and for each a demonstration and random tokens to an end, Bx2xT."""
     k_prompt, k_batch, k_response = jax.random.split(key, 3)
     prompt = task.sample_prompts(k_prompt, NUM_DRAWN, data)
     right_BxT = task.demonstrate(k_batch, prompt, Hypers(p_cot=0.5), data).response
     shape = right_BxT.shape
     random_BxT = jax.random.randint(k_response, shape, 0, task.vocab_size)
+    is_sampled_BxT = response_mask(random_BxT, task.format)
+    random_BxT = jnp.where(is_sampled_BxT, random_BxT, task.format.pad_id)
     return prompt, jnp.stack([right_BxT, random_BxT], 1)
 
 
