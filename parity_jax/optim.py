@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -49,7 +50,8 @@ class OptimizerConfig:
         require_finite(self, "weight_decay", "max_grad_norm")
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            require(0 <= value < 1, name, value, "must be in [0, 1)")
+            inside = value >= 0 and np.float32(value) < 1
+            require(inside, name, value, "must be in [0, 1), as float32 has it")
         require_finite(self, "eps", low=1e-30)
         is_adamw, names = self.name == "adamw", ("weight_decay", "b1", "b2", "eps")
         require_default(self, is_adamw, "with name='sgd'", *names)

@@ -246,6 +246,10 @@ def test_multiplicative_critical_price():
         assert np.all(np.sign(update) == sign)
     at_price = theory.pg_expected_update(0.3, -1, 9, 4, alpha=price, penalty="mult")
     np.testing.assert_allclose(at_price, 0, atol=1e-15)
+    # Long answers so rarely right that a price saves them less than the short ones.
+    found = theory.alpha_critical(5, "mult", [0.1, 0.05, 0.3], 0.5)
+    assert np.isnan(found).tolist() == [True, True, False]
+    assert found[2] == pytest.approx(-1.0)  # they shorten at every price >= 0
 
 
 def test_alpha_critical_values():

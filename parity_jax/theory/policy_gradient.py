@@ -168,7 +168,8 @@ def alpha_critical(
 
     Success rates f_long and f_short, long answers of `long_len` (d unless given)
     tokens, short ones of 1: additive (f_long - f_short) d/(long_len - 1),
-    multiplicative (f_long - f_short) d/(f_long long_len - f_short).
+    multiplicative (f_long - f_short) d/(f_long long_len - f_short); NaN where
+    f_long long_len <= f_short: there a higher price does not shorten them.
     ValueError unless d >= 3 and long_len >= 2 are integers and rates are in [0, 1].
     """
     one_of("penalty", penalty, ("add", "mult"))
@@ -178,7 +179,10 @@ def alpha_critical(
     f_short = in_range("f_short", f_short, 0, 1, closed="both")
     if penalty == "add":
         return (f_long - f_short) * d / (long_len - 1)
-    return (f_long - f_short) * d / (f_long * long_len - f_short)
+    saved = np.asarray(f_long * long_len - f_short)
+    is_felt = saved > 0
+    price = (f_long - f_short) * d / np.where(is_felt, saved, 1.0)
+    return np.where(is_felt, price, np.nan)[()]
 
 
 def _first_odds(v: Float, u0: Float, v0: Float, ratio: Float) -> Float:
