@@ -220,10 +220,10 @@ def test_names_decide_what_is_decayed_whatever_the_shape():
             {"max_grad_norm": math.nan},
             "max_grad_norm=nan: must be a finite number >= 0",
         ),
-        ({"b1": 1.0}, "b1=1.0: must be in [0, 1)"),
+        ({"b1": 1.0}, "b1=1.0: must be in [0, 1), as float32 has it"),
         ({"b2": 0.99999999}, "b2=0.99999999: must be in [0, 1), as float32 has it"),
-        ({"b2": -0.1}, "b2=-0.1: must be in [0, 1)"),
-        ({"b2": math.nan}, "b2=nan: must be in [0, 1)"),
+        ({"b2": -0.1}, "b2=-0.1: must be in [0, 1), as float32 has it"),
+        ({"b2": math.nan}, "b2=nan: must be in [0, 1), as float32 has it"),
         ({"eps": 0.0}, "eps=0.0: must be a finite number >= 1e-30"),
         ({"name": "sgd", "b2": 0.95}, "b2=0.95: must be 0.999 with name='sgd'"),
         (
