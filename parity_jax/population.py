@@ -5,6 +5,7 @@ devices, and on a device run `vmap_width` at a time, one group after the other.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -293,6 +294,13 @@ def make_population(
         states = jax.eval_shape(init, None)
         return jax.eval_shape(lambda *rest: metrics_all(rest, (data,)), states)
 
+    @cache
+    def numbers() -> set[str]:
+        """A member that is spread says how its arrays lie on the devices of a mesh."""
+        within = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        with within if is_spread else nullcontext():
+            return numbers_read(stage, data)
+
     devices = [*mesh.devices.flat]
     return Population(
         labels,
@@ -302,7 +310,7 @@ def make_population(
         Program(run, devices, is_spread),
         Program(evaluate, devices, is_spread),
         metric_shapes,
-        cache(partial(numbers_read, stage, data)),
+        numbers,
         placed,
     )
 

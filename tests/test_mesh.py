@@ -8,16 +8,19 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax.core import FrozenDict
 from tiny import tiny_experiment
 
 from parity_jax.config import ConfigError
 from parity_jax.mesh import MeshConfig, mesh_of, spec_of
 from parity_jax.models import llama
-from parity_jax.runs import make_program, resolve
+from parity_jax.population import PopulationConfig
+from parity_jax.runs import make_program, resolve, run_experiment
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import path_text
 
 TOLERANCE = 1e-5
+ONE = FrozenDict({"seed": (0,)})
 
 
 def on_eight_devices(*arguments):
@@ -52,6 +55,19 @@ def test_saved_on_eight_devices_continued_on_eight_two_and_one(tmp_path):
     found = on_eight_devices("restored", tmp_path)
     assert len(found) == 2
     assert max(found.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2), MeshConfig(tensor=2)])
+def test_a_spread_experiment_with_numbers_of_its_own_is_run(tmp_path, mesh):
+    """Pre-training and GRPO; what they read is found as for members on one device."""
+    both = PopulationConfig()
+    spread = tiny_experiment(mesh=mesh, axes=ONE, population=both)
+    alone = tiny_experiment(axes=ONE)
+    for name, run in resolve(spread).items():
+        plain = make_program(resolve(alone)[name])
+        assert make_program(run).numbers_read() == plain.numbers_read()
+    if mesh.fsdp > 1:
+        assert run_experiment(spread, tmp_path / "run", quiet=True)
 
 
 def test_rules_name_every_large_parameter():
