@@ -50,7 +50,7 @@ class OptimizerConfig:
         require_finite(self, "weight_decay", "max_grad_norm")
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            inside = value >= 0 and np.float32(value) < 1
+            inside = value >= 0 and float(np.float32(value)) < 1
             require(inside, name, value, "must be in [0, 1), as float32 has it")
         require_finite(self, "eps", low=1e-30)
         is_adamw, names = self.name == "adamw", ("weight_decay", "b1", "b2", "eps")
