@@ -53,8 +53,10 @@ class EvaluateConfig:
             inside = MIN_TEMPERATURE <= value < np.inf
             require(inside, "temperatures", value, allowed)
             require_float32("temperatures", value)
-        distinct = len(set(self.temperatures)) == len(self.temperatures)
-        require(distinct, "temperatures", self.temperatures, "must be distinct")
+        different = {float(np.float32(value)) for value in self.temperatures}
+        distinct = len(different) == len(self.temperatures)
+        allowed = "must be distinct, as float32 has them"
+        require(distinct, "temperatures", self.temperatures, allowed)
         is_sampled = bool(self.temperatures)
         require_default(self, is_sampled, "without temperatures", "num_samples")
 

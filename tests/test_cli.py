@@ -385,6 +385,23 @@ BROKEN = {
 }
 
 
+def test_a_file_is_read_anew_and_takes_no_module_s_place(
+    tmp_path, capsys, fresh_imports
+):
+    """As in a notebook, where a mistake is mended and the command given again."""
+    file = tmp_path / "again.py"
+    command = ["run", f"--config={file}", f"--workdir={tmp_path / 'run'}"]
+    for text, part in (
+        ("x = 1", "must define get_config"),
+        ("def get_config():\n    return {}", "must return an Experiment"),
+    ):
+        write(file, text)
+        one_line(*spliced(in_process(capsys, *command)), part)
+    other = write(tmp_path / "json.py", "x = 1")
+    result = in_process(capsys, "run", f"--config={other}", command[-1])
+    one_line(*spliced(result), "json is a module that is imported already")
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports):
     text, part = BROKEN[name]

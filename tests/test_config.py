@@ -162,6 +162,7 @@ BAD = [
     (EvaluateConfig, {"num_prompts": 0}, "num_prompts", "at least 1"),
     (EvaluateConfig, {"temperatures": (1.0, 0.0)}, "temperatures", "finite and >="),
     (EvaluateConfig, {"temperatures": (1.0, 1.0)}, "temperatures", "distinct"),
+    (EvaluateConfig, {"temperatures": (1.0, 1.00000001)}, "temperatures", "distinct"),
     (PopulationConfig, {"vmap_width": -1}, "vmap_width", "0 (automatic)"),
     (RunConfig, {"num_steps": 0}, "num_steps", "at least 1"),
     (RunConfig, {"num_steps": 3_000_000_000}, "num_steps", "at most"),

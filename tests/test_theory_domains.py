@@ -167,6 +167,8 @@ OUTSIDE: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: theory.noisy_accuracy(0.1, 5, 0.1, "clean"), "noise must be one of e"),
         (lambda: star(reward="both"), "reward must be one of e2e, cot, got 'both'"),
         (lambda: theory.grpo_gain(0.5, 4, ddof=2), "ddof must be 0 or 1, got 2"),
+        (lambda: theory.grpo_gain(0.5, None, ddof=7), "ddof must be 0 or 1, got 7"),
+        (lambda: theory.pg_flow_time(0.4, -1.0), "delta must lie in (0, inf)"),
         (lambda: update(ddof=2), "ddof"),
     ],
     "tie": [

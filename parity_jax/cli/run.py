@@ -115,8 +115,10 @@ def load_experiment(path: str) -> ModuleType:
     require(
         found, "config", path, "must be an experiment file, FILE.py or FILE.py:SCALE"
     )
+    there = getattr(sys.modules.get(name), "__file__", None)
+    is_free = name not in sys.modules or there == str(file)  # else it is read anew
     allowed = f"must have another name: {name} is a module that is imported already"
-    require(name not in sys.modules, "config", path, allowed)
+    require(is_free, "config", path, allowed)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ConfigError("config", path, "must be an experiment file")

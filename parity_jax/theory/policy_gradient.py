@@ -30,6 +30,7 @@ def grpo_gain(s: Float, G: int | None = None, eps: float = 0.0, ddof: int = 0) -
     """
     s, eps = in_range("s", s, 0, 1), in_range("eps", eps, 0, closed="left")
     if G is None:
+        _group_size(2, ddof)  # in the limit every ddof is the same
         return 1 / (np.sqrt(s * (1 - s)) + eps)
     G, ddof = _group_size(G, ddof)
     successes = np.arange(1, G)
@@ -96,6 +97,8 @@ def pg_flow_time(
     """
     u0, v0 = log_odds(p)
     mu, mv = in_range("mu", mu, 0), in_range("mv", mv, 0)
+    if not callable(delta):
+        in_range("delta", delta, 0)
     if v0 >= 0:
         return 0.0
 
