@@ -151,7 +151,8 @@ def test_a_reward_that_fails_stops_the_run_and_its_state_is_saved(
     name = "text_rewards:raises_later"
     rollout = RolloutConfig(2, 2, ("e2e", name), (1.0, 0.1))
     run = RunConfig(stage=PolicyGradientConfig(rollout), num_steps=6, eval_every=6)
-    task = small_text(tmp_path, text_rewards=(name,))
+    # with processes of its own, which start in this environment
+    task = small_text(tmp_path, text_rewards=(name,), timeout_seconds=9.0)
     runs = FrozenDict({"grpo": run})
     experiment = text_experiment(task, runs=runs, axes=FrozenDict({"seed": (0,)}))
     train(experiment, tmp_path / "whole")
