@@ -181,6 +181,8 @@ def check_given(own: flags.FlagValues, settings: engines.Settings) -> None:
     no_end = settings.engine == "none" and bool(settings.report)
     allowed = "needs an engine that knows when all jobs have ended, not none"
     require(not no_end, "--report", settings.report, allowed)
+    silent = own.quiet and own.dry_run
+    require(not silent, "--quiet", True, "--dry_run is there to show the jobs")
     is_read = own.profile is not None or not own["profiles"].present
     require(is_read, "--profiles", own.profiles, "has no effect without --profile")
 

@@ -310,6 +310,7 @@ def test_settings_stay_as_they_are_while_a_config_is_made(
     ("wrong", "part"),
     [
         ("--only=nope", "only='nope': unknown; valid: grpo, pretrain"),
+        ("--quiet", "--quiet=True: --dry_run is there to say what will be run"),
         ("--debug=maybe", "flag --debug=maybe: Non-boolean argument to boolean flag"),
     ],
 )

@@ -390,6 +390,14 @@ def test_a_checkpoint_of_another_run_is_never_used(whole, started, tmp_path, cap
     assert contents(started) == contents(whole)
 
 
+def test_a_checkpoint_of_another_step_is_never_used(whole, started):
+    place = started / "run/checkpoints/6"
+    shutil.rmtree(place)
+    shutil.copytree(whole / "run/checkpoints/4", place)
+    shutil.copy(whole / "run/finished.json", started / "run")
+    assert refused(started, CheckpointError) == f"{place}: is of step 4"
+
+
 @pytest.mark.parametrize("seeds", [[1, 0], [0, 1, 2], [0]])
 def test_a_parent_whose_members_were_renamed_is_refused(whole, tmp_path, seeds):
     """A child would start each member from the parameters of another."""

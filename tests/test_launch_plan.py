@@ -138,6 +138,7 @@ MISTAKES = [
     (["--max_requeues=3"], ("--max_requeues=3", "is for --engine=slurm")),
     (["--parallel=3"], ("--parallel=3", "is for --engine=slurm")),
     (["--report=x"], ("--report='x'", "needs an engine")),
+    (["--quiet", "--dry_run"], ("--quiet=True: --dry_run is there to show",)),
     (["--profiles=x.toml"], ("--profiles='x.toml'", "no effect without --profile")),
     (["--wokdir=x"], ("wokdir",)),
     (["--config="], ("--config=[]: is required",)),

@@ -6,6 +6,7 @@ from tiny import tiny_experiment
 
 from parity_jax.config import ConfigError
 from parity_jax.config.overrides import Override, apply, parse
+from parity_jax.models import RopeScaling
 from parity_jax.stages import StarConfig
 from parity_jax.tasks import MultiplicationConfig
 
@@ -65,6 +66,11 @@ def test_values_are_read_by_the_type_of_their_field():
     assert experiment.axes == FrozenDict({"seed": (7, 8, 9), "p_cot": (0.1, 0.2)})
 
 
+def test_fields_of_an_option_that_is_off_turn_it_on():
+    found = edited(("model.positions", "rotary"), ("model.rope_scaling.factor", "2.5"))
+    assert found.model.rope_scaling == RopeScaling(factor=2.5)
+
+
 def test_the_last_one_of_a_field_wins_also_of_a_tuple():
     experiment = edited(("axes.seed", "1,2"), ("axes.seed", "3"))
     assert experiment.axes["seed"] == (3,)
@@ -114,7 +120,9 @@ WRONG = [
     ("runs.grpo.hypers.p_cot", "much", "runs.grpo.hypers.p_cot", "a number"),
     ("runs.grpo.hypers.p_cot", "1e999", "runs.grpo.hypers.p_cot", "finite"),
     ("runs.grpo.hypers.p_cot", "nan", "runs.grpo.hypers.p_cot", "finite"),
-    ("runs.grpo.task.num_bits", "5", "runs.grpo.task", "give its kind first"),
+    ("runs.grpo.task.num_bits", "5", "runs.grpo.task", "kind first, of chains, mul"),
+    ("model.rope_scaling.factr", "2", "model.rope_scaling.factr", "'factor'"),
+    ("model.rope_scaling.factor", "2", "model.rope_scaling", "positions='learned'"),
     ("axes.seed", "0,4294967296", "axes.seed", "in [0, 4294967295]"),
     ("axes.seed", "a,b", "axes.seed", "a number"),
     ("axes.seed", "1" + "0" * 400, "axes.seed", "finite"),

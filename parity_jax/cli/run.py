@@ -265,6 +265,8 @@ def check_flags(own: flags.FlagValues) -> None:
         require(given or not needed, f"--{name}", None, "is required")
     allowed = "names no run"  # as of a shell's variable that is not set
     require(bool(own.only) or not own["only"].present, "--only", "", allowed)
+    silent = own.quiet and own.dry_run
+    require(not silent, "--quiet", True, "--dry_run is there to say what will be run")
     if own.profile is not None:
         check_profile(own.profile, own.dry_run)
     if own.target:

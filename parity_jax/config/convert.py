@@ -38,16 +38,22 @@ def kind_of(cls: type[Configured]) -> str:
     return cls.__dict__.get("kind") or f"{cls.__module__}:{cls.__qualname__}"
 
 
+def known_kinds(family: type[Configured]) -> dict[str, type[Configured]]:
+    """The classes of a family that have a short name, by these in their order."""
+    named = [c for c in family.__subclasses__() if c.__dict__.get("kind")]
+    return {c.kind: c for c in sorted(named, key=lambda c: c.kind)}
+
+
 def family_class(family: type[Configured], kind: Any) -> type[Configured]:
     """The class of a family that a kind names; ConfigError if there is none."""
-    known = {c.kind: c for c in family.__subclasses__() if c.__dict__.get("kind")}
+    known = known_kinds(family)
     if isinstance(kind, str) and ":" in kind:
         found = import_object(kind, "kind")
         fits = isinstance(found, type) and issubclass(found, family)
         allowed = f"must name a dataclass that derives from {family.__name__}"
         require(fits and dataclasses.is_dataclass(found), "kind", kind, allowed)
         return found
-    allowed = f"must be one of {', '.join(sorted(known))}, or package.module:Class"
+    allowed = f"must be one of {', '.join(known)}, or package.module:Class"
     require(kind in known, "kind", kind, allowed)
     return known[kind]
 

@@ -20,6 +20,7 @@ from parity_jax.config.convert import (
     field_types,
     from_dict,
     is_family,
+    known_kinds,
     to_dict,
 )
 from parity_jax.config.labels import parse_int, parse_number
@@ -106,9 +107,11 @@ def _edit(
     name, *rest = path
     if is_family(kind) and name == "kind" and not rest:
         return _read(kind, optional, value)
+    if node is None and is_family(kind):
+        kinds = ", ".join(known_kinds(kind))
+        raise ConfigError("", None, f"is none here; give its kind first, of {kinds}")
     if node is None:
-        allowed = f"is none here; give its kind first, as in --config.<path>={name}"
-        raise ConfigError("", None, allowed)
+        node = _defaults_of(kind)
     below = _fields(kind, node)
     if name not in below and not _is_open(kind):
         raise unknown_name(name, value, below, places[:3])
@@ -190,8 +193,12 @@ def _parts(text: str) -> list[str]:
 
 def _defaults(family: Any, kind: str) -> dict[str, Any]:
     """The plain dict of a kind with its defaults; only the kind where some are none."""
-    cls = family_class(family, kind)
+    return _defaults_of(family_class(family, kind)) or {"kind": kind}
+
+
+def _defaults_of(cls: Any) -> dict[str, Any]:
+    """Those of a config; empty if a field has none: building it says which."""
     try:
         return to_dict(cls())
-    except TypeError:  # a field of it has no default: building it says which
-        return {"kind": kind}
+    except TypeError:
+        return {}

@@ -146,10 +146,12 @@ class Checkpoints:
         return {name: np.asarray(x) for name, x in state["state"].items()}
 
     def check(self, step: int) -> None:
-        """CheckpointError unless a checkpoint is there and of this run; quick."""
+        """CheckpointError unless one of this step and this run is there; quick."""
         where = self._place(step)
         with _one_line(where, "cannot be read"):
             head = self._head(step)
+        if head.get("step") != step:
+            raise CheckpointError(f"{where}: is of step {head.get('step')}")
         self._require_own(where, head.get("run"))
 
     def _place(self, step: int) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from parity_jax.experiment import Experiment
+from parity_jax.mesh import MEMBER
 from parity_jax.platform import made_for
 from parity_jax.population import Population, check_devices
 from parity_jax.program import memory_limit, memory_needed
@@ -83,13 +84,15 @@ def forecast_run(
 
     (step, evaluate), compile_seconds = timed(compile_all)
     needed = memory_needed(step)
+    of_device = -(-num // program.layout.mesh.shape[MEMBER])  # members
+    width = min(program.layout.width, of_device)
     (states, metrics), _ = timed(step, states, metrics, 1, program.data)
     (states, _), step_seconds = timed(step, states, metrics, 1, program.data)
     _, eval_seconds = timed(evaluate, states, program.data)
     num_evaluations = 1 + -(-schedule.num_steps // schedule.eval_every)
     seconds = schedule.num_steps * step_seconds + num_evaluations * eval_seconds
     say(
-        f"{name}: {num} members on {program.layout}, {program.layout.width} to a vmap; "
+        f"{name}: {num} members on {program.layout}, {width} to a vmap; "
         f"{mib(state_bytes)} of state per member, {mib(needed)} of "
         f"{mib(memory_limit(devices))} on a device; 2 programs compiled in "
         f"{compile_seconds:.0f} s; "
