@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from flax.core import FrozenDict
@@ -11,6 +12,7 @@ from parity_jax.config import (
     ConfigError,
     differences,
     from_dict,
+    kind_of,
     label_text,
     lines_of,
     number_text,
@@ -405,3 +407,33 @@ def test_numbers_of_labels_are_whole_and_can_be_typed_back(value, text):
 def test_labels_that_cannot_be_read(text):
     with pytest.raises(ConfigError, match="member="):
         parse_label(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (frozenset, frozenset({1})),
+        (bytes, b"a"),
+        (list[int], [1]),
+        (Path, Path("a")),
+        (tuple[int, str], (1, "a")),
+        (dict[str, int], None),
+    ],
+)
+def test_a_field_that_no_file_could_hold_is_told_by_its_type(kind, value):
+    """Not by its value, which may be just what the annotation says."""
+    field = ("x", kind, dataclasses.field(default_factory=lambda: value))
+    own = dataclasses.make_dataclass(
+        "Own", [field], bases=(PretrainConfig,), frozen=True
+    )
+    with pytest.raises(ConfigError, match=r"^x='.*': is no type of a config"):
+        from_dict(own, {"kind": kind_of(own), "x": value})
+
+
+def test_a_field_that_is_no_argument_is_told():
+    field = ("x", int, dataclasses.field(default=3, init=False))
+    own = dataclasses.make_dataclass(
+        "Own", [field], bases=(PretrainConfig,), frozen=True
+    )
+    with pytest.raises(ConfigError, match=r"^x='int': must be an argument"):
+        from_dict(own, {"kind": kind_of(own), "x": 3})

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import types
 import typing
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from flax.core import FrozenDict
@@ -137,6 +138,33 @@ def from_dict(kind: Any, value: Any) -> Any:
     return value
 
 
+@lru_cache
+def _check_fields(cls: Any) -> None:
+    """ConfigError for a field, of a class of one's own, that no file could hold."""
+    for f in dataclasses.fields(cls):
+        hint = field_types(cls)[f.name]
+        shown = hint.__name__ if isinstance(hint, type) else str(hint)
+        require(f.init, f.name, shown, "must be an argument, not field(init=False)")
+        allowed = "is no type of a config: take bool, int, float, str, Literal, "
+        allowed += "tuple[X, ...], FrozenDict[str, X], a config, or X | None"
+        require(_is_plain(hint), f.name, shown, allowed)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether `from_dict` reads values of this type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        others = [a for a in args if a is not types.NoneType]
+        return len(others) == 1 and _is_plain(others[0])
+    if origin is tuple:
+        return args[1:] == (Ellipsis,) and _is_plain(args[0])
+    if origin is FrozenDict:
+        return args[0] is str and _is_plain(args[1])
+    if origin is Literal or kind in (bool, int, float, str, Any):
+        return True
+    return dataclasses.is_dataclass(kind) or is_family(kind)
+
+
 def is_family(kind: Any) -> bool:
     """Whether a field of this type may hold one of several configs."""
     is_class = isinstance(kind, type) and issubclass(kind, Configured)
@@ -155,6 +183,7 @@ def _child(name: str, kind: Any, value: Any) -> Any:
 
 
 def _from_fields(cls: Any, value: dict[str, Any]) -> Any:
+    _check_fields(cls)
     known = field_types(cls)
     for name, item in value.items():
         if name not in known:
