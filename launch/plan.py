@@ -232,6 +232,12 @@ def jobs_of(
     edits = [Override(name, value) for name, value in chosen.items()]
     for name, values in box.items():
         edits.append(Override(f"axes.{name}", ",".join(map(number_text, values))))
+    swept = {edit.path for edit in edits}
+    for given in asked.overrides:
+        short = given.path.removeprefix("axes.")
+        is_swept = given.path in swept
+        allowed = f"has no effect beside --grid={short}, which sweeps it"
+        require(not is_swept, given.path, given.value, allowed)
     overrides = [*asked.overrides, *edits]
     with of_job(directory):
         experiment = built(module, config, overrides)

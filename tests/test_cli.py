@@ -333,6 +333,15 @@ def test_a_trace_is_left_by_nothing_that_does_not_run(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_trace_of_runs_that_had_ended_is_told(
+    place, finished, tmp_path, capsys, fresh_imports
+):
+    command = (*options(place, finished), f"--profile={tmp_path / 'trace'}")
+    code, said = in_process(capsys, *command)
+    assert code == 0 and "all runs had ended, so nothing was run" in said
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_target_is_known_and_its_compiler_is_there(place, tmp_path):
     """In a process of its own: JAX is told that nothing will be run."""
     for name, parts in {

@@ -19,7 +19,8 @@ from parity_jax.analysis.inspection import rescored
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import ConfigError
-from parity_jax.runs import RunDirectory, lineage
+from parity_jax.runs import RunDirectory, lineage, resolve
+from parity_jax.runs.execute import tell_ended
 
 TESTS = Path(__file__).parent
 FILE = """
@@ -211,6 +212,11 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     assert train(experiment, tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: run has ended and stays as it is: own_code.walk")
+    del sys.modules["walk_of_mine"]  # as in another process, which has made nothing
+    run = resolve(experiment)["run"]
+    tell_ended("run", run, RunDirectory(tmp_path / "run/run"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "own_code.walk_of_mine is" in line
     del sys.modules["walk_of_mine"]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -128,6 +129,18 @@ def test_scales_and_values_that_are_text_stay_apart(tmp_path):
         write(("w.py",), {"scale": ("1",)}, [{"scale": "1"}], **damage)
         with pytest.raises(RunError, match=r"sweep\.json: damaged: job"):
             home.read()
+
+
+def test_jobs_without_claims_are_told(finished, tmp_path, capsys):
+    """In a report, which leaves them out, and where the runs of a sweep are listed."""
+    home = shutil.copytree(finished, tmp_path / "sweep")
+    shutil.rmtree(home / "num_bits=5")
+    assert run(["report", str(home), f"--output={tmp_path / 'out'}"]) == 0
+    told = "1 of 3 experiments have no claims yet and are left out: num_bits=5"
+    assert f"warning: {home}: {told}" in capsys.readouterr().err
+    assert run(["inspect", str(home)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("num_bits=5" in line and "not begun" in line for line in lines)
 
 
 def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):

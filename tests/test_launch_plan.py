@@ -139,6 +139,14 @@ MISTAKES = [
     (["--parallel=3"], ("--parallel=3", "is for --engine=slurm")),
     (["--report=x"], ("--report='x'", "needs an engine")),
     (["--quiet", "--dry_run"], ("--quiet=True: --dry_run is there to show",)),
+    (
+        ["--grid=task.num_bits=4,5", "--config.task.num_bits=6"],
+        ("task.num_bits='6'", "has no effect beside --grid=task.num_bits"),
+    ),
+    (
+        ["--grid=seed=0,1", "--config.axes.seed=5"],
+        ("axes.seed='5'", "has no effect beside --grid=seed"),
+    ),
     (["--profiles=x.toml"], ("--profiles='x.toml'", "no effect without --profile")),
     (["--wokdir=x"], ("wokdir",)),
     (["--config="], ("--config=[]: is required",)),

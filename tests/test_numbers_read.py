@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from small_worlds import make_table, no_evaluation
-from tiny import POLICY_GRADIENT, PRETRAIN, STAR
+from tiny import POLICY_GRADIENT, PRETRAIN, STAR, tiny_experiment
 
+from parity_jax.config import ConfigError
 from parity_jax.hypers import BOUNDS, Hypers
+from parity_jax.runs import make_program, resolve
 from parity_jax.runs.checkpoint import to_arrays
+from parity_jax.runs.unread import check_numbers
 from parity_jax.stages.contract import numbers_read
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import Data
@@ -87,3 +91,20 @@ def test_a_number_that_makes_another_one_is_read():
 
     found = numbers_read(stage._replace(step=annealed), Data())
     assert found == DATA | {"ridge"}
+
+
+def test_an_axis_is_refused_for_any_value_that_nobody_reads():
+    """A child that reads one of them tells nothing of the others apart."""
+    runs = tiny_experiment().runs
+    axes = FrozenDict({"temperature": (1.0, 2.0)})
+    both = {"pretrain": dataclasses.replace(runs["pretrain"], axes=axes)}
+    for of_child, is_read in ((FrozenDict(), False), (axes, True)):
+        child = dataclasses.replace(runs["grpo"], axes=of_child)
+        resolved = resolve(tiny_experiment(runs=FrozenDict({**both, "grpo": child})))
+        programs = {name: make_program(run) for name, run in resolved.items()}
+        if is_read:
+            check_numbers(resolved, programs)
+            continue
+        told = r"axes.temperature=.*: has 2, which is read by no run \(.*grpo.*\)"
+        with pytest.raises(ConfigError, match=told):
+            check_numbers(resolved, programs)

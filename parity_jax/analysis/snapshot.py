@@ -96,8 +96,8 @@ def narrowed(axes: Axes, member: Mapping[str, float]) -> FrozenDict[str, Any]:
     return FrozenDict(chosen)
 
 
-def require_one_member(snapshot: Snapshot) -> None:
+def require_one_member(snapshot: Snapshot, given: str) -> None:
     """ConfigError unless exactly one member is chosen."""
     found = [label_text(label) for label in snapshot.run.labels]
     allowed = f"must choose one of {'; '.join(found[:8])}{' ..' * (len(found) > 8)}"
-    require(len(found) == 1, "member", "", allowed)
+    require(len(found) == 1, "member", given, allowed)

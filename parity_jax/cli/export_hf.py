@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     out = new_path("OUT", args.out)
     with reading():
         snapshot = opened(args)
-        require_one_member(snapshot)
+        require_one_member(snapshot, args.member)
         architecture = export(snapshot, out)
     who = f"{label_text(snapshot.run.labels[0])} of {snapshot.directory.path}"
     print(f"{out}: {architecture}, {who} at step {snapshot.step}")

@@ -155,6 +155,11 @@ def show_sweep(out: Printer, data: dict[str, Any]) -> None:
         for name, runs in data["experiments"].items()
         for run in runs
     ]
+    rows += [
+        (name, "", "", "not begun", "")
+        for name, runs in data["experiments"].items()
+        if not runs
+    ]
     out.table(head, rows)
 
 

@@ -242,6 +242,9 @@ def main(argv: Sequence[str]) -> None:
             finished = run_experiment(
                 experiment, workdir, own.only, own.quiet, stops, rehearsed
             )
+            if own.profile and not Path(own.profile).expanduser().is_dir():
+                told = "all runs had ended, so nothing was run and there is no trace"
+                print(f"warning: --profile={own.profile}: {told}", file=sys.stderr)
         if finished:
             with stops.at_once():
                 analyse(module, workdir)

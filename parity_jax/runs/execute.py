@@ -9,8 +9,10 @@ Damaged files are never used: an older checkpoint is, with a warning, or a RunEr
 what is wrong.
 """
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,7 +289,10 @@ def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     was, now = to_dict(directory.read_config().schedule), to_dict(run.schedule)
     found = [d for d in differences(was, now) if d.path not in PASSING]
     code = directory.read_lineage().last_process.own_code
-    known = own_code({*code} & {*run.own_modules})  # others are not imported yet
+    for module in {*code} - {*sys.modules}:  # that the config names and nothing made
+        with suppress(Exception, SystemExit):  # one that is gone cannot be compared
+            importlib.import_module(module)
+    known = own_code({*code} & {*run.own_modules})
     found += differences({n: code[n] for n in known}, known, "own_code")
     if found:
         told = f"{name} has ended and stays as it is: {lines_of(found)}"

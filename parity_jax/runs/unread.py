@@ -16,7 +16,7 @@ def check_numbers(
     runs: Mapping[str, ResolvedRun], programs: Mapping[str, Population]
 ) -> None:
     """ConfigError for a number without effect, on its run and those that it came from
-    or that come from it with the same one.
+    or that come from it with the same one; of an axis for any of its values.
 
     Only of runs all of whose relatives have programs: others are done already.
     """
@@ -29,10 +29,15 @@ def check_numbers(
             if given == (getattr(Hypers(), number),):
                 continue
             alike = [n for n in chain if {*given} & {*values_of(runs[n], number)}]
-            if not any(is_read(number, runs[n], programs[n]) for n in alike):
+            reading = [n for n in alike if is_read(number, runs[n], programs[n])]
+            felt = {value for n in reading for value in values_of(runs[n], number)}
+            unfelt = [value for value in given if value not in felt]
+            if unfelt:
                 is_axis, where = number in run.axes, f"runs.{name}.hypers.{number}"
                 told = given if is_axis else given[0]
                 allowed = f"is read by no run ({', '.join(alike)}): it changes nothing"
+                if len(unfelt) < len(given):
+                    allowed = f"has {unfelt[0]:g}, which {allowed}"
                 raise ConfigError(f"axes.{number}" if is_axis else where, told, allowed)
 
 

@@ -1,6 +1,7 @@
 """What a report is made of: experiments with their claims, and sweeps."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,13 @@ def experiments(directories: Sequence[Path]) -> list[Path]:
         if not is_sweep(directory):
             found.append(directory)
             continue
-        homes = SweepDirectory(directory).experiments().values()
-        paths = [home.path for home in homes if home.claims.exists()]
+        homes = SweepDirectory(directory).experiments()
+        paths = [home.path for home in homes.values() if home.claims.exists()]
+        left_out = [name for name, home in homes.items() if not home.claims.exists()]
+        if left_out and paths:
+            told = f"{len(left_out)} of {len(homes)} experiments have no claims yet and"
+            text = f"{told} are left out: {', '.join(left_out)}"
+            print(f"warning: {directory}: {text}", file=sys.stderr)
         allowed = "must have a job that has finished, with its claims"
         require(bool(paths), "DIR", str(directory), allowed)
         found += paths
