@@ -115,8 +115,11 @@ def shrunk(arguments):
     forget({*sys.modules} - before)
     typed = [a for a in arguments if a.startswith("--config.")]
     own = {a.partition("=")[0] for a in typed}
+    swept = [a.split("=")[1] for a in arguments if a.startswith("--grid=")]
+    own |= {f"--config.{name}" for name in swept}
     tiny = [a for a in tiny_flags(experiment) if a.partition("=")[0] not in own]
-    return [*arguments, "--quiet", "--debug", *tiny]
+    quiet = [] if "--dry_run" in arguments else ["--quiet"]
+    return [*arguments, *quiet, "--debug", *tiny]
 
 
 def typed(arguments):
