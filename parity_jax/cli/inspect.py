@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num_samples", type=int, help="of each row; default: 8")
     args = parser.parse_args(argv)
     require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
-    of_samples, of_pages = ("rows", "num_samples"), ("prompts", "evaluate")
+    of_samples, of_checkpoints = ("rows", "num_samples"), ("prompts", "evaluate")
     if args.samples:
-        parser.refuse(args, "has no effect with --samples", *of_pages)
+        parser.refuse(args, "has no effect with --samples", *of_checkpoints)
     else:
         parser.refuse(args, "has no effect without --samples", *of_samples)
     for name in of_samples:
@@ -67,7 +67,9 @@ def main(argv: Sequence[str]) -> None:
     path = local_path("directory", args.directory)
     if is_sweep(path) or is_hf_folder(path) or is_experiment(path):
         only = "has an effect on the directory of one run only"
-        parser.refuse(args, only, "step", "member", "samples", *of_pages, *of_samples)
+        parser.refuse(
+            args, only, "step", "member", "samples", *of_checkpoints, *of_samples
+        )
     with reading():
         if is_sweep(path):
             data, show = inspect_sweep(SweepDirectory(path)), show_sweep
