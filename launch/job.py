@@ -16,8 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -56,6 +56,11 @@ class Life:
     error: str = ""
 
 
+def told_on_stderr(text: str) -> None:
+    """A warning, where the log of the job is written."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 class Record:
     """What the lives of a job leave: the newest life, and the log of all."""
 
@@ -64,17 +69,19 @@ class Record:
         self.log = self.path / "log.txt"
         self._life = self.path / "life.json"
 
-    def read(self) -> Life | None:
-        """The newest life; None if there was none, or its file is damaged.
+    def read(self, warn: Callable[[str], None] = told_on_stderr) -> Life | None:
+        """The newest life; None if there was none, or, with a warning, it is damaged.
 
         It tells about a job, which is what its runs have on disk.
         """
         if not self._life.exists():
             return None
-        with suppress(RunError):
+        try:
             life: Life = read_as(Life, self._life)
-            return life
-        return None
+        except RunError as error:
+            warn(f"{error}; what it told of this job's lives is lost")
+            return None
+        return life
 
     def write(self, life: Life) -> None:
         write_json(self._life, to_dict(life))
@@ -156,8 +163,9 @@ def code_of(home: SweepDirectory, sweep: Sweep, job: SweepJob, life: Life) -> in
         return fail(f"{life.idle} {NO_STEP}", 1)
     here = git_commit()
     if here != sweep.commit:
-        text = f"the sweep was planned at commit {sweep.commit}, this is {here}"
-        print(f"warning: {text}", file=sys.stderr)
+        told_on_stderr(
+            f"the sweep was planned at commit {sweep.commit}, this is {here}"
+        )
     code = run_job(home, job)
     is_idle = steps_on_disk(home, job) == life.step
     if code == EX_TEMPFAIL and is_idle and life.idle + 1 >= MAX_IDLE:

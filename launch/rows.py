@@ -52,8 +52,9 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
     seen = [run.last_change() for run in runs.values()] + [record.last_change()]
     seen_at = max((x for x in seen if x is not None), default=None)
     life, step, accuracy, diverged = None, 0, None, 0
+    warnings: list[str] = []
     try:
-        life = record.read()
+        life = record.read(warnings.append)
         step = sum(max(run.last_step(), 0) for run in runs.values())
         accuracy = last_accuracy(runs.values())
         diverged = max(map(num_diverged, runs.values()))
@@ -62,6 +63,7 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
         claims = home.experiment(job).claims
         if state == "finished" and not note and is_plain(claims):
             note = told(read_claims(claims))
+        note = "; ".join([*filter(None, [note]), *warnings])
     except RunError as error:
         state, note = "failed", str(error)
     steps = step if state == "finished" else sum(job.steps.values())

@@ -368,6 +368,19 @@ def test_a_damaged_file_is_told_of_its_job_alone(finished):
     assert "num_bits=5/run/finished.json: damaged" in found[2].note
 
 
+def test_a_damaged_life_is_told_and_the_job_goes_on(finished):
+    home = SweepDirectory(finished)
+    path = finished / "jobs" / "num_bits=5" / "life.json"
+    whole = path.read_text()
+    try:
+        path.write_text("{")
+        found = rows(home, {})[2]
+    finally:
+        path.write_text(whole)
+    assert (found.state, found.attempts) == ("finished", 0)
+    assert "num_bits=5/life.json: damaged" in found.note
+
+
 def test_chains_are_analysed_when_all_are_done(tmp_path):
     workdir = tmp_path / "sweep"
     code, _, told = swept(workdir, "--chains", f"--report={tmp_path / 'out'}")

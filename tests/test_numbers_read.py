@@ -93,6 +93,22 @@ def test_a_number_that_makes_another_one_is_read():
     assert found == DATA | {"ridge"}
 
 
+def test_the_form_of_a_price_that_nobody_pays_is_refused():
+    given = tiny_experiment().runs["grpo"]
+    rollout = dataclasses.replace(
+        given.stage.rollout, length_price_form="multiplicative"
+    )
+    run = dataclasses.replace(
+        given, stage=dataclasses.replace(given.stage, rollout=rollout)
+    )
+    told = r"runs\.grpo\.stage\.rollout\.length_price_form='multiplicative': must be "
+    with pytest.raises(ConfigError, match=told + "'additive' with length_price=0"):
+        check_numbers(resolve(tiny_experiment(runs=FrozenDict(grpo=run))), {})
+    axes = FrozenDict({"length_price": (0.0, 0.1)})
+    priced = dataclasses.replace(run, axes=axes)
+    check_numbers(resolve(tiny_experiment(runs=FrozenDict(grpo=priced))), {})
+
+
 def test_an_axis_is_refused_for_any_value_that_nobody_reads():
     """A child that reads one of them tells nothing of the others apart."""
     runs = tiny_experiment().runs

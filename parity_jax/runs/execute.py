@@ -249,7 +249,10 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     where = f"{directory.path} holds another configuration"
     if found:
         field = field_of(name, found[0].path)
-        raise ConfigError(field, found[0].new, f"{where}: {lines_of(found)}")
+        last = " (the last step of the parent, unless it is given)"
+        implied = last * (found[0].path == "parent.step" and bool(run.parent.sibling))
+        told = f"{where}: {lines_of(found)}{implied}"
+        raise ConfigError(field, found[0].new, told)
     order = [*run.axes]  # that of the members
     is_same, allowed = order == [*there.axes], f"{where}: {[*there.axes]}"
     require(is_same, f"runs.{name}.axes", order, allowed)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, require_default, under
 from parity_jax.hypers import BOUNDS, Hypers
 from parity_jax.models.huggingface import is_hf_folder
 from parity_jax.population import Population
 from parity_jax.runs.directory import RunDirectory
 from parity_jax.runs.resolve import ResolvedRun
+from parity_jax.stages.rollout import RolloutConfig
 
 
 def check_numbers(
@@ -21,6 +22,7 @@ def check_numbers(
     Only of runs all of whose relatives have programs: others are done already.
     """
     for name, run in runs.items():
+        check_form(name, run)
         chain = chain_of(name, runs)
         if not chain <= {*programs}:
             continue
@@ -39,6 +41,16 @@ def check_numbers(
                 if len(unfelt) < len(given):
                     allowed = f"has {unfelt[0]:g}, which {allowed}"
                 raise ConfigError(f"axes.{number}" if is_axis else where, told, allowed)
+
+
+def check_form(name: str, run: ResolvedRun) -> None:
+    """ConfigError for the form of a price of length that no member pays."""
+    rollout = getattr(run.stage, "rollout", None)
+    if isinstance(rollout, RolloutConfig):
+        with under(f"runs.{name}.stage.rollout"):
+            is_paid = any(values_of(run, "length_price"))
+            otherwise = "with length_price=0"
+            require_default(rollout, is_paid, otherwise, "length_price_form")
 
 
 def values_of(run: ResolvedRun, number: str) -> tuple[Any, ...]:
