@@ -229,6 +229,17 @@ def test_worded_parity_says_what_it_means():
     )
 
 
+def test_options_of_processes_are_refused_where_none_verifies():
+    for fields in ({"num_processes": 4}, {"timeout_seconds": 1.0}):
+        (name,) = fields
+        for verifier in ("tokens", "exact", "gsm8k"):
+            allowed = f"with verifier='{verifier}' and no text_rewards"
+            with pytest.raises(ConfigError, match=f"^{name}=.*: must be .* {allowed}$"):
+                TextConfig(verifier=verifier, **fields)
+        assert TextConfig(verifier="math", **fields) != TextConfig(verifier="math")
+        TextConfig(text_rewards=("mine:judge",), **fields)
+
+
 def test_the_kind_shows_in_the_first_token_or_not():
     source = WordedSource(num_bits=4, named=True, num_train=40, num_test=8)
     for template, shows in ((TemplateConfig(), True), (unmarked(), False)):

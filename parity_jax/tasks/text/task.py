@@ -21,6 +21,7 @@ from parity_jax.config import (
     ConfigError,
     import_object,
     require,
+    require_default,
     require_finite,
     under,
 )
@@ -112,6 +113,10 @@ class TextConfig(TaskConfig):
         inside = 1 <= self.num_processes <= 1024
         require(inside, "num_processes", self.num_processes, "must be in [1, 1024]")
         require_finite(self, "timeout_seconds", low=0.05)
+        is_in_processes = self.verifier == "math" or bool(self.text_rewards)
+        otherwise = f"with verifier={self.verifier!r} and no text_rewards"
+        of_processes = ("num_processes", "timeout_seconds")
+        require_default(self, is_in_processes, otherwise, *of_processes)
         for name in self.text_rewards:
             named = ":" in name and all(name.split(":", 1))
             allowed = "must be package.module:function"
