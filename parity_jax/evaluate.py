@@ -36,7 +36,8 @@ MIN_TEMPERATURE, MAX_SAMPLES = 1e-3, 1024
 class EvaluateConfig:
     """Evaluation on fresh prompts: greedy, and sampled at each temperature."""
 
-    num_prompts: int = 512  # of a task that has rows: at most so many of those of test
+    # Fresh prompts, or at most so many test rows; of an eval_file all are taken.
+    num_prompts: int = 512
     temperatures: tuple[float, ...] = (0.75, 1.0, 1.5)
     num_samples: int = 1  # responses to each prompt at each temperature
     batch_size: int = 0  # prompts that are answered together; 0: all
