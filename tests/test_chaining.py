@@ -101,6 +101,19 @@ def test_every_checkpoint_of_a_run_can_be_an_axis(workdir):
     assert scores["sequences"].sel(step=4).values.tolist() == [8, 12, 16]
 
 
+@pytest.mark.parametrize("start", STEPS)
+def test_the_sequences_of_a_grandchild_are_those_of_its_own_chain(
+    workdir, tmp_path, start
+):
+    pinned = FrozenDict({"parent_step": start})
+    grandchild = walk(str(workdir / "child"), parent_member=pinned, parent_step=2)
+    assert train(walks(run=grandchild), tmp_path / "run")
+    scores = load_metrics(tmp_path / "run" / "run")
+    assert scores["sequences"].values.tolist() == [
+        2 * (start + 2 + step) for step in scores["step"].values
+    ]
+
+
 def test_lineage_names_stage_steps_and_hashes(workdir):
     lineage = RunDirectory(workdir / "child").read_lineage()
     assert lineage.stage == "small_runs:WalkConfig" and lineage.continued == ()

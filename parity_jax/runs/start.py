@@ -184,16 +184,23 @@ def parent_params(
         str(source.path.resolve()),
         tuple(hashes),
         tuple(hashes.values()),
-        tuple(sequences_until(source, parent, step) for step in hashes),
+        tuple(sequences_until(source, run, step) for step in hashes),
     )
     return from_arrays(own_P, template), entry, diverged_P
 
 
-def sequences_until(directory: RunDirectory, run: ResolvedRun, step: int) -> int:
-    """Training sequences of a member until a step, its ancestors' too (their most)."""
-    parent = directory.read_lineage().parent
-    before = max(parent.sequences) if parent else 0
-    return before + step * run.stage.sequences_per_step
+def sequences_until(source: RunDirectory, run: ResolvedRun, step: int) -> int:
+    """Training sequences of the parent's members until a step, their ancestors' too.
+
+    Of a parent whose members started from several steps those of one of them are
+    meant, which parent_member names.
+    """
+    own = step * source.read_config().stage.sequences_per_step
+    before = source.read_lineage().parent
+    if before is None:
+        return own
+    start = run.parent.member.get("parent_step", before.step[0])
+    return own + before.sequences[before.step.index(start)]
 
 
 def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
