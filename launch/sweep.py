@@ -54,7 +54,7 @@ from parity_jax.cli.run import (
 from parity_jax.config import ConfigError, early, require
 from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
-from parity_jax.runs.directory import local_path
+from parity_jax.runs.directory import ExperimentDirectory, local_path
 from parity_jax.runs.forecast import mib
 from parity_jax.runs.interrupt import StoppedError, stop_requests
 from parity_jax.runs.lineage import git_commit
@@ -241,6 +241,7 @@ def check(
     for each in experiments:
         directory = home.experiment(each.job)
         with of_job(each.job.directory), early():
+            tell_undrawn(each, directory)
             if each.bucket in sizes:
                 execute.check_home(each.runs, directory)
                 continue
@@ -251,6 +252,17 @@ def check(
                 rehearse(each.experiment, directory.path, jobs, shown)
             sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
     return {each.job.directory: sizes[each.bucket] for each in experiments}
+
+
+def tell_undrawn(each: Built, home: ExperimentDirectory) -> None:
+    """Says which curves are asked for too late for a sweep: it starts no job again."""
+    for name, run in each.runs.items():
+        directory = home.run(name)
+        if tools := execute.undrawn(run, directory, each.experiment.log):
+            told = f"{directory.path} has ended without curves of {', '.join(tools)}"
+            print(
+                f"warning: {told}; `parity-jax run` of it draws them", file=sys.stderr
+            )
 
 
 def state_bytes(job: execute.Job) -> int:

@@ -87,6 +87,11 @@ class Schedule:
         ends += [(step // n + 1) * n for n in (self.log_every, self.eval_every)]
         return min(ends) if step >= 0 else 0
 
+    def recorded_steps(self) -> list[int]:
+        """All steps at which it returns to the host, from 0."""
+        every = (range(0, self.num_steps, n) for n in (self.log_every, self.eval_every))
+        return sorted({*self.saved_steps()}.union(*every))
+
     def is_evaluated(self, step: int) -> bool:
         """Whether a step is evaluated: every so many, the first and the last."""
         return step == self.num_steps or step % self.eval_every == 0

@@ -114,8 +114,8 @@ class Population(NamedTuple):
         placed = self.placed(jax.eval_shape(of_all, params))
         return jax.jit(of_all, out_shardings=placed)(params)
 
-    def shapes(self) -> tuple[StageState, Metrics]:
-        """Shapes of states and evaluation; traces all programs, compiles none."""
+    def shapes(self) -> tuple[StageState, Metrics, Metrics]:
+        """Shapes of states, metrics and evaluation; traces all, compiles none."""
         arguments = self.arguments()
         self.run.require_room(arguments[0])
         self.run.eval_shape(*arguments)
@@ -123,7 +123,7 @@ class Population(NamedTuple):
         check_scores(scores, len(self.labels))
         for where, means in (("step", arguments[1]), ("evaluate", scores)):
             check_names(f"stage.{where}", means, self.labels[0])
-        return arguments[0], scores
+        return arguments[0], arguments[1], scores
 
     def arguments(self) -> tuple[StageState, Metrics, int, Data]:
         """What `run` takes: shapes, and how they lie, of states and metrics."""

@@ -142,7 +142,7 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
         **loaded,
     )
     with directory.locked():
-        execute(Job("run", run, directory, program, None), (), True, never)
+        execute(Job("run", run, directory, program, {}), (), True, never)
 
 
 def live_whole(experiment: Experiment, workdir: Path, cache: Path) -> None:

@@ -265,6 +265,26 @@ def test_an_experiment_stays_where_it_is(
     assert not list(elsewhere.iterdir())
 
 
+def test_claims_stay_where_they_are(finished, place, tmp_path, capsys, fresh_imports):
+    """Those of a finished run too, which are not rehearsed."""
+    shutil.copytree(finished, place / "again")
+    text = "import os\nfrom tiny_run import get_config\n"
+    text += "from parity_jax.analysis import Claim\ndef claims(results):\n"
+    text += (
+        f"    os.chdir({str(tmp_path)!r})\n    return [Claim.at_least('C1', 1, 0)]\n"
+    )
+    file = write(place / "leaving.py", text)
+    home = Path.cwd()
+    os.chdir(place)
+    try:
+        result = in_process(capsys, "run", f"--config={file}", "--workdir=again")
+    finally:
+        os.chdir(home)
+    one_line(*spliced(result), "leaving.py", "must not change the working directory")
+    assert read_json(place / "again/claims.json") == read_json(finished / "claims.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_directory_of_a_sweep_is_no_workdir(place, tmp_path, capsys, fresh_imports):
     (tmp_path / "sweep.json").write_text("{}")
     result = in_process(capsys, *options(place, tmp_path))
@@ -491,6 +511,26 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
     assert code == 2 and not (tmp_path / "run").exists()
     last = said.splitlines()[-1]
     assert "needy.py: claims, rehearsed" in last and "t0.5/p_long" in last
+
+
+def test_an_analysis_may_read_training_metrics(place, tmp_path, capsys, fresh_imports):
+    """At all steps that are recorded, as in its rehearsal."""
+    text = "from parity_jax.analysis import Claim\nfrom tiny_run import get_config\n"
+    text += "def claims(results):\n    loss = results.train('pretrain')['loss']\n"
+    text += "    print('steps', loss['step'].values.tolist())\n"
+    text += "    return [Claim.at_least('C1', loss.isel(step=-1), -100)]\n"
+    file, workdir = write(place / "trained.py", text), tmp_path / "run"
+    assert run(["run", f"--config={file}", f"--workdir={workdir}", "--quiet"]) == 0
+    made_up, _, real = capsys.readouterr().out.splitlines()
+    assert made_up == real and len(real.split()) > 1
+    text = text.replace(
+        "results.train('pretrain')['loss']", "results.train('pretrain').lost"
+    )
+    file = write(place / "lost.py", text)
+    result = in_process(
+        capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'x'}"
+    )
+    assert result[0] == 2 and "lost.py: claims, rehearsed" in result[1].splitlines()[-1]
 
 
 ANALYSES = {

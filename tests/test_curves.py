@@ -122,6 +122,16 @@ def test_wandb_goes_on_with_its_run(tmp_path):
 READ = {"tensorboard": tensorboard, "wandb": wandb_runs}
 
 
+@pytest.mark.parametrize("log", ["tensorboard", "wandb"])
+def test_curves_of_a_run_that_has_ended_are_drawn(log, tmp_path):
+    """But for those that it has."""
+    assert train(followed(), tmp_path)
+    for _ in range(2):
+        assert train(followed(log), tmp_path)
+        points = READ[log](tmp_path / "walk")[0]
+        assert Counter(key for key, _ in points) == expected(tmp_path / "walk")
+
+
 class KilledError(Exception):
     pass
 

@@ -19,6 +19,7 @@ from parity_jax.analysis.inspection import rescored
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import ConfigError
+from parity_jax.population import PopulationConfig
 from parity_jax.runs import RunDirectory, lineage, resolve
 from parity_jax.runs.execute import tell_ended
 
@@ -218,6 +219,17 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "own_code.walk_of_mine is" in line
     del sys.modules["walk_of_mine"]
+
+
+def test_a_layout_that_an_ended_run_cannot_take_is_told(tmp_path, capsys):
+    assert train(walks(run=walk()), tmp_path)
+    other = dataclasses.replace(
+        walks(run=walk()), population=PopulationConfig(vmap_width=2)
+    )
+    assert train(other, tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = "warning: run has ended and stays as it is: population.vmap_width is "
+    assert line.startswith(told)
 
 
 @pytest.fixture

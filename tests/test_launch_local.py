@@ -368,6 +368,13 @@ def test_a_damaged_file_is_told_of_its_job_alone(finished):
     assert "num_bits=5/run/finished.json: damaged" in found[2].note
 
 
+def test_curves_that_come_too_late_are_told(finished):
+    grid = ["--grid=task.num_bits=4,5", "--grid=seed=0,1,2"]
+    code, _, told = swept(finished, *grid, "--config.log=tensorboard", "--dry_run")
+    assert code == 0, told
+    assert told.count("has ended without curves of tensorboard; `parity-jax run`") == 3
+
+
 def test_a_damaged_life_is_told_and_the_job_goes_on(finished):
     home = SweepDirectory(finished)
     path = finished / "jobs" / "num_bits=5" / "life.json"

@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from small_texts import small_text, text_experiment, tiny_folder
+from small_texts import small_text, text_experiment, tiny_folder, write_rows
 from transformers import AutoTokenizer
 
 from parity_jax.config import ConfigError
 from parity_jax.models.huggingface import HfFolder
 from parity_jax.runs import resolve
-from parity_jax.tasks.text import TemplateConfig, TokenizerConfig
+from parity_jax.tasks import TextConfig
+from parity_jax.tasks.text import FileSource, TemplateConfig, TokenizerConfig
 from parity_jax.tasks.text.tokenizer import from_folder
 
 
@@ -76,6 +77,12 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
         (lambda p: (p / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda p: (p / "tokenizer.json").write_text("{"), "cannot be read"),
         (lambda p: (p / "config.json").write_text("{"), "damaged"),
+        (
+            lambda p: (p / "tokenizer_config.json").write_text(
+                '{"eos_token": {"x": 1}}'
+            ),
+            "tokenizer_config.json: eos_token={'x': 1}: must be a text",
+        ),
     ],
 )
 def test_a_damaged_folder_is_refused(folder, tmp_path, spoil, told):
@@ -88,10 +95,71 @@ def test_a_damaged_folder_is_refused(folder, tmp_path, spoil, told):
     assert told in str(error.value)
 
 
+def words_folder(path, known, normalizer=None):
+    """A tokenizer of a few words; all others are one to it."""
+    import tokenizers
+
+    vocab = ["<unk>", "<end>", "####", *known]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(vocab)}, "<unk>")
+    inner = tokenizers.Tokenizer(model)
+    if normalizer:
+        inner.normalizer = getattr(tokenizers.normalizers, normalizer)()
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.save(str(path / "tokenizer.json"))
+    options = {"eos_token": "<end>", "unk_token": "<unk>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(options))
+    return TokenizerConfig(folder=str(path))
+
+
+def test_a_tokenizer_that_loses_what_is_asked_or_answered_is_refused(tmp_path):
+    """It would pay any answer for another, or none."""
+    rows = [
+        {"prompt": f"p{n}", "solution": "so it is", "answer": a}
+        for n, a in enumerate(("On", "Off", "On", "Off"))
+    ]
+    source = FileSource(write_rows(tmp_path / "rows.jsonl", rows), num_test=1)
+    said, asked = ["so", "it", "is", "on", "off"], [row["prompt"] for row in rows]
+
+    def task(number, *tokenizer, verifier="tokens"):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        return TextConfig(source, words_folder(folder, *tokenizer), verifier=verifier)
+
+    for number, cfg, told in (
+        (1, ([*said, *asked],), "gives the answers '#### On' and '#### Off' the same"),
+        (2, ([*said, "On", "Off"],), "gives the questions 'p0' and 'p1' the same"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            task(number, *cfg).resolved()
+    cfg = task(3, [*said, *asked], "Lowercase", verifier="exact")
+    told = "does not pay its demonstration '.*#### on' of the answer 'On'"
+    with pytest.raises(ConfigError, match=told):
+        cfg.resolved()
+    task(4, [*said, *asked, "On", "Off"]).resolved()
+
+
 def test_one_of_both_tokenizers_is_named():
     for fields in ({}, {"folder": "x", "vocab_size": 300}, {"vocab_size": 9}):
         with pytest.raises(ConfigError):
             TokenizerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('system only') }}", "template says: system only"),
+        ("{% if %}", "fails by the model's template: TemplateSyntaxError"),
+        ("{{ nobody.text }}", "UndefinedError: 'nobody' is undefined"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_template_that_fails_is_told(folder, tmp_path, template, told):
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text((HfFolder(folder).path / name).read_text())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=r"^template\.form='chat': ") as error:
+        from_folder(str(tmp_path)).chat("hi")
+    assert told in str(error.value)
 
 
 def test_a_date_does_not_come_from_the_clock(folder, tmp_path):

@@ -47,6 +47,7 @@ def test_a_function_of_ones_own(pool):
     [
         ("raises", "text_rewards:raises: KeyError: 'oh no'"),
         ("nan", "text_rewards:nan: returned nan, which is no finite number"),
+        ("much", "text_rewards:much: returned 1e+39, which is no finite number (float"),
         ("text", "text_rewards:text: returned 'much', which is no number"),
         ("nothing", "text_rewards:nothing: AttributeError"),
         ("not_a_function", "text_rewards:not_a_function: TypeError"),

@@ -229,6 +229,23 @@ def test_worded_parity_says_what_it_means():
     )
 
 
+def test_a_short_demonstration_may_be_the_longer_one_if_it_is_marked(tmp_path):
+    rows = [PLAIN | {"prompt": f"p{n}", "answer": f"{n}"} for n in range(4)]
+    source = FileSource(write_rows(tmp_path / "rows.jsonl", rows), num_test=1)
+    tokens = TokenizerConfig(vocab_size=258)
+    wordy = marked(short="#### well, I would say, all in all, that it is #### {answer}")
+    task = TextConfig(source, tokens, wordy, verifier="exact").make()
+    short, worked = task.solution(task.eval_prompts, task.data)
+    assert short.shape == worked[:, 0].shape == (1, task.format.max_len)
+    both_BxGxT = jnp.concatenate([worked, short[:, None]], 1)
+    assert task.is_long(both_BxGxT).tolist() == [[True, False]]
+    assert task.rewards["e2e"](task.eval_prompts, both_BxGxT, task.data).all()
+    bare = unmarked(short=" {answer}, as I said, without a doubt")
+    cfg = TextConfig(source, tokens, bare, verifier="tokens")
+    with pytest.raises(ConfigError, match="without a mark, the long ones must be long"):
+        cfg.resolved()
+
+
 def test_options_of_processes_are_refused_where_none_verifies():
     for fields in ({"num_processes": 4}, {"timeout_seconds": 1.0}):
         (name,) = fields

@@ -33,6 +33,10 @@ def nan(prompt, response, answer):
     return float("nan")
 
 
+def much(prompt, response, answer):
+    return 1e39
+
+
 def text(prompt, response, answer):
     return "much"
 

@@ -1,16 +1,16 @@
 """An analysis is rehearsed before anything is trained.
 
-Claims and figure are made once of made-up scores that have the names, axes and steps
-which the runs will have, and once of scores that are all missing. What would fail after
-hours of training, a score that is not measured at this temperature, an axis that was
-cut away or a curve that never reaches its target, fails now.
+Claims and figure are made once of made-up scores (and training metrics) that have the
+names, axes and steps which the runs will have, and once of ones that are all missing.
+What would fail after hours of training, a score that is not measured at this
+temperature, an axis that was cut away or a curve that never reaches its target, fails
+now.
 """
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax.core import FrozenDict
@@ -21,7 +21,7 @@ from parity_jax.hosts import by_itself
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.execute import Job
 from parity_jax.runs.lineage import Lineage, ParentEntry, Process
-from parity_jax.runs.metrics_file import Record
+from parity_jax.runs.metrics_file import SPLITS, Record
 from parity_jax.runs.resolve import ResolvedRun, resolve
 
 NOBODY = Process(
@@ -45,7 +45,7 @@ def rehearse(
     Runs that are done already are taken as they are. Where others will still be missing
     (--only), the analysis has to wait, and so has its rehearsal.
     """
-    runs, names = resolve(experiment), {job.name: list(job.scores) for job in jobs}
+    runs, names = resolve(experiment), {job.name: job.names for job in jobs}
     rest = [RunDirectory(workdir / name) for name in runs if name not in names]
     if any(run.read_finished() is None for run in rest):
         return
@@ -69,11 +69,14 @@ def rehearse(
 def make_up(
     directory: RunDirectory,
     run: ResolvedRun,
-    scores: list[str],
+    names: Mapping[str, list[str]],
     runs: dict[str, ResolvedRun],
     is_missing: bool = False,
 ) -> None:
-    """The files that an analysis reads, with random scores in [0, 1) or none."""
+    """The files that an analysis reads, with random scores in [0, 1) or none.
+
+    names   of training metrics ("train") and scores ("eval")
+    """
     directory.write_config(run)
     parent = None
     if run.parent.path:
@@ -84,13 +87,14 @@ def make_up(
             "", tuple(steps), ("",) * len(steps), tuple(n * per_step for n in steps)
         )
     directory.write_lineage(Lineage(kind_of(type(run.stage)), NOBODY, parent))
-    schedule, num = run.schedule, len(run.labels)
-    chance, lines = np.random.default_rng(0), []
-    evaluated = {*range(0, schedule.num_steps, schedule.eval_every), schedule.num_steps}
-    for step in sorted(evaluated):
-        rows = (
-            [None] * num if is_missing else chance.random(num).tolist() for _ in scores
-        )
-        values: dict[str, Any] = dict(zip(scores, rows, strict=True))
-        lines.append(json.dumps(Record("eval", step, 0.0, values)._asdict()) + "\n")
+    chance, num, lines = np.random.default_rng(0), len(run.labels), []
+    for step in run.schedule.recorded_steps():
+        is_in = {"train": step > 0, "eval": run.schedule.is_evaluated(step)}
+        for split in (split for split in SPLITS if is_in[split]):
+            scores = names[split]
+            missing = [[None] * num] * len(scores)
+            made = chance.random((len(scores), num)).tolist()
+            values = dict(zip(scores, missing if is_missing else made, strict=True))
+            record = Record(split, step, 0.0, values)
+            lines.append(json.dumps(record._asdict()) + "\n")
     directory.metrics.path.write_text("".join(lines))

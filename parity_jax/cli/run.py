@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from absl import flags, logging
@@ -168,27 +168,32 @@ def built(module: ModuleType, config: str, overrides: Sequence[Override]) -> Exp
     return apply(experiment, [o for o in overrides if o.path != SCALE])
 
 
+Made = TypeVar("Made")
+
+
 def analyse(module: ModuleType, workdir: Path) -> None:
     """The experiment's claims, answer and figure of finished runs, if it has them."""
     home, results = ExperimentDirectory(workdir), Results(workdir)
-    where = str(module.__file__)
+
+    def made_by(name: str, read: Callable[[Any], Made]) -> Made:
+        begun_in, file = Path.cwd(), str(module.__file__)
+        with in_code_of(f"{file}: {name}"):
+            found = read(getattr(module, name)(results))
+        check_working_directory(file, begun_in)
+        return found
+
     with style():
         # what a file does not make any more is not kept
         if hasattr(module, "claims"):
-            with in_code_of(f"{where}: claims"):
-                claims = plain_claims(module.claims(results))
-            write_json(home.claims, claims)
+            write_json(home.claims, made_by("claims", plain_claims))
         else:
             home.claims.unlink(missing_ok=True)
         if hasattr(module, "answer"):
-            with in_code_of(f"{where}: answer"):
-                answer = plain_answer(module.answer(results))
-            write_json(home.answer, answer)
+            write_json(home.answer, made_by("answer", plain_answer))
         else:
             home.answer.unlink(missing_ok=True)
         if hasattr(module, "figure"):
-            with in_code_of(f"{where}: figure"):
-                png, svg = pictures_of(module.figure(results))
+            png, svg = made_by("figure", pictures_of)
             write_bytes(home.figure, png)
             write_bytes(home.drawing, svg)
         else:

@@ -84,11 +84,11 @@ class TensorBoard:
 
     def __init__(self, run: ResolvedRun, directory: RunDirectory):
         make = importlib.import_module("tensorboardX").SummaryWriter
-        shutil.rmtree(directory.tensorboard, ignore_errors=True)
+        place = directory.curves("tensorboard")
+        shutil.rmtree(place, ignore_errors=True)
         self.members = [label_text(label) for label in run.labels]
         self.writers = {
-            name: make(str(directory.tensorboard / name))
-            for name in (*self.members, MEDIAN)
+            name: make(str(place / name)) for name in (*self.members, MEDIAN)
         }
 
     def tell(self, record: Record) -> None:
@@ -120,7 +120,8 @@ class WeightsAndBiases:
     def __init__(self, run: ResolvedRun, directory: RunDirectory):
         wandb = importlib.import_module("wandb")
         self.members = [label_text(label) for label in run.labels]
-        self.table, self.file = wandb.Table, directory.wandb / "told.json"
+        place = directory.curves("wandb")
+        self.table, self.file = wandb.Table, place / "told.json"
         self.told: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "step": -1,
@@ -128,7 +129,7 @@ class WeightsAndBiases:
         }
         if self.file.exists():
             self.told = read_json(self.file)
-        directory.wandb.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True)
         write_json(self.file, self.told)
         experiment = directory.path.resolve().parent.name
         try:

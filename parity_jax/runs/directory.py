@@ -94,8 +94,6 @@ class RunDirectory:
         self._finished = path / "finished.json"
         self._checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path / "metrics.jsonl")
-        self.tensorboard = path / "tensorboard"  # where its files are, if it is told
-        self.wandb = path / "wandb"
 
     @property
     def name(self) -> str:
@@ -226,6 +224,10 @@ class RunDirectory:
         except (KeyError, TypeError, ConfigError):
             raise RunError(f"{self._config}: damaged: has no axes") from None
         return member_labels(axes)
+
+    def curves(self, tool: str) -> Path:
+        """Where the files of TensorBoard or W&B are, if it is told."""
+        return self.path / tool
 
     def last_change(self) -> float | None:
         """When something was last written, in seconds of the epoch; None: never."""

@@ -11,10 +11,10 @@ what is wrong.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -73,7 +73,7 @@ class Job(NamedTuple):
     run: ResolvedRun
     directory: RunDirectory
     program: Population
-    scores: Any  # shapes of its evaluation, by name
+    names: Mapping[str, list[str]]  # of what it records: "train" and "eval"
 
 
 def run_experiment(
@@ -100,6 +100,11 @@ def run_experiment(
             rehearse(jobs)
     meet("all have planned")
     with ExitStack() as locks:
+        for name in select([*runs], [*only]) if is_first() else ():
+            directory = home.run(name)
+            if tools := undrawn(runs[name], directory, experiment.log):
+                with directory.locked(), followed(tools, runs[name], directory):
+                    pass  # what is recorded is told at once
         for job in jobs:
             locks.enter_context(job.directory.locked())
         home.write_config(experiment)
@@ -117,6 +122,12 @@ def run_experiment(
         if is_done and finished is not None and finished.has_only_diverged:
             raise RunError(f"{name}: all members diverged; their states are saved")
     return all(done.values())
+
+
+def undrawn(run: ResolvedRun, directory: RunDirectory, log: Sequence[str]) -> list[str]:
+    """The tools that were not there to draw the curves of a run that has ended."""
+    missing = [tool for tool in log if not directory.curves(tool).exists()]
+    return missing if missing and is_complete(run, directory) else []
 
 
 @contextmanager
@@ -147,8 +158,9 @@ def plan(
         check_devices(run.population)
         with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
             program = make_program(run, parts=parts_of(run, made))
-            scores = program.shapes()[1]
-        jobs.append(Job(name, run, home.run(name), program, scores))
+            metrics, scores = program.shapes()[1:]
+        recorded = {"train": [*metrics], "eval": [*scores]}
+        jobs.append(Job(name, run, home.run(name), program, recorded))
     check_numbers(runs, {job.name: job.program for job in jobs})
     return jobs
 
@@ -289,8 +301,12 @@ def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
 
     It records and saves nothing again, and the user's own code may not be as it was.
     """
-    was, now = to_dict(directory.read_config().schedule), to_dict(run.schedule)
+    before = directory.read_config()
+    was, now = to_dict(before.schedule), to_dict(run.schedule)
     found = [d for d in differences(was, now) if d.path not in PASSING]
+    for part in ("population", "mesh"):
+        was, now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
+        found += differences(was, now, part)
     code = directory.read_lineage().last_process.own_code
     for module in {*code} - {*sys.modules}:  # that the config names and nothing made
         with suppress(Exception, SystemExit):  # one that is gone cannot be compared

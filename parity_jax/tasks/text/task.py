@@ -8,6 +8,7 @@ right is said by a verifier.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -204,11 +205,19 @@ def corpus(cfg: TextConfig) -> Corpus:
     )
     mark = common_prefix([t.short[:-1] for t in kept.tokens], cfg.template)
     check_demonstrations(cfg, kept.tokens, tokenizer, mark)
+    shorts = [demonstrations(cfg.template, row)[1] for row in kept.splits.rows]
+    check_told_apart(cfg.tokenizer, "answers", shorts, [t.short for t in kept.tokens])
+    questions = [row.prompt.lower() for row in kept.splits.rows]
+    check_told_apart(
+        cfg.tokenizer, "questions", questions, [t.prompt for t in kept.tokens]
+    )
     pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
-    check_paid(cfg.verifier, cfg.template, kept.splits.rows, pool)
+    answer_text = has_ended_with(tokenizer)
+    read = [[answer_text(ids) or "" for ids in t[1:]] for t in kept.tokens]
+    check_paid(cfg.verifier, cfg.template, kept.splits.rows, read, pool)
     table = table_of(kept.tokens, tokenizer.pad_id)
-    if cfg.max_response > table.long.shape[1]:
-        room = cfg.max_response - table.long.shape[1]
+    room = max(cfg.max_response, table.short.shape[1]) - table.long.shape[1]
+    if room > 0:
         pad = ((0, 0), (0, room))
         long = np.pad(table.long, pad, constant_values=tokenizer.pad_id)
         table = table._replace(long=long)
@@ -257,7 +266,14 @@ def check_demonstrations(
     cfg: TextConfig, tokens: list[Tokens], tokenizer: Tokenizer, mark: tuple[int, ...]
 ) -> None:
     """ConfigError for kinds that is_long could not tell apart, or ends within."""
+    longest = max(len(t.short) for t in tokens)
     for t in tokens:
+        allowed = (
+            f"gives a long demonstration of {len(t.long)} tokens, a short one has "
+        )
+        allowed += f"{longest}: without a mark, the long ones must be longer than all"
+        is_told = bool(mark) or len(t.long) > longest
+        require(is_told, "template.long", cfg.template.long, allowed)
         for ids in (t.long, t.short):
             within = [i for i in ids[:-1] if i in tokenizer.end_ids]
             text = tokenizer.decode(within)
@@ -276,6 +292,21 @@ def check_demonstrations(
             require(t.long[-n:] == t.short, "verifier", "tokens", allowed)
 
 
+def check_told_apart(
+    cfg: TokenizerConfig,
+    what: str,
+    texts: Sequence[str],
+    tokens: Sequence[list[int]],
+) -> None:
+    """ConfigError for texts that differ in more than spaces, but not as tokens."""
+    first: dict[tuple[int, ...], str] = {}
+    for text, ids in zip(texts, tokens, strict=True):
+        other = first.setdefault(tuple(ids), text)
+        allowed = f"gives the {what} {other!r} and {text!r} the same tokens"
+        is_told = other.split() == text.split()
+        require(is_told, "tokenizer.folder", cfg.folder, allowed)
+
+
 class Text:
     """Questions with their long and short demonstrations."""
 
@@ -290,7 +321,7 @@ class Text:
             self.tokenizer.pad_id,
             self.tokenizer.end_ids,
             max_len=table.long.shape[1],
-            short_len=min(table.short.shape[1], table.long.shape[1]),
+            short_len=table.short.shape[1],
         )
         test_B = np.arange(self.num_train, len(self.splits.rows), dtype=np.int32)
         self.eval_prompts = prompts_at(test_B, table)

@@ -95,13 +95,25 @@ class Tokenizer:
         world = sandbox.ImmutableSandboxedEnvironment(
             **options, extensions=["jinja2.ext.loopcontrols"]
         )
-        text = world.from_string(self.chat_template).render(
-            messages=[{"role": "user", "content": message}],
-            add_generation_prompt=True,
-            date_string=DATE,
-            **self._special,
-        )
-        return str(text)
+        world.globals["raise_exception"] = refuse_message
+        try:
+            text = world.from_string(self.chat_template).render(
+                messages=[{"role": "user", "content": message}],
+                add_generation_prompt=True,
+                date_string=DATE,
+                **self._special,
+            )
+        except ConfigError:
+            raise
+        except Exception as error:  # a template is a program of somebody else's
+            allowed = f"fails by the model's template: {type(error).__name__}: {error}"
+            raise ConfigError("template.form", "chat", allowed) from None
+        return text
+
+
+def refuse_message(reason: Any) -> None:
+    """What templates call `raise_exception`."""
+    raise ConfigError("template.form", "chat", f"the model's template says: {reason}")
 
 
 def trained(texts: Sequence[str], vocab_size: int) -> Tokenizer:
@@ -147,7 +159,7 @@ def from_folder(folder: str) -> Tokenizer:
     files = ("generation_config.json", "config.json", "tokenizer_config.json")
     generation, model, options = (mapping(path / name) for name in files)
     special = {
-        name: text_of(options.get(name))
+        name: text_of(folder, name, options.get(name))
         for name in ("bos_token", "eos_token", "pad_token", "unk_token")
         if options.get(name)
     }
@@ -181,6 +193,10 @@ def mapping(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def text_of(token: Any) -> str:
+def text_of(folder: str, name: str, token: Any) -> str:
     """The text of a special token, which may be written as a mapping."""
-    return str(token["content"] if isinstance(token, dict) else token)
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str):
+        return text
+    allowed = f"tokenizer_config.json: {name}={token!r}: must be a text"
+    raise ConfigError("tokenizer.folder", folder, allowed)

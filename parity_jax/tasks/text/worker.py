@@ -9,7 +9,6 @@ import faulthandler
 import importlib
 import json
 import logging
-import math
 import os
 import resource
 import sys
@@ -18,6 +17,7 @@ from functools import cache
 from typing import Any
 
 MAX_BYTES = 8 * 2**30  # of memory, for powers of powers
+MAX_FLOAT32 = 2.0**128 - 2.0**104
 
 
 class UnreadableError(ValueError):
@@ -79,8 +79,8 @@ def judged(name: str, texts: list[str]) -> dict[str, Any]:
         if isinstance(value, str | bytes):
             return {"error": f"returned {value!r}, which is no number"}
         number = float(value)
-        if not math.isfinite(number):
-            return {"error": f"returned {number}, which is no finite number"}
+        if not abs(number) <= MAX_FLOAT32:
+            return {"error": f"returned {number}, which is no finite number (float32)"}
     except UnreadableError:
         return {"value": 0.0, "state": "unreadable"}
     except (Exception, SystemExit) as error:
