@@ -256,13 +256,12 @@ def check(
 
 def tell_undrawn(each: Built, home: ExperimentDirectory) -> None:
     """Says which curves are asked for too late for a sweep: it starts no job again."""
-    for name, run in each.runs.items():
-        directory = home.run(name)
-        if tools := execute.undrawn(run, directory, each.experiment.log):
-            told = f"{directory.path} has ended without curves of {', '.join(tools)}"
-            print(
-                f"warning: {told}; `parity-jax run` of it draws them", file=sys.stderr
-            )
+    log = each.experiment.log
+    if any(
+        execute.undrawn(run, home.run(name), log) for name, run in each.runs.items()
+    ):
+        told = f"{home.path} has runs that ended without curves of {', '.join(log)}"
+        print(f"warning: {told}; `parity-jax run` of it draws them", file=sys.stderr)
 
 
 def state_bytes(job: execute.Job) -> int:

@@ -41,7 +41,7 @@ from parity_jax.stages.contract import (
     check_scores,
     numbers_read,
 )
-from parity_jax.types import Data, Params, StageState
+from parity_jax.types import Data, Key, Params, StageState
 
 ONE_DEVICE = MeshConfig()
 
@@ -67,7 +67,7 @@ class Population(NamedTuple):
     labels: list[Label]
     layout: "Layout"
     data: Data
-    init: Any  # (params_P or None) -> states
+    init: Any  # (params_P or None, their parents' keys_P or None) -> states
     # (states, metrics so far, num_steps, data) -> states, metrics with the steps' own
     run: Program
     evaluate: Program  # (states, data) -> metrics
@@ -261,8 +261,12 @@ def make_population(
     run_all = of_all(partial(one_run, keep=constrained) if is_spread else one_run)
     evaluate_all = of_all(partial(guarded_scores, stage))
 
-    def init(params: Params | None) -> StageState:
-        keys = jnp.stack([jax.random.key(int(label["seed"])) for label in labels])
+    def init(params: Params | None, parent_keys: Key | None = None) -> StageState:
+        seeds = [int(label["seed"]) for label in labels]
+        if parent_keys is None:
+            keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        else:  # else a child would draw again what its parent of this seed drew
+            keys = jax.vmap(jax.random.fold_in)(parent_keys, np.array(seeds, np.uint32))
         members = (keys, member_hypers(hypers, labels), params)
 
         program = jax.jit(lambda *trees: init_all(trees, ()), out_shardings=of_states)

@@ -114,6 +114,18 @@ def test_the_sequences_of_a_grandchild_are_those_of_its_own_chain(
     ]
 
 
+def test_no_stage_of_a_chain_draws_what_an_earlier_one_drew(tmp_path):
+    """What a step draws follows from the key and the step, which begins at 0."""
+    pinned = walk("first", parent_member=FrozenDict({"seed": 1}))
+    chain = {"first": walk(), "second": walk("first"), "third": walk("second")}
+    assert train(walks(**chain, pinned=pinned), tmp_path)
+    found = [read(tmp_path / name, 0)["key"] for name in (*chain, "pinned")]
+    keys = {tuple(key.tolist()) for key_P in found for key in key_P}
+    assert len(keys) == 4 * 2 - 1  # seed=1 of second and pinned have the same parent
+    (again,) = [read(tmp_path / "third", step)["key"] for step in STEPS[-1:]]
+    np.testing.assert_array_equal(again, found[2])
+
+
 def test_lineage_names_stage_steps_and_hashes(workdir):
     lineage = RunDirectory(workdir / "child").read_lineage()
     assert lineage.stage == "small_runs:WalkConfig" and lineage.continued == ()

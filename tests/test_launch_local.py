@@ -372,7 +372,7 @@ def test_curves_that_come_too_late_are_told(finished):
     grid = ["--grid=task.num_bits=4,5", "--grid=seed=0,1,2"]
     code, _, told = swept(finished, *grid, "--config.log=tensorboard", "--dry_run")
     assert code == 0, told
-    assert told.count("has ended without curves of tensorboard; `parity-jax run`") == 3
+    assert told.count("has runs that ended without curves of tensorboard; `") == 3
 
 
 def test_a_damaged_life_is_told_and_the_job_goes_on(finished):

@@ -31,7 +31,7 @@ from parity_jax.runs.lineage import (
     this_process,
 )
 from parity_jax.runs.resolve import ResolvedRun
-from parity_jax.types import DIVERGED, Params, StageState
+from parity_jax.types import DIVERGED, Key, Params, StageState
 
 Warn = Callable[[str], None]
 
@@ -104,6 +104,7 @@ class Origin(NamedTuple):
 
     note: str
     params_P: Params | None = None  # None: fresh ones
+    key_P: Key | None = None  # of the parents; None: there are none
     diverged_P: np.ndarray | None = None  # members whose parent had
     parent: ParentEntry | None = None
     imported: Imported | None = None
@@ -118,7 +119,7 @@ def fresh_start(
     """The start from a parent or from scratch; what is not trained is begun again."""
     origin = origin_of(run, directory, program)
     params_P, diverged_P = origin.params_P, origin.diverged_P
-    states = program.init(params_P)
+    states = program.init(params_P, origin.key_P)
     if diverged_P is not None and diverged_P.any():
         if diverged_P.all():
             raise RunError(f"{directory.path}: the parents of all members diverged")
@@ -145,10 +146,10 @@ def origin_of(run: ResolvedRun, directory: RunDirectory, program: Population) ->
         params = folder.load(run.model, program.member_params())
         note = f"from {imported.model_type} weights in {source.path}"
         return Origin(note, program.shared(params), imported=imported)
-    params_P, parent, diverged_P = parent_params(source, run, program)
+    params_P, key_P, parent, diverged_P = parent_params(source, run, program)
     steps = ", ".join(map(str, parent.step))
     note = f"from {source.path.name} at step {steps}"
-    return Origin(note, params_P, diverged_P, parent)
+    return Origin(note, params_P, key_P, diverged_P, parent)
 
 
 def imported_from(folder: HfFolder) -> Imported:
@@ -159,8 +160,8 @@ def imported_from(folder: HfFolder) -> Imported:
 
 def parent_params(
     source: RunDirectory, run: ResolvedRun, program: Population
-) -> tuple[Params, ParentEntry, np.ndarray]:
-    """For every member the parameters of its parent, and whether that diverged, P.
+) -> tuple[Params, Key, ParentEntry, np.ndarray]:
+    """For every member parameters and key of its parent, and whether that diverged, P.
 
     Between them the parent's lineage entry.
     """
@@ -174,6 +175,7 @@ def parent_params(
             saved = checkpoints.read(step).arrays
             arrays, is_here_P = subtree(saved, "params"), step_P == step
             hashes[step] = digest(arrays)
+            key_P = jax.random.wrap_key_data(saved["key"][index_P])  # at any step
             diverged_P |= is_here_P & (saved["status"][index_P] == DIVERGED)
             for name, array in arrays.items():
                 shape = (len(step_P), *array.shape[1:])
@@ -186,7 +188,7 @@ def parent_params(
         tuple(hashes.values()),
         tuple(sequences_until(source, run, step) for step in hashes),
     )
-    return from_arrays(own_P, template), entry, diverged_P
+    return from_arrays(own_P, template), key_P, entry, diverged_P
 
 
 def sequences_until(source: RunDirectory, run: ResolvedRun, step: int) -> int:
