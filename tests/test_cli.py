@@ -537,6 +537,12 @@ ANALYSES = {
     "claims": ("def claims(r): raise SystemExit(0)", "SystemExit: 0"),
     "figure": ("def figure(r): return None", "must return a Figure, not NoneType"),
     "none": ("def claims(r): return []", "must return a Claim; leave claims() out"),
+    "another": ("def claims(r): return r['nope']", "run='nope': unknown; valid: grpo,"),
+    "nameless": (
+        "from parity_jax.analysis import Check, Claim\n"
+        "def claims(r): return [Claim.of(' ', 'text', x=Check.at_least(1.0, 0.0))]",
+        "must be a list of claims",
+    ),
     "negative": (
         "from parity_jax.analysis import Claim\n"
         "def claims(r): return [Claim.within('C1', 1.0, 1.0, -0.1)]",
@@ -655,6 +661,8 @@ def test_help_is_no_error(command, capsys):
 
 
 def test_versions(capsys):
+    assert run(["--version", "extra"]) == 2
+    assert "unrecognized arguments: extra" in capsys.readouterr().err
     assert run(["--version"]) == 0
     line = r"parity_jax \S+.*, python 3\S+, jax \S+, jaxlib \S+, flax \S+, optax .*"
     out = capsys.readouterr().out

@@ -39,6 +39,8 @@ def is_claim(value: Any) -> bool:
     types = {"id": str, "claim": str, "holds": bool}
     if not all(isinstance(value[name], kind) for name, kind in types.items()):
         return False
+    if not value["id"].strip():
+        return False
     relation, parts = value.get("relation"), (value["expected"], value["tolerance"])
     if isinstance(relation, dict):  # so are the others, by the names of the checks
         by_check = all(isinstance(x, dict) and {*x} == {*relation} for x in parts)

@@ -45,6 +45,7 @@ from parity_jax.analysis.results import Results
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
+    UserCodeError,
     early,
     in_code_of,
     require,
@@ -176,10 +177,15 @@ def analyse(module: ModuleType, workdir: Path) -> None:
     home, results = ExperimentDirectory(workdir), Results(workdir)
 
     def made_by(name: str, read: Callable[[Any], Made]) -> Made:
-        begun_in, file = Path.cwd(), str(module.__file__)
-        with in_code_of(f"{file}: {name}"):
-            found = read(getattr(module, name)(results))
+        begun_in, before, file = Path.cwd(), settings(), str(module.__file__)
+        where = f"{file}: {name}"
+        try:
+            with in_code_of(where):
+                found = read(getattr(module, name)(results))
+        except ConfigError as error:  # of a run or score that it asked for
+            raise UserCodeError(where, error) from error
         check_working_directory(file, begun_in)
+        check_same_settings(file, before)
         return found
 
     with style():

@@ -7,12 +7,13 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 
-from parity_jax.cli.arguments import reading
+from parity_jax.cli.arguments import Parser, reading
 from parity_jax.runs.lineage import this_process
 
 
 def main(argv: Sequence[str]) -> None:
     """Print them in one line."""
+    Parser("--version", __doc__).parse_args(argv)
     with reading():
         process = this_process()
     own = f"parity_jax {importlib.metadata.version('parity-jax')}"
