@@ -9,6 +9,8 @@ Expected   before RL: greedy answers are 1 token long and right half of the time
            sampled ones are long with probability p_cot; after RL: greedy answers are
            50 tokens long and right; next-token prediction on as many sequences changes
            nothing.
+Seen       with 25 updates in place of 50, which were enough for the draws of older
+           versions, seed=0 ends at 0.984; it is at 0.99 or more from update 35 on
 Figure     the paper's first figure (its d=50, p_cot=0.25; batch and widths are ours)
 """
 
@@ -45,13 +47,14 @@ class Scale(NamedTuple):
 
     batch_size: int
     switch: int  # steps of next-token prediction before GRPO
+    num_updates: int  # of GRPO
     num_prompts: int  # of an update
     seeds: tuple[int, ...]
 
 
 SCALES = {
-    "cpu": Scale(batch_size=64, switch=600, num_prompts=32, seeds=(0, 1)),
-    "paper": Scale(batch_size=256, switch=2000, num_prompts=64, seeds=(0, 1, 2)),
+    "cpu": Scale(64, 600, num_updates=50, num_prompts=32, seeds=(0, 1)),
+    "paper": Scale(256, 2000, num_updates=25, num_prompts=64, seeds=(0, 1, 2)),
 }
 
 
@@ -65,7 +68,7 @@ def get_config(scale: str = "cpu") -> Experiment:
             loss_type="dapo",  # per token: 1 / |y| leaves the long answers no weight
         ),
         hypers=Hypers(p_cot=p_cot, learning_rate=1e-4),
-        num_steps=25,
+        num_steps=size.num_updates,
         log_every=1,
         eval_every=5,
         parent="pretrain",
