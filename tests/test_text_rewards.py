@@ -46,6 +46,7 @@ def test_a_function_of_ones_own(pool):
     ("name", "told"),
     [
         ("raises", "text_rewards:raises: KeyError: 'oh no'"),
+        ("interrupts", "text_rewards:interrupts: KeyboardInterrupt: "),
         ("nan", "text_rewards:nan: returned nan, which is no finite number"),
         ("much", "text_rewards:much: returned 1e+39, which is no finite number (float"),
         ("text", "text_rewards:text: returned 'much', which is no number"),

@@ -33,6 +33,10 @@ def nan(prompt, response, answer):
     return float("nan")
 
 
+def interrupts(prompt, response, answer):
+    raise KeyboardInterrupt
+
+
 def much(prompt, response, answer):
     return 1e39
 

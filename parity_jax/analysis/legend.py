@@ -17,7 +17,7 @@ PARITY = {
     "C4-grpo": "GRPO from an early checkpoint makes greedy decoding long and perfect, "
     "in every architecture",
     "C4-small": "at small d next-token prediction alone learns the short parity",
-    "C5": "GRPO makes greedy decoding perfect and long within 25 updates",
+    "C5": "GRPO makes greedy decoding perfect and long within 50 updates",
     "C6": "STaR, REINFORCE, GRPO with both rewards solve the task at temperature 1",
     "C6-low": "so they do at the low temperature",
     "C6-high": "so they do at the high temperature, but for STaR with the e2e reward",

@@ -67,7 +67,7 @@ def imported(name: str) -> dict[str, Any]:
     """Whether a judge is there."""
     try:
         named(name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # no signal of a terminal comes here
         return failure(error)
     return {"ready": True}
 
@@ -83,7 +83,7 @@ def judged(name: str, texts: list[str]) -> dict[str, Any]:
             return {"error": f"returned {number}, which is no finite number (float32)"}
     except UnreadableError:
         return {"value": 0.0, "state": "unreadable"}
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # no signal of a terminal comes here
         if name == "math":  # its parsers fail on much of what a model says
             return {"value": 0.0, "state": "unreadable"}
         return failure(error)
