@@ -134,9 +134,8 @@ def figure(results: Results) -> plt.Figure:
         draw_members(ax, control[greedy], GREY, x=thousands, ls=":")
         ax.axvline(switch, color=INK, lw=0.8)
         label_line(ax, end, end_of(grpo[greedy]), "greedy", ACCENT)
-        label_line(
-            ax, end, end_of(control[greedy]), "greedy,\nno RL", GREY, va="bottom"
-        )
+        va = "top" if ax is top else "bottom"  # beside the theory's line
+        label_line(ax, end, end_of(control[greedy]), "greedy,\nno RL", GREY, va=va)
     above: dict[str, Any] = {"va": "bottom", "xytext": (4, 2)}
     for p_cot in shares:
         top.axhline(accuracy(p_cot), color=BLUE, ls="--", lw=1)
