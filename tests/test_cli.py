@@ -245,7 +245,19 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
 ):
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "run"
-    one_line(*spliced(in_process(capsys, *options(place, workdir), argument)), *parts)
+    name = argument.partition("=")[0]
+    given = [
+        each for each in options(place, workdir) if not each.startswith(name + "=")
+    ]
+    one_line(*spliced(in_process(capsys, *given, argument)), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config", "workdir", "only", "quiet"])
+def test_a_flag_that_a_later_one_takes_back_is_refused(name, place, tmp_path, capsys):
+    given = [*options(place, tmp_path / "run"), "--only=grpo", "--quiet=true"]
+    result = in_process(capsys, *given, f"--{name}=true")
+    one_line(*spliced(result), f"flag --{name}=true: already defined as")
     assert list(tmp_path.iterdir()) == []
 
 
