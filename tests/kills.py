@@ -135,7 +135,7 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
         labels=run.labels,
         layout=layout(run.population, len(run.labels), lambda: 0),
         data=data,
-        init=lambda params: from_arrays(arrays, template),
+        init=lambda params, parent_keys=None: from_arrays(arrays, template),
         metric_shapes=lambda: metrics,
         numbers_read=set,
         placed=lambda tree: jax.tree.map(lambda _: on_one, tree),
