@@ -25,7 +25,13 @@ from parity_jax.metrics import Mean, Metrics
 from parity_jax.models.model import Model, response_logits
 from parity_jax.policy import tempered
 from parity_jax.responses import has_ended, left_padded, num_tokens
-from parity_jax.tasks.task import Diagnostics, FiniteTask, Task, typed_prompt
+from parity_jax.tasks.task import (
+    Diagnostics,
+    FiniteTask,
+    Task,
+    num_begun,
+    typed_prompt,
+)
 from parity_jax.types import Data, Key, Params, Prompt
 
 Evaluate = Callable[[Key, Params, Data], Metrics]
@@ -104,16 +110,16 @@ class Scored(NamedTuple):
     is_long: Array  # the response shows its work
     ended: Array  # it has an end
     length: Array  # tokens before the end
-    chain: "Chain | None"  # where the worked solution is the only one
+    chain: "Chain | None"  # where it is known how it can be worked out
 
 
 class Chain(NamedTuple):
-    """Scores of every response that are told by a worked solution, BxG each."""
+    """Scores of every response that are told by the worked solutions, BxG each."""
 
-    first_wrong: Array  # first token, from 1, that departs from the worked solution
+    first_wrong: Array  # first token, from 1, with which it is none of them
     departs: Array  # whether there is one
     p_stop: Array  # P(end) where a short response ends, given the tokens before
-    is_begun: Array  # whether these tokens begin the worked solution
+    is_begun: Array  # whether these tokens begin one of them
 
 
 def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
@@ -124,7 +130,7 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
     accuracy, cot, p_long, ended     shares of the responses, see `Scored`
     accuracy_long, accuracy_short    accuracy given that the work is shown, or not
     length_mean, length_median       tokens before the end
-    first_wrong     over long responses that depart from the worked solution
+    first_wrong     over long responses that depart from all worked solutions
     p_stop_begun, p_stop_departed    exact from the logits (at the temperature of the
                     decoding; greedy: 1), by whether the tokens before are right;
                     these three are not of tasks with rows, whose work may be another
@@ -212,14 +218,12 @@ def score(
     """Every score of every response; without p_stop none of `Chain`."""
     chain = None
     if p_stop_BxG is not None:
-        worked_Bx1xT = task.solution(prompt, data.task).worked[:, :1]
-        is_wrong_BxGxT = token_BxGxT != worked_Bx1xT
-        begins_wrong_BxGxT = is_wrong_BxGxT[..., : task.format.short_len - 1]
+        num_BxG = num_begun(task, prompt, token_BxGxT, data.task)
         chain = Chain(
-            first_wrong=1.0 + jnp.argmax(is_wrong_BxGxT, -1),
-            departs=is_wrong_BxGxT.any(-1),
+            first_wrong=1.0 + num_BxG,
+            departs=num_BxG < token_BxGxT.shape[-1],
             p_stop=p_stop_BxG,
-            is_begun=~begins_wrong_BxGxT.any(-1),
+            is_begun=num_BxG >= task.format.short_len - 1,
         )
     return Scored(
         correct=task.rewards["e2e"](prompt, token_BxGxT, data.task) > 0,

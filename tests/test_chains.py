@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity_jax.analysis.answers import first_wrong
 from parity_jax.config import ConfigError
+from parity_jax.evaluate import score
 from parity_jax.hypers import Hypers
-from parity_jax.tasks import ChainsConfig
+from parity_jax.tasks import ChainsConfig, ParityConfig, num_begun
 from parity_jax.tasks.contract import check_task
 from parity_jax.tasks.parity import EOS, MINUS, PAD, PLUS, SEP
-from parity_jax.types import Prompt
+from parity_jax.types import Data, Prompt
 
 KINDS = ("shuffled", "leap2", "repeated")
 
@@ -97,3 +99,50 @@ def test_mixtures_that_mean_nothing_are_refused(fields, part):
     assert part in str(error.value)
     with pytest.raises(ConfigError, match=r"step_noise=.*: must be 0"):
         ChainsConfig(4).check(Hypers(step_noise=0.1))
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        ChainsConfig(3, ("shuffled",), (1.0,)),
+        ChainsConfig(3, ("leap2", "shuffled", "repeated"), (1.0,) * 3),
+        ChainsConfig(3, ("full", "leap2"), (1.0, 1.0)),
+        ParityConfig(3, leap=2),
+        ParityConfig(3),
+    ],
+)
+def test_a_response_departs_where_it_begins_no_right_chain(cfg):
+    """Against all that is paid: the longest beginning that any of it has."""
+    task = cfg.make()
+    T = min(task.format.max_len, 5)  # of longer ones only what begins so
+    tokens = [*product((EOS, MINUS, PLUS), repeat=T)]
+    tokens = [t + (PAD,) * (task.format.max_len - T) for t in tokens]
+    tokens = [ended(t) for t in tokens]
+    all_NxT = np.array(sorted({*tokens}))
+    hand = ("full", "leap2") if isinstance(cfg, ParityConfig) else cfg.chains
+    if isinstance(cfg, ParityConfig) and cfg.leap == 1:
+        hand = ("full",)
+    for x in product((-1, 1), repeat=3):
+        prompt = Prompt(jnp.array([[PLUS if s > 0 else MINUS for s in x] + [SEP]]))
+        chains = chains_by_hand(np.array(x))
+        right = [s for kind in hand for s in chains[kind]]
+        right_MxT = np.array([tokens_of(s, task.format.max_len) for s in right])
+        same = all_NxT[:, None] == right_MxT
+        expected = same.cumprod(-1).sum(-1).max(1)
+        found = num_begun(task, prompt, jnp.array(all_NxT)[None], ())
+        np.testing.assert_array_equal(found[0], expected)
+        wrong = first_wrong(task, prompt, jnp.array(all_NxT)[None])[0]
+        is_long = np.asarray(task.is_long(jnp.array(all_NxT)[None]))[0]
+        np.testing.assert_array_equal(wrong[is_long], expected[is_long])
+        stops = np.zeros((1, len(all_NxT)))
+        scored = score(task, prompt, jnp.array(all_NxT)[None], stops, Data())
+        is_whole = expected == task.format.max_len
+        np.testing.assert_array_equal(scored.chain.departs[0], ~is_whole)
+        paid = np.asarray(scored.cot[0])
+        np.testing.assert_array_equal(paid[is_long], is_whole[is_long])
+
+
+def ended(token):
+    """With padding behind its end."""
+    place = token.index(EOS) if EOS in token else len(token)
+    return token[: place + 1] + (PAD,) * (len(token) - place - 1)

@@ -13,7 +13,7 @@ from parity_jax.decode import sample
 from parity_jax.models import Model, response_logits
 from parity_jax.policy import tempered, truncated
 from parity_jax.responses import num_tokens
-from parity_jax.tasks import FiniteTask, Task
+from parity_jax.tasks import FiniteTask, Task, num_begun
 from parity_jax.types import Key, Params, Prompt
 
 DECODINGS = ("greedy", "sampled")
@@ -104,8 +104,7 @@ def first_wrong(
         return jnp.where(differs.any(-1), differs.argmax(-1), num_positions)
 
     short_BxG = position(response_BxGxT != solution.short[:, None])
-    worked = response_BxGxT[:, :, None] != solution.worked[:, None]  # BxGxMxT
-    worked_BxG = position(worked).max(-1)
+    worked_BxG = num_begun(task, prompt, response_BxGxT, data)
     return jnp.where(task.is_long(response_BxGxT), worked_BxG, short_BxG)
 
 

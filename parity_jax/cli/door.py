@@ -14,7 +14,9 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,6 +25,7 @@ from parity_jax.config import ConfigError, RunError, UserCodeError
 from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
 from parity_jax.platform import is_out_of_memory
 from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
+from parity_jax.tasks.text.host import callback_error, reward_error
 
 LOWER = "lower batch_size, num_prompts, num_generations, population.vmap_width or what "
 LOWER += "this command was asked for"
@@ -40,8 +43,16 @@ def through_the_door(command: Callable[[], None], debug: bool = False) -> int:
     Processes that train together wait for each other here.
     """
     code = outcome(command, debug)
+    if code and not debug:
+        sys.unraisablehook = partial(told_once, sys.unraisablehook)
     leave(code)
     return code
+
+
+def told_once(otherwise: Callable[[Any], object], said: Any) -> None:
+    """Nothing of a callback that failed and was told: JAX waits for it at the exit."""
+    if callback_error(str(said.exc_value)) is None:
+        otherwise(said)
 
 
 def outcome(command: Callable[[], None], debug: bool) -> int:
@@ -65,7 +76,7 @@ def outcome(command: Callable[[], None], debug: bool) -> int:
     except KeyboardInterrupt:
         return fail("stopped", EX_TEMPFAIL, debug)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        told = out_of_memory(error) or unexpected(error)
+        told = out_of_memory(error) or failed_callback(error) or unexpected(error)
         return told_lost(error, debug) or fail(told, 1, debug)
     except Exception as error:
         return told_lost(error, debug) or fail(unexpected(error), 1, debug)
@@ -109,6 +120,11 @@ def out_of_memory(error: BaseException) -> str:
     if is_out_of_memory(error):
         return f"out of memory: {one_line(error)}; {LOWER}"
     return ""
+
+
+def failed_callback(error: BaseException) -> str:
+    """What a function of own code raised that a program called back; empty: nothing."""
+    return reward_error(str(error)) or callback_error(str(error)) or ""
 
 
 def unexpected(error: BaseException) -> str:

@@ -6,10 +6,12 @@ from parity_jax.tasks.parity import Parity, ParityConfig
 from parity_jax.tasks.task import (
     Diagnostics,
     FiniteTask,
+    ManyWays,
     Reward,
     Solution,
     Task,
     TaskConfig,
+    num_begun,
     vocabulary,
 )
 from parity_jax.tasks.text import Text, TextConfig
@@ -19,6 +21,7 @@ __all__ = [
     "ChainsConfig",
     "Diagnostics",
     "FiniteTask",
+    "ManyWays",
     "Multiplication",
     "MultiplicationConfig",
     "Parity",
@@ -29,5 +32,6 @@ __all__ = [
     "TaskConfig",
     "Text",
     "TextConfig",
+    "num_begun",
     "vocabulary",
 ]

@@ -17,9 +17,9 @@ from jax import Array
 
 from parity_jax.config import require
 from parity_jax.hypers import Hypers
-from parity_jax.responses import has_ended, num_tokens, response_mask
-from parity_jax.tasks.parity import MAX_BITS, Parity, token_signs
-from parity_jax.tasks.task import Diagnostics, Solution, TaskConfig
+from parity_jax.responses import num_tokens, response_mask
+from parity_jax.tasks.parity import EOS, MAX_BITS, PAD, Parity, token_signs
+from parity_jax.tasks.task import Diagnostics, Solution, TaskConfig, num_same
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
 Chain = Literal["full", "leap2", "leap4", "shuffled", "repeated"]
@@ -113,18 +113,35 @@ class Chains(Parity):
         right_BxGxM = (response_BxGxT[:, :, None] == known[:, None]).all(-1)
         right_BxG = right_BxGxM.any(-1) | (response_BxGxT == short[:, None]).all(-1)
         if "shuffled" in self.lengths:
-            right_BxG |= self.is_reordered(prompt, response_BxGxT)
+            num_BxG = self.num_reordered(prompt, response_BxGxT)
+            right_BxG |= num_BxG == self.format.max_len
         return right_BxG.astype(jnp.float32)
 
-    def is_reordered(self, prompt: Prompt, response_BxGxT: Array) -> Array:
-        """Whether the steps of a response are the bits of its prompt in some order."""
-        d, sign_BxGxT = self.num_bits, token_signs(response_BxGxT)[..., : self.num_bits]
-        step_BxGxT = sign_BxGxT.at[..., 1:].multiply(sign_BxGxT[..., :-1])
-        bits_Bx1 = token_signs(prompt.token[:, :d]).sum(1, keepdims=True)
-        is_whole = num_tokens(response_BxGxT, self.format) == d
-        is_whole &= has_ended(response_BxGxT, self.format)
-        is_whole &= (sign_BxGxT != 0).all(-1)  # padding and separator are no bits
-        return is_whole & (step_BxGxT.sum(-1) == bits_Bx1)
+    def num_begun(self, prompt: Prompt, response_BxGxT: Array, data: Any = ()) -> Array:
+        """How many tokens begin a right chain of the mixture, BxG; T: it is one."""
+        worked = self.solution(prompt).worked
+        known = worked if "full" in self.lengths else worked[:, 1:]
+        num_BxG = jnp.zeros(response_BxGxT.shape[:2], int)
+        if known.shape[1]:
+            num_BxG = num_same(response_BxGxT, known)
+        if "shuffled" in self.lengths:
+            num_BxG = jnp.maximum(num_BxG, self.num_reordered(prompt, response_BxGxT))
+        return num_BxG
+
+    def num_reordered(self, prompt: Prompt, response_BxGxT: Array) -> Array:
+        """How many tokens begin running parities of the bits in some order, BxG."""
+        d = self.num_bits
+        sign_BxGxL = token_signs(response_BxGxT)[..., :d]
+        step_BxGxL = sign_BxGxL.at[..., 1:].multiply(sign_BxGxL[..., :-1])
+        bit_Bx1xL = token_signs(prompt.token[:, None, :d])
+        fits_BxGxL = sign_BxGxL != 0
+        for bit in (1, -1):  # none is taken more often than there are
+            num_Bx1x1 = (bit_Bx1xL == bit).sum(-1, keepdims=True)
+            fits_BxGxL &= jnp.cumsum(step_BxGxL == bit, -1) <= num_Bx1x1
+        behind = jnp.full(self.format.max_len - d, PAD).at[0].set(EOS)
+        is_end_BxGxM = response_BxGxT[..., d:] == behind[None, None]
+        fits_BxGxT = jnp.concatenate([fits_BxGxL, is_end_BxGxM], -1)
+        return jnp.cumprod(fits_BxGxT, -1).sum(-1)
 
     def diagnostics(
         self, prompt: Prompt, response_BxGxT: Array, data: Any = ()

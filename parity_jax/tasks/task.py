@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -23,6 +24,28 @@ class Solution(NamedTuple):
 
     short: Array  # BxT, without any work shown
     worked: Array  # BxMxT, the ways to work it out; the first is the full chain
+
+
+@runtime_checkable
+class ManyWays(Protocol):
+    """A task that has more right responses than `solution` can list."""
+
+    def num_begun(self, prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
+        """How many tokens begin one of the right ones, BxG; T: it is one."""
+        ...
+
+
+def num_begun(task: "Task", prompt: Prompt, response_BxGxT: Array, data: Any) -> Array:
+    """How many tokens of a response begin a way to work it out, BxG; T: it is one."""
+    if isinstance(task, ManyWays):
+        return task.num_begun(prompt, response_BxGxT, data)
+    return num_same(response_BxGxT, task.solution(prompt, data).worked)
+
+
+def num_same(response_BxGxT: Array, worked_BxMxT: Array) -> Array:
+    """How many tokens begin the way that is followed furthest, BxG."""
+    same_BxGxMxT = response_BxGxT[:, :, None] == worked_BxMxT[:, None]
+    return jnp.cumprod(same_BxGxMxT, -1).sum(-1).max(-1)
 
 
 class Task(Protocol):
