@@ -25,11 +25,11 @@ from typing import TextIO
 from parity_jax.cli import run
 from parity_jax.cli.arguments import Parser
 from parity_jax.cli.door import fail, through_the_door
-from parity_jax.config import RunError, require, to_dict
+from parity_jax.config import RunError, StoppedError, require, to_dict
 from parity_jax.hosts import place_in_slurm
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.files import lock, read_as, write_json
-from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError, stop_requests
+from parity_jax.runs.interrupt import EX_TEMPFAIL, stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob
 

@@ -19,9 +19,9 @@ from rich.status import Status
 
 from launch.job import Life, Record, now
 from launch.rows import Row, row, rows, totals
-from parity_jax.config import RunError
+from parity_jax.config import RunError, StoppedError
 from parity_jax.runs.files import lock
-from parity_jax.runs.interrupt import StoppedError, stop_requests
+from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.sweep import SweepDirectory
 
 POLL = 0.2  # seconds between looks at the process

@@ -51,12 +51,12 @@ from parity_jax.cli.run import (
     check_working_directory,
     load_experiment,
 )
-from parity_jax.config import ConfigError, early, require
+from parity_jax.config import ConfigError, StoppedError, early, require
 from parity_jax.config.overrides import Override, parse
 from parity_jax.runs import execute
 from parity_jax.runs.directory import ExperimentDirectory, local_path
 from parity_jax.runs.forecast import mib
-from parity_jax.runs.interrupt import StoppedError, stop_requests
+from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.lineage import settings as settings_of_jax
 from parity_jax.runs.sweep import Sweep, SweepDirectory

@@ -11,9 +11,11 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from parity_jax.config import ConfigError, require
 HEARTBEAT_SECONDS = 30
 START_SECONDS = 300  # in which all processes have to be there
 LEAVE_SECONDS = 10  # in which they all have to come to the end
+POLL = 0.2  # seconds between looks at a thread that waits for them
 LOST = "another process of this run is gone; the same command continues"
 
 
@@ -116,22 +119,42 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
     # it would take SIGTERM from us
     jax.config.update("jax_enable_preemption_service", False)
     end_with_the_others()
+    initialize = partial(
+        jax.distributed.initialize,
+        address,
+        num_processes,
+        process_id,
+        # or else Slurm's tasks get one GPU each, whatever they may see
+        cluster_detection_method="deactivate",
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=LEAVE_SECONDS,
+    )
     try:
-        jax.distributed.initialize(
-            address,
-            num_processes,
-            process_id,
-            # or else Slurm's tasks get one GPU each, whatever they may see
-            cluster_detection_method="deactivate",
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=LEAVE_SECONDS,
-        )
+        while_signals_are_heard(initialize)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         told = f"the processes of this run did not meet: {reason}"
         raise AbsentError(told) from None
     GROUP.index, GROUP.size = process_id, num_processes
+
+
+def while_signals_are_heard(function: Callable[[], None]) -> None:
+    """Call a function that waits outside of Python, where no signal is handled."""
+    failed: list[Exception] = []
+
+    def call() -> None:
+        try:
+            function()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL)
+    if failed:
+        raise failed[0]
 
 
 def leave(code: int) -> None:

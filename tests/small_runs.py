@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from parity_jax.config import StoppedError
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean
@@ -18,7 +19,6 @@ from parity_jax.models import LinearConfig
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import RunDirectory, run_experiment
 from parity_jax.runs.checkpoint import digest, to_arrays
-from parity_jax.runs.interrupt import StoppedError
 from parity_jax.stages import Stage, StageConfig
 from parity_jax.stages.stage import StepKeys
 from parity_jax.tasks import ParityConfig

@@ -408,6 +408,16 @@ BROKEN = {
     "import": ("import nowhere_at_all", "ModuleNotFoundError"),
     "raises": ("def get_config():\n    raise KeyError('x')", "KeyError"),
     "nothing": ("x = 1", "must define get_config"),
+    "class": ("get_config = dict", "must define get_config as a function"),
+    "base": (
+        "class Mine(BaseException): pass\ndef get_config():\n    raise Mine('x')",
+        "Mine: x",
+    ),
+    "speechless": (
+        "class Mine(Exception):\n    def __str__(self): raise OSError\n"
+        "def get_config():\n    raise Mine",
+        "Mine:",
+    ),
     "exits": ("import sys\nsys.exit(0)", "SystemExit"),
     "stops": ("def get_config():\n    raise SystemExit('x')", "SystemExit: x"),
     "returns": ("def get_config():\n    return {}", "must return an Experiment"),
@@ -444,6 +454,9 @@ def test_a_file_is_read_anew_and_takes_no_module_s_place(
     one_line(*spliced(result), "json is a module that is imported already")
 
 
+SHOWN = ("syntax", "import", "raises", "exits", "stops", "base", "speechless")
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports):
     text, part = BROKEN[name]
@@ -454,9 +467,7 @@ def test_a_broken_experiment_file_is_named(name, tmp_path, capsys, fresh_imports
     assert code == 2 and not (tmp_path / "run").exists()
     last = said.splitlines()[-1]
     assert last.startswith("error: ") and part in last
-    assert ("Traceback" in said or "SyntaxError" in said) == (
-        name in ("syntax", "import", "raises", "exits", "stops")
-    )
+    assert ("Traceback" in said or "SyntaxError" in said) == (name in SHOWN)
 
 
 OWN = """

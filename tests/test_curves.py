@@ -4,8 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import struct
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +160,37 @@ def test_a_kill_after_the_last_checkpoint(log, tmp_path):
                 directory.metrics.append(record.split, record.step, 0.0, means)
     points = READ[log](tmp_path / "walk")[0]
     assert Counter(key for key, _ in points) == expected(tmp_path / "walk")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from small_runs import walk
+from test_curves import followed
+from parity_jax.runs import RunDirectory, run_experiment
+
+home = Path(sys.argv[1])
+
+def is_late():
+    if RunDirectory(home / "walk").last_step() >= 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_experiment(followed("wandb"), home, quiet=True, should_stop=is_late)
+"""
+
+
+def test_wandb_misses_nothing_after_a_kill(tmp_path):
+    """What it was told last it may not have written; the same may come twice."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    assert subprocess.run(command, env=env, check=False).returncode == -signal.SIGKILL
+    assert train(followed("wandb"), tmp_path)
+    points, ids, _ = wandb_runs(tmp_path / "walk")
+    assert len(ids) == 1
+    assert {key for key, _ in points} == {*expected(tmp_path / "walk")}
+    found = {}
+    for key, value in points:
+        assert found.setdefault(key, value) == value
 
 
 def test_logs_change_no_number_and_are_free_to_change(tmp_path):

@@ -14,12 +14,11 @@ from small_runs import contents, read, train, train_until, walk, walks
 
 from parity_jax.analysis import Results
 from parity_jax.analysis.snapshot import open_snapshot
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, StoppedError
 from parity_jax.hypers import Hypers
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import RunDirectory, RunError, run_experiment
 from parity_jax.runs.checkpoint import CheckpointError, digest
-from parity_jax.runs.interrupt import StoppedError
 
 EXPERIMENT = walks(run=walk(num_steps=6))  # checkpoints 0, 2, 4, 6
 

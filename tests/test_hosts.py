@@ -137,6 +137,19 @@ def test_two_are_as_one_stopped_killed_and_continued(tmp_path):
     assert len(head["shards"]["params.embed.embedding"]["shards"]) == 4
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_that_waits_for_the_other_can_be_stopped(index, tmp_path):
+    """JAX waits outside of Python, where no signal is handled."""
+    group = (f"--coordinator=127.0.0.1:{free_ports(1)[0]}", "--num_processes=2")
+    life = start(tmp_path / "run", *group, f"--process_id={index}")
+    life.process.join(8)  # by now it waits
+    life.process.terminate()
+    codes, said = ended(life)
+    assert codes == [75]
+    assert said == ["error: stopped; the same command continues\n"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_processes_with_other_commands_are_no_run(tmp_path):
     """As tasks of a step are that were meant to be jobs of their own."""
     group = (f"--coordinator=127.0.0.1:{free_ports(1)[0]}", "--num_processes=2")

@@ -213,7 +213,7 @@ def test_evaluating_again_takes_the_prompts_of_the_run(workdir, say, tmp_path):
         (["grpo", "--member=seed=7"], "member.seed=7: must be one of 0, 1"),
         (["grpo", "--member=seed"], "must be axes with values"),
         (["grpo", "--member=seed=0,seed=1"], "names seed twice"),
-        (["grpo", "--prompts=-1"], "prompts=-1: must be 0 (none) or positive"),
+        (["grpo", "--prompts=-1"], "prompts=-1: must be in [0, 1000]"),
         (["grpo", "--step=x"], "argument --step: invalid int value: 'x'"),
         (["grpo", "--stepp=1"], "unrecognized arguments: --stepp=1"),
         (["grpo", "--ste=1"], "unrecognized arguments: --ste=1"),

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from parity_jax.runs.interrupt import NOTE, StoppedError, stop_requests
+from parity_jax.config import StoppedError
+from parity_jax.runs.interrupt import NOTE, stop_requests
 
 ALL = [getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2")]
 
@@ -74,7 +75,8 @@ def test_while_nothing_can_be_lost_a_signal_stops_at_once():
 TOGETHER = """
 import signal, sys, threading
 from contextlib import nullcontext
-from parity_jax.runs.interrupt import StoppedError, stop_requests
+from parity_jax.config import StoppedError
+from parity_jax.runs.interrupt import stop_requests
 
 two = {signal.SIGUSR1, signal.SIGTERM}
 with stop_requests() as stops:

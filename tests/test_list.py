@@ -25,6 +25,7 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path):
+    os.mkfifo(tmp_path / "g_pipe.py")  # it would be waited for without end
     for name, text in FILES.items():
         content = text if isinstance(text, bytes) else text.encode()
         (tmp_path / name).write_bytes(content)
@@ -37,7 +38,9 @@ def test_a_line_for_each_experiment(folder, capsys):
     assert main.run(["list", str(folder)]) == 0
     said = capsys.readouterr()
     told = dict(line.split(None, 1) for line in said.out.splitlines())
-    assert [*told] == sorted(name for name in FILES if name[0] in "abcdefg")
+    names = [name for name in FILES if name[0] in "abcdefg"]
+    assert [*told] == sorted([*names, "g_pipe.py"])
+    assert told["g_pipe.py"].endswith("g_pipe.py: must be a file)")
     assert told["b_plain.py"] == "Said first."
     assert told["a_imports.py"] == "Imported."
     assert told["c_assigned.py"] == "(no docstring)"

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +176,36 @@ def test_a_reward_that_fails_stops_the_run_and_its_state_is_saved(
     (tmp_path / "fail").unlink()
     train(experiment, tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+FAILING = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from flax.core import FrozenDict
+from small_texts import small_text, text_experiment
+from parity_jax.experiment import RunConfig
+from parity_jax.stages import PolicyGradientConfig, RolloutConfig
+
+def get_config():
+    name = "text_rewards:pays_right_ones"
+    task = small_text(Path(__file__).parent, text_rewards=(name,))
+    rollout = RolloutConfig(2, 2, (name,))
+    run = RunConfig(stage=PolicyGradientConfig(rollout), num_steps=6)
+    return text_experiment(task, runs=FrozenDict({"grpo": run}))
+"""
+
+
+def test_a_reward_that_fails_costs_one_line(tmp_path):
+    """With members beside each other, JAX waits for the callbacks at the exit again."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    command = [sys.executable, "-m", "parity_jax.cli", "run", "--quiet"]
+    command += [f"--config={tmp_path / 'failing.py'}", f"--workdir={tmp_path / 'run'}"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    env |= {"JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command, env=env, text=True, capture_output=True, check=False)
+    told = "error: text_rewards:pays_right_ones: KeyError: 'wrong'; step 0 is saved\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_a_reward_that_cannot_work_is_refused_before(tmp_path):

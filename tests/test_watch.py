@@ -1,6 +1,7 @@
 """The terminal's view of runs: the numbers of metrics.jsonl, at any moment."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -29,6 +30,17 @@ def test_an_experiment_that_was_stopped_and_then_finished(tmp_path, capsys):
     )
     assert f"{accuracy[1]:.3f}" in row
     assert run(["watch", str(tmp_path)]) == 0  # ends by itself: all have finished
+
+
+def test_records_that_are_not_as_they_were_are_not_shown(tmp_path, capsys):
+    assert train(walks(walk=walk()), tmp_path)
+    file = tmp_path / "walk" / "metrics.jsonl"
+    altered = re.sub(r'("greedy/accuracy": ?)\[[^,]+', r"\1[0.125", file.read_text())
+    file.write_text(altered)
+    for path in (tmp_path, tmp_path / "walk"):
+        assert run(["watch", str(path), "--once"]) == 1
+        said = capsys.readouterr()
+        assert "metrics.jsonl is not as it was" in said.err and said.out == ""
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,12 @@ def nan(prompt, response, answer):
     return float("nan")
 
 
+def pays_right_ones(prompt, response, answer):
+    if response.endswith(answer):
+        return 1.0
+    raise KeyError("wrong")
+
+
 def interrupts(prompt, response, answer):
     raise KeyboardInterrupt
 

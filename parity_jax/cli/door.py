@@ -21,10 +21,10 @@ from typing import Any
 import jax
 
 import parity_jax
-from parity_jax.config import ConfigError, RunError, UserCodeError
+from parity_jax.config import ConfigError, RunError, StoppedError, UserCodeError
 from parity_jax.hosts import LOST, AbsentError, give_up, is_of_others, leave
 from parity_jax.platform import is_out_of_memory
-from parity_jax.runs.interrupt import EX_TEMPFAIL, StoppedError
+from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.tasks.text.host import callback_error, reward_error
 
 LOWER = "lower batch_size, num_prompts, num_generations, population.vmap_width or what "

@@ -43,6 +43,7 @@ from parity_jax.runs.resolve import listed
 from parity_jax.runs.sweep import SweepDirectory, is_sweep
 
 MAX_MEMBERS = 4  # whose responses are shown
+MAX_PROMPTS = 1000  # to read; --evaluate and diagnose count over more
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, help="test rows; default: all")
     parser.add_argument("--num_samples", type=int, help="of each row; default: 8")
     args = parser.parse_args(argv)
-    require(args.prompts >= 0, "prompts", args.prompts, "must be 0 (none) or positive")
+    is_few, allowed = 0 <= args.prompts <= MAX_PROMPTS, f"must be in [0, {MAX_PROMPTS}]"
+    require(is_few, "prompts", args.prompts, allowed)
     of_samples, of_checkpoints = ("rows", "num_samples"), ("prompts", "evaluate")
     if args.samples:
         parser.refuse(args, "has no effect with --samples", *of_checkpoints)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity_jax.cli.arguments import Parser, stoppable
-from parity_jax.config import require
+from parity_jax.config import RunError, require
 from parity_jax.runs.directory import local_path
+from parity_jax.runs.files import is_plain
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,13 +38,14 @@ def main(argv: Sequence[str]) -> None:
 def described(path: Path) -> str | None:
     """The first line of an experiment's docstring; None for any other file."""
     try:
+        is_plain(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the file's own code
             module = ast.parse(path.read_bytes())
     except SyntaxError as error:
         where = f", line {error.lineno}" if error.lineno else ""
         return f"(cannot be read: {error.msg}{where})"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RunError) as error:
         return f"(cannot be read: {error})"
     if "get_config" not in top_level_names(module):
         return None

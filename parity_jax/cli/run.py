@@ -137,7 +137,11 @@ def load_experiment(path: str) -> ModuleType:
 
 def read_experiment(module: ModuleType, path: str, scale: str | None) -> Experiment:
     """What get_config gives at a scale; the default one if it is None."""
-    takes_scale = bool(inspect.signature(module.get_config).parameters)
+    try:
+        takes_scale = bool(inspect.signature(module.get_config).parameters)
+    except ValueError:  # of a class of Python's own, say
+        allowed = "must define get_config as a function"
+        raise ConfigError("config", path, allowed) from None
     allowed = "this experiment has only one scale"
     require(scale is None or takes_scale, SCALE, scale, allowed)
     with in_code_of(path):

@@ -63,10 +63,11 @@ def run_parts(run: RunDirectory) -> list[RenderableType]:
     if not run.has_config():
         return [Text(f"{run.name}  has not begun", "bold")]
     members = [label_text(label) for label in run.labels()]
+    finished = run.verified_finish()
     records = run.metrics.read(len(members))
     step = records[-1].step if records else 0
     state = "running" if is_locked(run.path) else "not running here"
-    state = "finished" if run.read_finished() else state
+    state = "finished" if finished else state
     head = Text(f"{run.name}  step {step}/{run.planned_steps()}  {state}", "bold")
     return [head, curve_table(records), member_table(records, members)]
 

@@ -29,7 +29,10 @@ class UserCodeError(Exception):
     """
 
     def __init__(self, where: str, error: BaseException):
-        text = str(error).strip().splitlines()
+        try:
+            text = str(error).strip().splitlines()
+        except Exception:  # it cannot tell
+            text = []
         super().__init__(f"{where}: {type(error).__name__}: {text[0] if text else ''}")
         self.where, self.error = where, error
         self.is_early = False  # before anything was written
@@ -37,6 +40,12 @@ class UserCodeError(Exception):
 
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that its message tells in one line."""
+
+
+class StoppedError(BaseException):
+    """What was asked to stop did, after saving its state; as KeyboardInterrupt is, no
+    error that code on the way may handle.
+    """
 
 
 @contextmanager
@@ -49,7 +58,9 @@ def in_code_of(where: str) -> Iterator[None]:
     except MemoryError as error:  # of a whole program, perhaps: no traceback helps
         text = f"{error}".removeprefix(f"{where}: ") or type(error).__name__
         raise MemoryError(f"{where}: {text}") from error
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, StoppedError):  # somebody asked the process to stop
+        raise
+    except BaseException as error:
         raise UserCodeError(where, error) from error
 
 

@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 from parity_jax.config.checks import (
     ConfigError,
     MissingCodeError,
+    StoppedError,
     is_finite,
     require,
     require_float32,
@@ -64,7 +65,9 @@ def import_object(name: str, field: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # an import runs code of the user's own
+    except (KeyboardInterrupt, StoppedError):
+        raise
+    except BaseException as error:  # an import runs code of the user's own
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         allowed = f"cannot be imported: {text}"
         if isinstance(error, ModuleNotFoundError):

@@ -1,7 +1,8 @@
 """Curves to follow while a run trains: TensorBoard and Weights & Biases.
 
 metrics.jsonl is the truth. A tool is told the records that are written there, first
-those from before a run continues: no step is missing and none is told twice.
+those from before a run continues: no step is missing, and none is told twice but to
+W&B after a SIGKILL.
 """
 
 import importlib
@@ -114,7 +115,9 @@ class TensorBoard:
 class WeightsAndBiases:
     """One W&B run for a run, whichever process goes on with it.
 
-    A point cannot be taken back there: a file remembers the last record that was told.
+    A point cannot be taken back there: a file remembers the last record that is known
+    to be there, because the process that told it said good-bye. After a SIGKILL some
+    are told again, with the same numbers; W&B may have lost them.
     """
 
     def __init__(self, run: ResolvedRun, directory: RunDirectory):
@@ -159,7 +162,6 @@ class WeightsAndBiases:
             points |= {f"{name}/{curve}": value for name, value in values.items()}
         self.run.log(points)
         self.told |= {"step": record.step, "split": record.split}
-        write_json(self.file, self.told)
 
     def finish(self, rows: Mapping[str, dict[str, float]], last: Record | None) -> None:
         """A table with a row for each member."""
@@ -172,3 +174,4 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish(exit_code=0 if self.is_finished else 1)
+        write_json(self.file, self.told)

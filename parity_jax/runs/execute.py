@@ -21,6 +21,7 @@ import jax
 from parity_jax.config import (
     ConfigError,
     RunError,
+    StoppedError,
     differences,
     early,
     kind_of,
@@ -39,7 +40,7 @@ from parity_jax.runs.directory import (
     RunDirectory,
     is_experiment,
 )
-from parity_jax.runs.interrupt import StoppedError, never
+from parity_jax.runs.interrupt import never
 from parity_jax.runs.lineage import DECISIVE, Lineage, own_code, settings
 from parity_jax.runs.loop import Training
 from parity_jax.runs.progress import Report

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from parity_jax.config import StoppedError
+
 EX_TEMPFAIL = os.EX_TEMPFAIL  # 75, the exit code that asks a queue to try again
 SIGNALS = (
     signal.SIGTERM,
@@ -16,12 +18,6 @@ SIGNALS = (
     signal.SIGUSR2,
 )
 NOTE = "stopping after this chunk of steps; once more to stop at once\n"
-
-
-class StoppedError(BaseException):
-    """What was asked to stop did, after saving its state; as KeyboardInterrupt is, no
-    error that code on the way may handle.
-    """
 
 
 def never() -> bool:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from parity_jax.config import RunError, label_text
+from parity_jax.config import RunError, StoppedError, label_text
 from parity_jax.experiment import Schedule
 from parity_jax.hosts import any_of, of_first, on_host
 from parity_jax.metrics import Metrics
 from parity_jax.population import Population
 from parity_jax.runs.checkpoint import Checkpoints
-from parity_jax.runs.interrupt import StoppedError
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.progress import Report
 from parity_jax.tasks.text import callback_error, reward_error

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from parity_jax.config import (
     ConfigError,
+    RunError,
     differences,
     lines_of,
     require,
@@ -201,7 +202,10 @@ def write_weights(
 
     def flush() -> None:
         path = directory / f"part-{len(parts)}"
-        save_file(held, path, metadata={"format": "pt"})
+        try:
+            save_file(held, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk, say
+            raise RunError(f"{directory}: {error}") from None
         parts.append((path, [*held]))
         held.clear()
 
