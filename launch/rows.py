@@ -56,9 +56,9 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
     try:
         life = record.read(warnings.append)
         step = sum(max(run.last_step(), 0) for run in runs.values())
+        is_done = all(is_finished(run, job.steps[name]) for name, run in runs.items())
         accuracy = last_accuracy(runs.values())
         diverged = max(map(num_diverged, runs.values()))
-        is_done = all(is_finished(run, job.steps[name]) for name, run in runs.items())
         state, note = state_of(life, is_done, place, record.path, seen_at)
         claims = home.experiment(job).claims
         if state == "finished" and not note and is_plain(claims):
@@ -84,7 +84,7 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
 
 def is_finished(run: RunDirectory, steps: int) -> bool:
     """Whether a run has ended at the step at which it ends now."""
-    return run.read_finished() is not None and run.planned_steps() == steps
+    return run.verified_finish() is not None and run.planned_steps() == steps
 
 
 def num_diverged(run: RunDirectory) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import time
@@ -366,6 +367,18 @@ def test_a_damaged_file_is_told_of_its_job_alone(finished):
         path.write_text(whole)
     assert [row.state for row in found] == ["finished", "finished", "failed"]
     assert "num_bits=5/run/finished.json: damaged" in found[2].note
+
+
+def test_records_that_are_not_as_they_were_are_no_score(finished):
+    file = finished / "num_bits=5" / "run" / "metrics.jsonl"
+    whole = file.read_text()
+    try:
+        file.write_text(re.sub(r'("greedy/accuracy": ?)\[[^,]+', r"\1[0.125", whole))
+        found = rows(SweepDirectory(finished), {})
+    finally:
+        file.write_text(whole)
+    assert [row.state for row in found] == ["finished", "finished", "failed"]
+    assert found[2].accuracy is None and "not as it was" in found[2].note
 
 
 def test_curves_that_come_too_late_are_told(finished):

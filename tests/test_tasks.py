@@ -248,6 +248,13 @@ def test_rewards_by_hand():
 # Text
 
 
+def test_eps_2_is_of_full_chains_only():
+    """A right leap chain would be an error of the second step half of the time."""
+    task = ParityConfig(3, leap=2).make()
+    prompt = task.sample_prompts(jax.random.key(0), 4)
+    assert task.diagnostics(prompt, task.solution(prompt).worked) == {}
+
+
 def test_eps_2_is_of_those_that_begin_right_and_go_on():
     """x = + - +: t = + - -; of six responses the last three count, one of them errs."""
     task, _ = parity(d=3)

@@ -147,7 +147,12 @@ class Parity:
     def diagnostics(
         self, prompt: Prompt, response_BxGxT: Array, data: Any = ()
     ) -> Diagnostics:
-        """eps_2, error rate of the chain's second step after a right first one."""
+        """eps_2, error rate of the chain's second step after a right first one.
+
+        Not beside leap chains, whose first token is that of the full chain by chance.
+        """
+        if self.leap > 1:
+            return {}
         sign_BxGxT = token_signs(response_BxGxT)
         sign_Bx1xL = token_signs(prompt.token)[:, None]
         first_BxG, second_BxG = sign_BxGxT[..., 0], sign_BxGxT[..., 1]
