@@ -1,10 +1,12 @@
 """Whether the verifier of a task pays its own demonstrations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from parity_jax.config import ConfigError
 from parity_jax.tasks.text.pool import Job, ProcessPool
 from parity_jax.tasks.text.rows import Row
+from parity_jax.tasks.text.table import Tokens
 from parity_jax.tasks.text.templates import TemplateConfig
 from parity_jax.tasks.text.verify import HERE, Verifier
 
@@ -16,30 +18,29 @@ def check_paid(
     verifier: Verifier,
     template: TemplateConfig,
     rows: Sequence[Row],
-    read: Sequence[Sequence[str]],
+    tokens: Sequence[Tokens],
+    answer_text: Callable[[list[int]], str | None],
     pool: ProcessPool,
 ) -> None:
     """ConfigError for a template whose demonstrations its verifier does not pay.
 
-    `read` has the long and the short one of each row, as their tokens are read. All
-    rows count; with math-verify, which reads no answers in words and is slow, the
-    demonstrations of all of the first rows must fail.
+    They are judged as a model says them, `answer_text` of their tokens. All rows count;
+    with math-verify, which reads no answers in words and is slow, the demonstrations of
+    all of the first rows must fail.
     """
-    kinds = ("long", "short")
-    if verifier in HERE:
-        judge = HERE[verifier]
-        for row, texts in zip(rows, read, strict=True):
-            for kind, text in zip(kinds, texts, strict=True):
+    for kind in ("long", "short"):
+        said = (answer_text(getattr(each, kind)) or "" for each in tokens)
+        if verifier in HERE:
+            judge = HERE[verifier]
+            for row, text in zip(rows, said, strict=True):
                 if judge(row.answer, text).value != 1:
                     raise unpaid(verifier, kind, template, text, row)
-    if verifier == "math":
-        for kind, texts in zip(
-            kinds, zip(*read[:NUM_JUDGED], strict=True), strict=True
-        ):
-            asked = zip(rows, texts, strict=False)
-            jobs = [Job("math", row.prompt, text, row.answer) for row, text in asked]
+        if verifier == "math":
+            pairs = [*islice(zip(rows, said, strict=True), NUM_JUDGED)]
+            jobs = [Job("math", row.prompt, text, row.answer) for row, text in pairs]
             if not any(verdict.value for verdict in pool.judge(jobs)):
-                raise unpaid(verifier, kind, template, texts[0], rows[0])
+                row, text = pairs[0]
+                raise unpaid(verifier, kind, template, text, row)
 
 
 def unpaid(

@@ -212,9 +212,8 @@ def corpus(cfg: TextConfig) -> Corpus:
         cfg.tokenizer, "questions", questions, [t.prompt for t in kept.tokens]
     )
     pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
-    answer_text = has_ended_with(tokenizer)
-    read = [[answer_text(ids) or "" for ids in t[1:]] for t in kept.tokens]
-    check_paid(cfg.verifier, cfg.template, kept.splits.rows, read, pool)
+    judged = (kept.splits.rows, kept.tokens, has_ended_with(tokenizer))
+    check_paid(cfg.verifier, cfg.template, *judged, pool)
     table = table_of(kept.tokens, tokenizer.pad_id)
     room = max(cfg.max_response, table.short.shape[1]) - table.long.shape[1]
     if room > 0:
