@@ -68,7 +68,7 @@ PROFILES = Path(__file__).parent / "profiles.toml"
 def define_flags() -> flags.FlagValues:
     """The flags beside the overrides; nothing global is defined."""
     own = flags.FlagValues()
-    options: dict[str, Any] = {"flag_values": own, "allow_overwrite": False}
+    options: dict[str, Any] = {"flag_values": own}
     flags.DEFINE_list("config", [], "Experiments, FILE or FILE:SCALE.", **options)
     flags.DEFINE_string("workdir", None, "Directory of the sweep.", **options)
     flags.DEFINE_multi_string("grid", [], "NAME=VALUE,VALUE,..", **options)

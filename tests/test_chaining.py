@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -19,7 +20,8 @@ from small_runs import (
     walks,
 )
 
-from parity_jax.analysis import load_metrics
+from parity_jax.analysis import Results, load_metrics
+from parity_jax.cli import main
 from parity_jax.config import ConfigError
 from parity_jax.hypers import Hypers
 from parity_jax.population import PopulationConfig
@@ -53,14 +55,14 @@ def with_axis(name, values=(0.1, 0.2), parent=""):
 def test_an_axis_that_no_run_reads_is_refused(workdir, tmp_path):
     """Its members would secretly be one."""
     for runs in (
-        {"a": with_axis("p_leap")},
-        {"a": walk(), "b": with_axis("p_leap", parent="a")},
+        {"a": with_axis("step_noise")},
+        {"a": walk(), "b": with_axis("step_noise", parent="a")},
         {"a": with_axis("emit_noise", parent=str(workdir / "first"))},
     ):
         with pytest.raises(ConfigError, match=r"^axes.*, 0.2\): is read by no run"):
             train(walks(**runs), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-    assert train(walks(a=with_axis("p_leap", (0.0,))), tmp_path / "alone")
+    assert train(walks(a=with_axis("step_noise", (0.0,))), tmp_path / "alone")
 
 
 def test_a_number_that_no_run_reads_is_refused(tmp_path):
@@ -334,3 +336,22 @@ def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
     train(experiment, tmp_path / "run")
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert digests(tmp_path / "run" / "child").keys() == {0, 2, 4}
+
+
+def test_a_run_of_another_experiment_is_not_read(workdir, tmp_path, capsys):
+    """Copied to its place, or in that of another run: as `run` refuses it."""
+    home = shutil.copytree(workdir, tmp_path / "home")
+    shutil.rmtree(home / "first")
+    assert train(walks(first=walk(), seeds=(5, 6)), tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / "first", home / "first")
+    told = r"home/first: is of another experiment than .*home: axes.seed is"
+    with pytest.raises(RunError, match=told):
+        Results(home)["first"]
+    for command in (["inspect", home], ["watch", home, "--once"]):
+        assert main.run([*map(str, command)]) == 1
+        assert re.search(told, capsys.readouterr().err)
+    swapped = shutil.copytree(workdir, tmp_path / "swapped")
+    for old, new in (("first", "x"), ("child", "first"), ("x", "child")):
+        (swapped / old).rename(swapped / new)
+    with pytest.raises(RunError, match="swapped/first: is of another experiment"):
+        Results(swapped)["first"]

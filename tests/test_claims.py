@@ -240,3 +240,22 @@ def test_a_figure_is_one_of_matplotlib():
     for other in (None, "figure"):
         with pytest.raises(TypeError, match="must return a Figure, not"):
             pictures_of(other)
+
+
+def test_plain_numbers_are_of_the_members_in_their_order():
+    seeds = xr.DataArray([1.0, 2.0], {"seed": [0, 1]}, ("seed",))
+    for expected in ([1.0, 2.0], np.array([1, 2]), (1, 2)):
+        check = Check.equal(seeds, expected)
+        assert check.holds and check.expected == {"seed=0": 1.0, "seed=1": 2.0}
+        assert Check.at_least(expected, seeds).holds
+    assert not Check.equal(seeds, [2.0, 1.0]).holds
+    assert not Check.above(seeds, [0.5, 2.0]).holds
+    for other in ([1.0], [1.0, 2.0, 3.0], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="as many as there are members"):
+            Check.equal(seeds, other)
+
+
+def test_a_member_that_is_there_twice_is_refused():
+    twice = xr.DataArray([1.0, 2.0], {"seed": [0, 0]}, ("seed",))
+    with pytest.raises(ValueError, match="has the member seed=0 twice"):
+        Check.at_least(twice, 0)

@@ -253,14 +253,6 @@ def test_a_mistake_costs_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["config", "workdir", "only", "quiet"])
-def test_a_flag_that_a_later_one_takes_back_is_refused(name, place, tmp_path, capsys):
-    given = [*options(place, tmp_path / "run"), "--only=grpo", "--quiet=true"]
-    result = in_process(capsys, *given, f"--{name}=true")
-    one_line(*spliced(result), f"flag --{name}=true: already defined as")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_experiment_stays_where_it_is(
     place, tmp_path, capsys, monkeypatch, fresh_imports
 ):

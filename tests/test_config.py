@@ -313,7 +313,11 @@ IMPOSSIBLE = {
         "parent's (0, 1)",
     ),
     "shares above one": (
-        with_run("pretrain", axes=FrozenDict({"p_leap": (0.1, 0.9)})),
+        with_run(
+            "pretrain",
+            task=ParityConfig(4, leap=2),
+            axes=FrozenDict({"p_leap": (0.1, 0.9)}),
+        ),
         "runs.pretrain.hypers.p_leap",
         "at most 1",
     ),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_worlds import as_they_are, make_table
+from tiny import tiny_gpt2
 
 from parity_jax.config import ConfigError
 from parity_jax.evaluate import (
@@ -18,7 +19,7 @@ from parity_jax.evaluate import (
     success_tables,
 )
 from parity_jax.models import Model
-from parity_jax.tasks import ParityConfig
+from parity_jax.tasks import Parity, ParityConfig
 from parity_jax.tasks.parity import EOS, PLUS
 from parity_jax.types import Data, Prompt
 
@@ -182,3 +183,17 @@ def test_a_file_without_prompts_is_named(tmp_path):
         with pytest.raises(ConfigError) as info:
             read_prompts(str(file), TASK)
         assert info.value.name == "eval_file" and said in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "length_mean", "maj@2"])
+def test_scores_of_a_task_take_no_name_of_evaluation(name):
+    class Renamed(Parity):
+        def diagnostics(self, prompt, response_BxGxT, data=()):
+            one_BxG = jnp.ones(response_BxGxT.shape[:2])
+            return {name: (one_BxG, one_BxG)}
+
+    task = Renamed(4)
+    evaluate = make_evaluate(EvaluateConfig(4, (1.0,), 2), task, tiny_gpt2().make(task))
+    params = jax.eval_shape(tiny_gpt2().make(task).init, jax.random.key(0))
+    with pytest.raises(ConfigError, match=f"diagnostics='{name}': must be named other"):
+        jax.eval_shape(evaluate, jax.random.key(0), params, Data())

@@ -496,9 +496,3 @@ def test_nobody_reads_on(workdir):
     with subprocess.Popen(command, text=True, **pipes) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 0)
-
-
-def test_an_option_that_a_later_one_takes_back_is_refused(capsys):
-    assert main.run(["inspect", "somewhere", "--step=1", "--step=2"]) == 2
-    told = "error: command='inspect': --step must be given once\n"
-    assert capsys.readouterr().err == told

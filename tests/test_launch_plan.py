@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from flax.core import FrozenDict
 from small_sweeps import arguments, experiment_file, jobs, states, swept, typed
 
 from launch import status, sweep
@@ -11,6 +12,7 @@ from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
 from parity_jax.axes import member_labels
 from parity_jax.runs.files import read_json
+from parity_jax.runs.sweep import Sweep
 
 PLAN = "--engine=none"
 
@@ -250,3 +252,12 @@ def test_help_and_status_of_nothing(tmp_path):
         code, _, told = typed(status, workdir, *mistake)
         assert code == 2 and said in told, told
     assert arguments(workdir) and jobs(workdir)["walks"]["attempts"] == 0
+
+
+def test_a_swept_field_is_called_as_no_other_dimension_is():
+    names = ("task.source.seed", "seed", "task.num_bits")
+    for name, short in zip(
+        names, ("task.source.seed", "seed", "num_bits"), strict=True
+    ):
+        grid = FrozenDict({name: ("1", "2")})
+        assert Sweep(("a.py",), grid, False, None, ()).short_names == {name: short}

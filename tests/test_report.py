@@ -274,9 +274,14 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     refused(say("report", bad, output), 2, "must be UTF-8")
     (run_dir / "command.txt").write_bytes(b"\xff")
     refused(say("report", run_dir, output), 1, "c9_x/command.txt: damaged")
+    lineage = run_dir / "grpo" / "lineage.json"
+    whole = lineage.read_text()
     for text in ("{", "[" * 100_000):
-        (run_dir / "grpo" / "lineage.json").write_text(text)
+        lineage.write_text(text)
         refused(say("report", run_dir, output), 1, "grpo/lineage.json: damaged")
+    lineage.write_text(whole.replace("cpu: cpu x 2", "cuda: H100 x 8"))
+    refused(say("report", run_dir, output), 1, "grpo/lineage.json is not as it was")
+    lineage.write_text(whole)
     records = run_dir / "grpo" / "metrics.jsonl"
     records.write_text(records.read_text().replace("0.5", "0.9"))
     refused(say("report", run_dir, output), 1, "grpo/metrics.jsonl is not as it was")

@@ -292,3 +292,10 @@ def test_a_leap_over_all_bits_is_no_chain():
     ParityConfig(4, leap=4).check(Hypers())
     with pytest.raises(ConfigError, match=r"^p_leap=0.5: must be 0 with leap=num_bi"):
         ParityConfig(4, leap=4).check(Hypers(p_leap=0.5))
+
+
+def test_leap_chains_that_are_full_chains_are_refused():
+    """p_leap would be another name of p_cot: members would secretly be one."""
+    with pytest.raises(ConfigError, match=r"p_leap=0\.3: must be 0 with leap=1"):
+        ParityConfig(4).check(Hypers(p_leap=0.3))
+    ParityConfig(4, leap=2).check(Hypers(p_leap=0.3))

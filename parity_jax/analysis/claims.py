@@ -40,6 +40,7 @@ class Check:
         """Every |measured - expected| <= tolerance; ValueError if that is negative."""
         if not (is_finite(tolerance) and tolerance >= 0):
             raise ValueError(f"tolerance={tolerance}: must be finite and not negative")
+        measured, expected = _alike(measured, expected)
         gap = abs(_together(np.subtract, measured, expected))
         relation: Relation = "within" if tolerance else "equal"
         holds = bool(gap.size and (gap <= tolerance).all())
@@ -73,11 +74,28 @@ class Check:
 
     @classmethod
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
+        measured, bound = _alike(measured, bound)
         # what is not finite, a number that does not exist, fulfils nothing
         compared = _together(COMPARE[relation], measured, bound)
         compared = compared & np.isfinite(_numbers(measured))
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
+
+
+def _alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both with labels if one has them: numbers without are of its members, in order.
+
+    ValueError if they are not as many.
+    """
+    if isinstance(b, xr.DataArray) and not isinstance(a, xr.DataArray):
+        b, a = _alike(b, a)
+        return a, b
+    if not isinstance(a, xr.DataArray) or isinstance(b, xr.DataArray) or not np.ndim(b):
+        return a, b
+    if np.shape(b) != a.shape:
+        told = f"must be one number, or as many as there are members, {a.shape}"
+        raise ValueError(f"{told}, not {np.shape(b)}")
+    return a, a.copy(data=np.asarray(b))
 
 
 def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:

@@ -69,6 +69,8 @@ def inspect_run(
 def inspect_experiment(home: ExperimentDirectory) -> dict[str, Any]:
     """Where every run of an experiment stands."""
     experiment = home.read_config()
+    for name in experiment.runs:
+        home.check_run(name)
     runs = [
         run_summary(home.run(name), experiment.runs[name])
         for name in order_of_execution(experiment)

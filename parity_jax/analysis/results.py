@@ -66,7 +66,7 @@ def as_dataset(run: ResolvedRun, records: list[Record]) -> xr.Dataset:
     data = xr.Dataset(variables, coords={**coords, "step": steps})
     per_record = np.diff(steps, prepend=0)
     for name in COUNTERS:
-        if name in data:
+        if name in data and f"num_{name}" not in data:
             total = (data[name].fillna(0) * per_record).cumsum("step")
             data[f"num_{name}"] = total
     return data
@@ -137,6 +137,7 @@ class Results(Mapping[str, xr.Dataset]):
         if (name, split) not in self._loaded:
             if name not in self.experiment.runs:
                 raise unknown_value("run", name, self.experiment.runs)
+            self._home.check_run(name)
             path = self._home.run(name).path
             self._loaded[name, split] = load_metrics(path, split)
         return self._loaded[name, split]

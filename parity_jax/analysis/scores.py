@@ -47,6 +47,8 @@ def by_member(values: Any) -> dict[str, float | None]:
     for index in np.ndindex(values.shape):
         item = values[index]
         label = {str(d): item.coords[d].item() for d in values.dims}
-        number = float(item)
-        out[label_text(label)] = round(number, 6) if np.isfinite(number) else None
+        number, member = float(item), label_text(label)
+        if member in out:
+            raise ValueError(f"has the member {member} twice")
+        out[member] = round(number, 6) if np.isfinite(number) else None
     return out

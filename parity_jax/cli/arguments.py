@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import logging
 
@@ -30,14 +30,6 @@ class Parser(argparse.ArgumentParser):
         )
         self.command = command
         self.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As always, but an option that a later one takes back is refused."""
-        names = [text.partition("=")[0] for text in args if text.startswith("--")]
-        for name in names:
-            if names.count(name) > 1:
-                self.error(f"{name} must be given once")
-        return super().parse_args(args, namespace)
 
     def refuse(self, args: argparse.Namespace, allowed: str, *names: str) -> None:
         """ConfigError for options that were given where nothing reads them."""

@@ -71,7 +71,7 @@ SCALE = "scale"
 def define_flags() -> flags.FlagValues:
     """The flags beside the overrides; nothing global is defined."""
     own = flags.FlagValues()
-    options: dict[str, Any] = {"flag_values": own, "allow_overwrite": False}
+    options: dict[str, Any] = {"flag_values": own}
     flags.DEFINE_string("config", None, "Experiment, FILE or FILE:SCALE.", **options)
     flags.DEFINE_string("workdir", None, "Directory of the runs.", **options)
     flags.DEFINE_list("only", [], "Runs to execute; default: all.", **options)

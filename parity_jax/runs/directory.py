@@ -15,8 +15,10 @@ from parity_jax.config import (
     ConfigError,
     Label,
     RunError,
+    differences,
     from_dict,
     kind_of,
+    lines_of,
     require,
     to_dict,
 )
@@ -141,12 +143,10 @@ class RunDirectory:
         }
         if len(finished.step) != num:
             text = f"tells of {len(finished.step)} members, {self._config} of {num}"
-        elif finished.records_sha256 != self.metrics.sha256():
-            text = f"{self.metrics.path} is not as it was when the run ended"
         elif not is_lineage_of(self.read_lineage(), run):
             text = f"{self._lineage} and {self._config} are not of one run"
-        elif finished.lineage_sha256 != sha256(self.read_lineage()):
-            text = f"{self._lineage} is not as it was when the run ended"
+        elif altered := self.altered(finished):
+            text = altered
         elif running - {end} or (running and end != planned):
             text = f"members at step {sorted(running)}, the last record at {end}"
             text += f", {self._config} ends at {planned}"
@@ -157,6 +157,14 @@ class RunDirectory:
                 checkpoints.check(end)
             return finished
         raise RunError(f"{self._finished}: damaged: {text}")
+
+    def altered(self, finished: Finished) -> str:
+        """Which of records and lineage are not as the end of the run told; or none."""
+        now = (self.metrics.sha256(), sha256(self.read_lineage()))
+        was = (finished.records_sha256, finished.lineage_sha256)
+        files = (self.metrics.path, self._lineage)
+        changed = [f for f, a, b in zip(files, was, now, strict=True) if a != b]
+        return f"{changed[0]} is not as it was when the run ended" if changed else ""
 
     def write_finished(self, states: StageState) -> None:
         step_P, status_P = on_host((states.step, states.status))
@@ -290,7 +298,31 @@ class ExperimentDirectory:
         runs = read_json(self._config)["runs"]
         if not isinstance(runs, dict) or any(Path(n).name != n for n in runs):
             raise RunError(f"{self._config}: damaged: names no run")
+        for name in runs:
+            self.check_run(name)
         return [self.run(name) for name in runs]
+
+    def check_run(self, name: str) -> None:
+        """RunError for a run of another experiment, as far as no own code is needed."""
+        run = self.run(name)
+        if not run.has_config():
+            return
+        whole, own = read_json(self._config), read_json(run.path / "config.json")
+        try:
+            here = whole["runs"][name]
+            parts = {part: here[part] or whole[part] for part in ("task", "model")}
+            parts["stage"] = here["stage"]
+            expected = {part: config["kind"] for part, config in parts.items()}
+            found = {part: own[part]["kind"] for part in expected}
+            expected |= {"axes": whole["axes"] | here["axes"], "hypers": here["hypers"]}
+            found |= {"axes": own["axes"], "hypers": own["hypers"]}
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self._config}: damaged: has no {error}") from None
+        if different := differences(found, expected):
+            told = lines_of(different)
+            raise RunError(
+                f"{run.path}: is of another experiment than {self.path}: {told}"
+            )
 
     def has_config(self) -> bool:
         return self._config.exists()

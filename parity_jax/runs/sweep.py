@@ -47,10 +47,13 @@ class Sweep:
 
     @property
     def short_names(self) -> dict[str, str]:
-        """What a swept name is called: its last part, where that says enough."""
+        """What a swept name is called: its last part, where that says enough and is
+        no other dimension of the scores.
+        """
         last = [name.rpartition(".")[2] for name in self.grid]
+        taken = ("seed", "step", "parent_step", "sequences")
         return {
-            name: end if last.count(end) == 1 else name
+            name: end if last.count(end) == 1 and end not in taken else name
             for name, end in zip(self.grid, last, strict=True)
         }
 

@@ -54,6 +54,11 @@ class ParityConfig(TaskConfig):
         allowed = f"must be 0 with leap=num_bits={self.num_bits}: a leap is an answer"
         is_chain = self.leap < self.num_bits
         require(is_chain or hypers.p_leap == 0, "p_leap", hypers.p_leap, allowed)
+        is_another = self.leap > 1 or hypers.p_leap == 0  # or p_cot + p_leap counts
+        allowed = (
+            "must be 0 with leap=1: a leap chain is the full chain, which is p_cot's"
+        )
+        require(is_another, "p_leap", hypers.p_leap, allowed)
 
     def make(self) -> "Parity":
         return Parity(self.num_bits, self.leap)
@@ -180,7 +185,7 @@ class Parity:
         whole = line if "=" in line else line + "="
         token, d = self.from_text(whole)[: self.prompt_len], self.num_bits
         if len(token) <= d or (token[:d] < PLUS).any() or token[d] != SEP:
-            raise ValueError(f"must begin with {d} bits, as in '+-' or '+-='")
+            raise ValueError(f"must begin with {d} bits, as in '{('+-' * d)[:d]}'")
         return token
 
     def _finish(self, sign_BxM: Array) -> Array:

@@ -151,9 +151,8 @@ def check_runs(home: ExperimentDirectory) -> None:
         finished = run.read_finished()
         if finished is None:
             raise RunError(f"{home.claims}: damaged: {run.path} has not finished")
-        if finished.records_sha256 != run.metrics.sha256():
-            text = f"{run.metrics.path} is not as it was when the run ended"
-            raise RunError(f"{home.claims}: damaged: {text}")
+        if altered := run.altered(finished):
+            raise RunError(f"{home.claims}: damaged: {altered}")
 
 
 def provenance(home: ExperimentDirectory) -> Provenance:
