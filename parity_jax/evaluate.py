@@ -170,9 +170,10 @@ def make_evaluate(cfg: EvaluateConfig, task: Task, model: Model) -> Evaluate:
         scored, diagnostics, is_number_BxG = answers
         metrics: Metrics = {}
         ends = np.cumsum(num_samples)
+        taken = {*jax.eval_shape(means, scored), *tables}
         for k in diagnostics:
             allowed = "must be named otherwise: evaluation has a score of this name"
-            require(k not in {*means(scored), *tables}, "diagnostics", k, allowed)
+            require(k not in taken, "diagnostics", k, allowed)
         for name, end, num in zip(temperatures, ends, num_samples, strict=True):
             columns = slice(end - num, end)
             own = jax.tree.map(itemgetter((slice(None), columns)), scored)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from flax.core import FrozenDict
@@ -356,27 +357,27 @@ def test_the_table_of_states():
     assert "\n".join(text(found, 1000.0)) + "\n" == expected
 
 
-def test_a_damaged_file_is_told_of_its_job_alone(finished):
-    home = SweepDirectory(finished)
-    path = finished / "num_bits=5" / "run" / "finished.json"
-    whole = path.read_text()
+def rows_with(home, file, content):
+    """What is told of the jobs while a file of theirs holds something else."""
+    whole = file.read_text()
     try:
-        path.write_text("{")
-        found = rows(home, {})
+        file.write_text(content(whole))
+        return rows(SweepDirectory(home), {})
     finally:
-        path.write_text(whole)
+        file.write_text(whole)
+
+
+def test_a_damaged_file_is_told_of_its_job_alone(finished):
+    file = finished / "num_bits=5" / "run" / "finished.json"
+    found = rows_with(finished, file, lambda whole: "{")
     assert [row.state for row in found] == ["finished", "finished", "failed"]
     assert "num_bits=5/run/finished.json: damaged" in found[2].note
 
 
 def test_records_that_are_not_as_they_were_are_no_score(finished):
     file = finished / "num_bits=5" / "run" / "metrics.jsonl"
-    whole = file.read_text()
-    try:
-        file.write_text(re.sub(r'("greedy/accuracy": ?)\[[^,]+', r"\1[0.125", whole))
-        found = rows(SweepDirectory(finished), {})
-    finally:
-        file.write_text(whole)
+    other = partial(re.sub, r'("greedy/accuracy": ?)\[[^,]+', r"\1[0.125")
+    found = rows_with(finished, file, other)
     assert [row.state for row in found] == ["finished", "finished", "failed"]
     assert found[2].accuracy is None and "not as it was" in found[2].note
 
@@ -389,14 +390,8 @@ def test_curves_that_come_too_late_are_told(finished):
 
 
 def test_a_damaged_life_is_told_and_the_job_goes_on(finished):
-    home = SweepDirectory(finished)
-    path = finished / "jobs" / "num_bits=5" / "life.json"
-    whole = path.read_text()
-    try:
-        path.write_text("{")
-        found = rows(home, {})[2]
-    finally:
-        path.write_text(whole)
+    file = finished / "jobs" / "num_bits=5" / "life.json"
+    found = rows_with(finished, file, lambda whole: "{")[2]
     assert (found.state, found.attempts) == ("finished", 0)
     assert "num_bits=5/life.json: damaged" in found.note
 

@@ -87,15 +87,17 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
 
     ValueError if they are not as many.
     """
-    if isinstance(b, xr.DataArray) and not isinstance(a, xr.DataArray):
-        b, a = _alike(b, a)
-        return a, b
-    if not isinstance(a, xr.DataArray) or isinstance(b, xr.DataArray) or not np.ndim(b):
-        return a, b
-    if np.shape(b) != a.shape:
-        told = f"must be one number, or as many as there are members, {a.shape}"
-        raise ValueError(f"{told}, not {np.shape(b)}")
-    return a, a.copy(data=np.asarray(b))
+
+    def labelled(numbers: Any, like: Any) -> Any:
+        has_members = isinstance(like, xr.DataArray)
+        if not has_members or isinstance(numbers, xr.DataArray) or not np.ndim(numbers):
+            return numbers
+        if np.shape(numbers) != like.shape:
+            told = f"must be one number, or as many as there are members, {like.shape}"
+            raise ValueError(f"{told}, not {np.shape(numbers)}")
+        return like.copy(data=np.asarray(numbers))
+
+    return labelled(a, b), labelled(b, a)
 
 
 def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
