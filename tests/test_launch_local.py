@@ -169,12 +169,21 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
         command = ["report", str(finished), f"--output={tmp_path / 'no'}", *over, wrong]
         assert run(command) == 2
         assert part in capsys.readouterr().err and not (tmp_path / "no").exists()
-    config = finished / "num_bits=5" / "other" / "config.json"
-    whole = config.read_text()
-    config.write_text(whole.replace("small_runs:WalkConfig", "no_such:WalkConfig"))
-    assert run(["report", str(finished), f"--output={tmp_path / 'no'}"]) == 1
-    assert "cannot be imported" in capsys.readouterr().err
-    config.write_text(whole)
+    home = finished / "num_bits=5"
+    home = finished / "num_bits=5"
+    everywhere = [home / "config.json", *home.glob("*/config.json")]
+    configs = {path: path.read_text() for path in everywhere}
+    for changed, part in (
+        ([home / "other" / "config.json"], "other: is of another experiment"),
+        (everywhere, "cannot be imported"),
+    ):
+        for path in changed:
+            own = configs[path].replace("small_runs:WalkConfig", "no_such:WalkConfig")
+            path.write_text(own)
+        assert run(["report", str(finished), f"--output={tmp_path / 'no'}"]) == 1
+        assert part in capsys.readouterr().err
+    for path, whole in configs.items():
+        path.write_text(whole)
     assert run(["inspect", str(finished)]) == 0
     printed = capsys.readouterr().out
     assert "num_bits=4,seed=2" in printed and printed.count("100/100") == 3
