@@ -199,6 +199,16 @@ def test_small_types_are_compared_as_the_numbers_that_they_are(dtype):
         assert not Check.within(dtype(60000), dtype(-60000), 1e5).holds
 
 
+def test_small_numbers_keep_their_digits():
+    """And those that float64 does not tell apart are refused."""
+    check = Check.at_most(xr.DataArray([1.25e-9], {"seed": [0]}), 0)
+    assert check.measured == {"seed=0": 1.25e-9} and not check.holds
+    assert Check.equal(np.float32(0.1), np.float32(0.1)).measured == 0.1
+    assert Check.equal(2**53 - 1, 2**53 - 1).holds
+    with pytest.raises(ValueError, match=r"below 2\*\*53"):
+        Check.equal(2**53 + 1, 2**53)
+
+
 def test_numbers_stand_on_both_sides():
     assert Check.at_least([1, 2], [1, 2]).holds and Check.within([1], [1.05], 0.1).holds
     with pytest.raises(ValueError, match="must have the coordinate 'seed'"):

@@ -318,7 +318,7 @@ IMPOSSIBLE = {
             task=ParityConfig(4, leap=2),
             axes=FrozenDict({"p_leap": (0.1, 0.9)}),
         ),
-        "runs.pretrain.hypers.p_leap",
+        "runs.pretrain.axes.p_leap",
         "at most 1",
     ),
     "leaps of multiplication": (
@@ -363,6 +363,13 @@ def test_runs_that_cannot_be(name):
     with pytest.raises(ConfigError) as info:
         resolve(experiment)
     assert info.value.name == field and allowed in str(info.value)
+
+
+def test_a_shared_axis_is_named_where_it_is():
+    axes = FrozenDict({"seed": (0,), "p_leap": (0.1, 0.9)})
+    one = with_run("pretrain", task=ParityConfig(4, leap=2))
+    with pytest.raises(ConfigError, match=r"^axes\.p_leap="):
+        resolve(dataclasses.replace(one, axes=axes))
 
 
 def test_what_is_nearly_refused_is_allowed():

@@ -11,8 +11,9 @@ from small_worlds import make_table, no_evaluation
 from tiny import POLICY_GRADIENT, PRETRAIN, STAR, tiny_experiment
 
 from parity_jax.config import ConfigError
+from parity_jax.experiment import RunConfig
 from parity_jax.hypers import BOUNDS, Hypers
-from parity_jax.runs import make_program, resolve
+from parity_jax.runs import make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import to_arrays
 from parity_jax.runs.unread import check_numbers
 from parity_jax.stages.contract import numbers_read
@@ -124,3 +125,18 @@ def test_an_axis_is_refused_for_any_value_that_nobody_reads():
         told = r"axes.temperature=.*: has 2, which is read by no run \(.*grpo.*\)"
         with pytest.raises(ConfigError, match=told):
             check_numbers(resolved, programs)
+
+
+def test_members_that_trained_alike_are_told(tmp_path, capfd):
+    """A number that is read, but that another one leaves nothing to do."""
+    run = RunConfig(stage=PRETRAIN, num_steps=2, log_every=2, hypers=Hypers(p_cot=1.0))
+    for number, is_told in (("short_noise", True), ("learning_rate", False)):
+        axes = FrozenDict({"seed": (0, 1), number: (0.125, 0.25)})
+        experiment = tiny_experiment(axes=axes, runs=FrozenDict(pretrain=run))
+        assert run_experiment(experiment, tmp_path / number, quiet=True)
+        told = capfd.readouterr()
+        pairs = [
+            f"short_noise=0.25,seed={s} as short_noise=0.125,seed={s}" for s in (0, 1)
+        ]
+        line = f"members trained to the same parameters: {'; '.join(pairs)}\n"
+        assert told.err.count(line) == told.err.count("same parameters") == is_told

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from parity_jax.analysis.legend import LEGEND
-from parity_jax.analysis.scores import by_member
+from parity_jax.analysis.scores import by_member, plain_number
 from parity_jax.analysis.verdicts import COMPARE, fault_of
 from parity_jax.config import RunError, is_finite
 from parity_jax.runs.files import read_json, write_json
@@ -23,6 +23,7 @@ from parity_jax.runs.files import read_json, write_json
 Relation = Literal["within", "equal", "at least", "at most", "below", "above"]
 
 MAX_SENTENCE = 300
+MAX_WHOLE = 2**53  # float64 tells smaller ones apart
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ def _numbers(value: Any) -> xr.DataArray:
     missing = [d for d in array.dims if is_labelled and d not in array.coords]
     if missing:
         raise ValueError(f"must have the coordinate {missing[0]!r}, to name members")
-    return array.astype(float)
+    numbers = array.astype(float)
+    if array.dtype.kind in "iu" and (abs(numbers) >= MAX_WHOLE).any():
+        raise ValueError(f"must be whole numbers below 2**53, not {value!r}"[:200])
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, np.bool_):
         return bool(value)
-    number = float(value)
-    return round(number, 6) if np.isfinite(number) else None
+    return plain_number(value)
 
 
 def plain_claims(claims: Any) -> list[dict[str, Any]]:

@@ -47,8 +47,14 @@ def by_member(values: Any) -> dict[str, float | None]:
     for index in np.ndindex(values.shape):
         item = values[index]
         label = {str(d): item.coords[d].item() for d in values.dims}
-        number, member = float(item), label_text(label)
+        member = label_text(label)
         if member in out:
             raise ValueError(f"has the member {member} twice")
-        out[member] = round(number, 6) if np.isfinite(number) else None
+        out[member] = plain_number(item)
     return out
+
+
+def plain_number(value: Any) -> float | None:
+    """A number as JSON has it, with the digits of float32; None for NaN and inf."""
+    number = float(value)
+    return float(f"{number:.8g}") if np.isfinite(number) else None

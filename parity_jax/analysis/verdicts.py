@@ -13,7 +13,7 @@ COMPARE = {
     "below": np.less,
     "above": np.greater,
 }
-DIGITS = 2e-6  # numbers are stored with six digits, and some are of float32
+DIGITS = 2e-6  # of numbers that are stored with six decimals or more, some of float32
 FIELDS = {"id", "claim", "holds", "measured", "expected", "tolerance"}
 
 

@@ -109,6 +109,10 @@ class RunDirectory:
         """What the run is; RunError if the file is damaged or of another version."""
         return read_as(ResolvedRun, self._config)
 
+    def content(self) -> Any:
+        """What its config says, as JSON has it; no own code is needed."""
+        return read_json(self._config)
+
     def write_config(self, run: ResolvedRun) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, to_dict(run))
@@ -218,7 +222,7 @@ class RunDirectory:
 
     def planned_steps(self) -> int:
         """Where the run will end, whatever else its config says."""
-        content = read_json(self._config)
+        content = self.content()
         try:
             return int(content["schedule"]["num_steps"])
         except (KeyError, TypeError, ValueError):
@@ -226,7 +230,7 @@ class RunDirectory:
 
     def labels(self) -> list[Label]:
         """The members, whatever else its config says."""
-        content = read_json(self._config)
+        content = self.content()
         try:
             axes = from_dict(FrozenDict[str, tuple[Any, ...]], content["axes"])
         except (KeyError, TypeError, ConfigError):
@@ -307,7 +311,7 @@ class ExperimentDirectory:
         run = self.run(name)
         if not run.has_config():
             return
-        whole, own = read_json(self._config), read_json(run.path / "config.json")
+        whole, own = read_json(self._config), run.content()
         try:
             here = whole["runs"][name]
             parts = {part: here[part] or whole[part] for part in ("task", "model")}

@@ -1,5 +1,6 @@
 """The only host loop: chunk of steps -> metrics -> evaluation -> checkpoint."""
 
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -83,6 +84,7 @@ class Training:
             if any_of(should_stop()) and step < self.schedule.num_steps:
                 self.stop(step, states, {}, recorded)
         self.settle()
+        self.tell_alike(states)
         return states
 
     def check_members(self, step: int, states: StageState, who: str) -> None:
@@ -160,6 +162,26 @@ class Training:
                 f"member {who} {text} after step {step_P[i]}; it stays frozen there"
             )
         return stopped_P
+
+    def tell_alike(self, states: StageState) -> None:
+        """Members that trained to the same parameters: what differs did nothing."""
+        labels = self.population.labels
+        if len(labels) == 1 or self.schedule.num_steps == 0:
+            return
+        params, status_P = on_host((states.params, states.status))
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+        first: dict[tuple[bytes, ...], str] = {}
+        pairs = list[str]()
+        for i in np.flatnonzero(np.asarray(status_P) == RUNNING).tolist():
+            parts = (hashlib.sha256(leaf[i].tobytes()).digest() for leaf in leaves)
+            who = label_text(labels[i])
+            other = first.setdefault(tuple(parts), who)
+            if other != who:
+                pairs.append(f"{who} as {other}")
+        if pairs:
+            more = f"; and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+            told = f"members trained to the same parameters: {'; '.join(pairs[:3])}"
+            self.report.warn(told + more)
 
 
 class Pace:

@@ -217,8 +217,10 @@ def check(name: str, config: RunConfig, run: ResolvedRun) -> None:
     except ConfigError as error:
         where = error.name.partition(".")[0]
         is_shared = where in ("task", "model") and getattr(config, where) is None
-        number = "hypers." if error.name in BOUNDS else ""
-        prefix = "" if is_shared else f"runs.{name}.{number}"
+        is_axis = error.name in run.axes
+        is_shared = is_shared or (is_axis and error.name not in config.axes)
+        number = "axes." if is_axis else "hypers." if error.name in BOUNDS else ""
+        prefix = ("" if is_shared else f"runs.{name}.") + number
         raise ConfigError(prefix + error.name, error.value, error.allowed) from None
 
 
