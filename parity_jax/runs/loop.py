@@ -1,6 +1,5 @@
 """The only host loop: chunk of steps -> metrics -> evaluation -> checkpoint."""
 
-import hashlib
 import time
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ from parity_jax.experiment import Schedule
 from parity_jax.hosts import any_of, of_first, on_host
 from parity_jax.metrics import Metrics
 from parity_jax.population import Population
-from parity_jax.runs.checkpoint import Checkpoints
+from parity_jax.runs.checkpoint import Checkpoints, by_path, digest
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.progress import Report
 from parity_jax.tasks.text import callback_error, reward_error
@@ -168,14 +167,13 @@ class Training:
         labels = self.population.labels
         if len(labels) == 1 or self.schedule.num_steps == 0:
             return
-        params, status_P = on_host((states.params, states.status))
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-        first: dict[tuple[bytes, ...], str] = {}
+        params, status_P = on_host((by_path(states.params), states.status))
+        arrays = {name: np.asarray(x) for name, x in params.items()}
+        first = dict[str, str]()
         pairs = list[str]()
         for i in np.flatnonzero(np.asarray(status_P) == RUNNING).tolist():
-            parts = (hashlib.sha256(leaf[i].tobytes()).digest() for leaf in leaves)
-            who = label_text(labels[i])
-            other = first.setdefault(tuple(parts), who)
+            who, own = label_text(labels[i]), {k: x[i] for k, x in arrays.items()}
+            other = first.setdefault(digest(own), who)
             if other != who:
                 pairs.append(f"{who} as {other}")
         if pairs:
