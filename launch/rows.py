@@ -12,8 +12,8 @@ from launch.job import Life, Record
 from launch.queue import Place
 from parity_jax.analysis.claims import read_claims, told
 from parity_jax.config import RunError
-from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import is_locked, is_plain
+from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
+from parity_jax.runs.files import CodeNotFoundError, is_locked, is_plain
 from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.runs.sweep import SweepDirectory, SweepJob
 from parity_jax.types import DIVERGED
@@ -56,13 +56,13 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
     try:
         life = record.read(warnings.append)
         step = sum(max(run.last_step(), 0) for run in runs.values())
-        is_done = all(is_finished(run, job.steps[name]) for name, run in runs.items())
+        unverified = verify(runs.values())
+        is_done = all(has_ended(run, job.steps[name]) for name, run in runs.items())
         accuracy = last_accuracy(runs.values())
         diverged = max(map(num_diverged, runs.values()))
         state, note = state_of(life, is_done, place, record.path, seen_at)
-        claims = home.experiment(job).claims
-        if state == "finished" and not note and is_plain(claims):
-            note = told(read_claims(claims))
+        if state == "finished":
+            note = note or unverified or what_holds(home.experiment(job))
         note = "; ".join([*filter(None, [note]), *warnings])
     except RunError as error:
         state, note = "failed", str(error)
@@ -82,9 +82,24 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
     )
 
 
-def is_finished(run: RunDirectory, steps: int) -> bool:
+def has_ended(run: RunDirectory, steps: int) -> bool:
     """Whether a run has ended at the step at which it ends now."""
-    return run.verified_finish() is not None and run.planned_steps() == steps
+    return run.read_finished() is not None and run.planned_steps() == steps
+
+
+def verify(runs: Iterable[RunDirectory]) -> str:
+    """RunError unless the files of finished runs agree; why they were not compared."""
+    try:
+        for run in runs:
+            run.verified_finish()
+    except CodeNotFoundError as error:
+        return f"not verified: {error}"
+    return ""
+
+
+def what_holds(home: ExperimentDirectory) -> str:
+    """Of the claims of a job that has ended, if it has any."""
+    return told(read_claims(home.claims)) if is_plain(home.claims) else ""
 
 
 def num_diverged(run: RunDirectory) -> int:

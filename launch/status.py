@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     is_right = args.watch is None or MIN_WAIT <= args.watch <= MAX_WAIT
     allowed = f"must be seconds in [{MIN_WAIT:g}, {MAX_WAIT:g}]"
     require(is_right, "--watch", args.watch, allowed)
+    home.read().find_code()
     states = [state for state in args.relaunch.split(",") if state]
     for state in states:
         if state not in CAN_START:

@@ -1,6 +1,7 @@
 """The local engine: jobs one after the other, whatever is killed in between."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from flax.core import FrozenDict
 from small_runs import contents, train, walk, walks
 from small_sweeps import (
     LONG,
+    ROOT,
     arguments,
     experiment_file,
     jobs,
@@ -89,6 +91,22 @@ def test_a_job_is_the_run_it_says(finished, tmp_path, fresh_imports):
 def test_status_watches_until_nothing_runs(finished):
     code, out, told = typed(status, finished, "--watch=0.1")
     assert (code, told) == (0, "") and out.endswith("3 jobs, 6 members: 3 finished\n")
+
+
+def test_status_finds_code_beside_the_experiment(finished):
+    """Where it is not, what has finished is told as that, and nothing fails."""
+    beside = finished.parent / "small_runs.py"
+    for is_found in (False, True):
+        if is_found:
+            beside.symlink_to(ROOT / "tests" / "small_runs.py")
+        process = start("launch.status", finished, "--json")
+        found = json.loads(process.communicate(timeout=100)[0])
+        assert found["totals"]["finished"] == len(found["jobs"]) == 3
+        notes = [job["note"] for job in found["jobs"]]
+        expected = "1 of 1 claims hold" if is_found else "not verified: "
+        assert all(note.startswith(expected) for note in notes), notes
+        assert is_found or all("set PYTHONPATH" in note for note in notes)
+    beside.unlink()
 
 
 def test_a_sweep_is_one_dataset(finished):

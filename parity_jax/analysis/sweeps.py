@@ -1,7 +1,6 @@
 """Sweeps: the runs of many experiments as one labelled dataset, a table, a figure."""
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,7 @@ def _opened(directory: str | Path) -> tuple[SweepDirectory, Sweep]:
     require(found, "directory", str(path), allowed)
     home = SweepDirectory(path)
     sweep = home.read()
-    for config in sweep.configs:  # stages and tasks of one's own may stand beside them
-        folder = str(Path(config.partition(":")[0]).resolve().parent)
-        if folder not in sys.path:
-            sys.path.append(folder)
+    sweep.find_code()
     return home, sweep
 
 

@@ -21,6 +21,10 @@ from parity_jax.config import (
 from parity_jax.hosts import is_first
 
 
+class CodeNotFoundError(RunError):
+    """A file that names code of the user's own, which is not found from here."""
+
+
 @contextmanager
 def lock(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold the directory for this process; RunError if another process holds it.
@@ -155,6 +159,6 @@ def read_as(kind: Any, path: Path) -> Any:
         return from_dict(kind, read_json(path))
     except MissingCodeError as error:
         told = "type the command in the folder of that code, or set PYTHONPATH to it"
-        raise RunError(f"{path}: {error}; {told}") from None
+        raise CodeNotFoundError(f"{path}: {error}; {told}") from None
     except ConfigError as error:
         raise RunError(f"{path}: damaged: {error}") from None

@@ -7,6 +7,7 @@
 `launch` writes them; reports and analyses only read.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ class Sweep:
             name: end if last.count(end) == 1 and end not in taken else name
             for name, end in zip(self.grid, last, strict=True)
         }
+
+    def find_code(self) -> None:
+        """The user's own stages and tasks may stand beside the experiments' files."""
+        for config in self.configs:
+            folder = str(Path(config.partition(":")[0]).resolve().parent)
+            if folder not in sys.path:
+                sys.path.append(folder)
 
 
 class SweepDirectory:
