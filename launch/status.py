@@ -6,9 +6,10 @@ python -m launch.status SWEEP [--json] [--watch[=SECONDS]] [--relaunch=STATE,..]
 Truth is files: what the runs have on disk, and what a job's newest life left. A queue
 is asked only which jobs it has. States: planned (not begun), queued, running, finished,
 stopped (saved, to be continued), failed, lost (killed without a word). --watch shows it
-again until nothing is queued or running. --relaunch hands the jobs in these states
-(failed, lost, stopped, planned) to the engine that had them last. Exit code 0: done,
-whatever the states are, 2: a bad argument, 1: a damaged directory or a failed relaunch.
+again until nothing is queued or running, and no launcher works on it on this host.
+--relaunch hands the jobs in these states (failed, lost, stopped, planned) to the engine
+that had them last. Exit code 0: done, whatever the states are, 2: a bad argument, 1: a
+damaged directory or a failed relaunch.
 """
 
 import json
@@ -24,6 +25,7 @@ from parity_jax.cli.arguments import Parser, stoppable
 from parity_jax.cli.door import through_the_door
 from parity_jax.config import require, unknown_value
 from parity_jax.runs.directory import local_path
+from parity_jax.runs.files import is_locked
 from parity_jax.runs.sweep import SweepDirectory
 
 HEAD = ("job", "state", "members", "step", "accuracy", "seen", "host", "lives", "note")
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("sweep", metavar="SWEEP", help="directory of the sweep")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--watch", type=float, nargs="?", const=5.0, help="seconds")
-    parser.add_argument("--relaunch", default="", help="states, e.g. failed,lost")
+    parser.add_argument("--relaunch", help="states, e.g. failed,lost")
     args = parser.parse_args(argv)
     home = SweepDirectory(local_path("SWEEP", args.sweep))
     is_sweep, allowed = home.has_sweep(), "must be the directory of a sweep"
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     allowed = f"must be seconds in [{MIN_WAIT:g}, {MAX_WAIT:g}]"
     require(is_right, "--watch", args.watch, allowed)
     home.read().find_code()
-    states = [state for state in args.relaunch.split(",") if state]
+    states = args.relaunch.split(",") if args.relaunch is not None else []
     for state in states:
         if state not in CAN_START:
             raise unknown_value("--relaunch", state, CAN_START)
@@ -58,17 +60,20 @@ def main(argv: Sequence[str]) -> None:
         relaunch(home, states)
         return
     with stoppable():
-        show(home, args.json)
         while args.watch is not None and is_busy(home):
+            show(home, args.json)
+            sys.stdout.flush()
             time.sleep(args.watch)
             if sys.stdout.isatty():
                 print(CLEAR, end="")
-            show(home, args.json)
+        show(home, args.json)
 
 
 def is_busy(home: SweepDirectory) -> bool:
-    """Whether a job is queued or running."""
-    return any(r.state in ("queued", "running") for r in rows(home, places(home.path)))
+    """Whether a job is queued or running, or a launcher works on them here."""
+    found = rows(home, places(home.path))
+    is_here = is_locked(home.records)
+    return is_here or any(r.state in ("queued", "running") for r in found)
 
 
 def show(home: SweepDirectory, as_json: bool) -> None:

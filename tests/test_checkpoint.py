@@ -104,6 +104,9 @@ def test_files_of_a_run(workdir):
         lineage = json.loads((workdir / name / "lineage.json").read_text())
         text = json.dumps(lineage, sort_keys=True).encode()
         assert finished.pop("lineage_sha256") == hashlib.sha256(text).hexdigest()
+        config = json.loads((workdir / name / "config.json").read_text())
+        text = json.dumps(config, sort_keys=True).encode()
+        assert finished.pop("config_sha256") == hashlib.sha256(text).hexdigest()
         assert finished == {"step": [last] * 2, "status": [0, 0]}
     found = RunDirectory(workdir / "first").metrics.read()
     assert [r.step for r in found if r.split == "train"] == [1, 2, 3, 4]

@@ -37,7 +37,7 @@ from parity_jax.stages import (
     dr_grpo,
     reinforce,
 )
-from parity_jax.tasks import MultiplicationConfig, ParityConfig
+from parity_jax.tasks import MultiplicationConfig, ParityConfig, TaskConfig
 
 CONFIGS = [
     ParityConfig(6, 3),
@@ -363,6 +363,15 @@ def test_runs_that_cannot_be(name):
     with pytest.raises(ConfigError) as info:
         resolve(experiment)
     assert info.value.name == field and allowed in str(info.value)
+
+
+def test_a_kind_is_of_the_package_only():
+    """One of the user's own would stand for another class where config.json is read."""
+    told = r"'parity' is of parity_jax only; .* it is named test_config:Own$"
+    with pytest.raises(TypeError, match=told):
+
+        class Own(TaskConfig):
+            kind = "parity"
 
 
 def test_a_shared_axis_is_named_where_it_is():

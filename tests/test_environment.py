@@ -18,6 +18,7 @@ from small_runs import digests, stop, train, train_until, walk, walks
 from parity_jax.analysis.inspection import rescored
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.devices import set_up_jax
+from parity_jax.cli.main import run as command
 from parity_jax.config import ConfigError
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import RunDirectory, lineage, resolve
@@ -213,6 +214,15 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     assert train(experiment, tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: run has ended and stays as it is: own_code.walk")
+    said = "run trained with other code: own_code.walk_of_mine is"
+    assert command(["inspect", f"{tmp_path}/run/run", "--step=4"]) == 1
+    line, error = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and said in line
+    assert "of another program" in error  # a walk is no model
+    child = walks(child=walk(f"{tmp_path}/run/run", stage=stage))
+    assert train(child, tmp_path / "child")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: its parent trained with other code: own_code.walk")
     del sys.modules["walk_of_mine"]  # as in another process, which has made nothing
     run = resolve(experiment)["run"]
     tell_ended("run", run, RunDirectory(tmp_path / "run/run"))

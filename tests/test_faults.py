@@ -343,6 +343,7 @@ def test_records_are_in_their_places(started, edit):
         {"step": [4, 6]},
         {"records_sha256": ""},
         {"lineage_sha256": ""},
+        {"config_sha256": ""},
     ],
 )
 def test_the_end_of_a_run_agrees_with_the_rest_of_it(whole, tmp_path, part):

@@ -423,6 +423,11 @@ def test_a_member_goes_out_and_starts_another_run(tmp_path, say):
     told += "(task kind=parity num_bits=4 leap=1)\n"
     assert (code, printed, error) == (0, told, "")
     assert {p.name for p in tmp_path.iterdir()} == {"run", "hf", "back"}
+    for place in (workdir, run, workdir / "new" / "deep"):  # they would be its runs
+        for command in (["export_hf", run, "--member=seed=1"], ["import_hf", out]):
+            code, _, error = say(*command, place / "out")
+            assert code == 2 and "must not be in" in error and "runs of its" in error
+            assert not (place / "out").exists()
     original = open_snapshot(RunDirectory(run), 2, {"seed": 1})
     directory = RunDirectory(back)
     copied = open_snapshot(directory)

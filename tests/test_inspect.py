@@ -195,6 +195,7 @@ def test_evaluating_again_takes_the_prompts_of_the_run(workdir, say, tmp_path):
     config = directory.read_config()
     file = resolved_file(str(prompts))
     directory.write_config(replace(config, eval_file=file))
+    directory.reopen()  # the end of a run tells of its config
     options = ("inspect", run, "--evaluate", "--json", "--prompts=0")
     values = json.loads(say(*options)[1])["scores"]["values"]
     assert {*values["greedy/accuracy"]} <= {0.0, 1.0}  # of one prompt

@@ -38,7 +38,7 @@ from parity_jax.config import RunError
 from parity_jax.config.overrides import parse
 from parity_jax.hypers import Hypers
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import read_json
+from parity_jax.runs.files import lock, read_json
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob
 
 
@@ -91,6 +91,19 @@ def test_a_job_is_the_run_it_says(finished, tmp_path, fresh_imports):
 def test_status_watches_until_nothing_runs(finished):
     code, out, told = typed(status, finished, "--watch=0.1")
     assert (code, told) == (0, "") and out.endswith("3 jobs, 6 members: 3 finished\n")
+
+
+def test_status_watches_as_long_as_a_launcher_lives(finished):
+    """Between two jobs of its own none is running."""
+    with lock(SweepDirectory(finished).records):
+        process = start("launch.status", finished, "--watch=0.1")
+        while process.stdout.readline().count("3 jobs, 6 members") == 0:
+            assert process.poll() is None
+        assert "job" in process.stdout.readline()  # again
+    rest, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and rest.endswith("3 finished\n")
+    code, _, told = typed(status, finished, "--relaunch=")
+    assert code == 2 and told.startswith("error: --relaunch='': unknown"), told
 
 
 def test_status_finds_code_beside_the_experiment(finished):
@@ -193,7 +206,7 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
     configs = {path: path.read_text() for path in everywhere}
     for changed, part in (
         ([home / "other" / "config.json"], "other: is of another experiment"),
-        (everywhere, "cannot be imported"),
+        (everywhere, "config.json is not as it was when the run ended"),
     ):
         for path in changed:
             own = configs[path].replace("small_runs:WalkConfig", "no_such:WalkConfig")

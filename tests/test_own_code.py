@@ -53,7 +53,7 @@ def infinite(prompt, response_BxGxT, data):
 @pytest.mark.parametrize(
     ("reward", "part"),
     [
-        ("infinite", "value=[inf]: must be finite for every response"),
+        ("infinite", "must be finite for every response, not [inf]"),
         ("transposed", "must return an array of shape (3, 2)"),
         ("imaginary", "must return real numbers, not complex64"),
         ("nothing", "must return real numbers, not NoneType"),

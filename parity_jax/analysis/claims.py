@@ -86,18 +86,22 @@ class Check:
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     """Both with labels if one has them: numbers without are of its members, in order.
 
-    ValueError if they are not as many.
+    ValueError if they are not as many, and are no single number either.
     """
 
     def labelled(numbers: Any, like: Any) -> Any:
-        has_members = isinstance(like, xr.DataArray)
-        if not has_members or isinstance(numbers, xr.DataArray) or not np.ndim(numbers):
+        if np.asarray(numbers).dtype == bool:
+            numbers = np.multiply(numbers, 1)
+        if isinstance(numbers, xr.DataArray) or not isinstance(like, xr.DataArray):
             return numbers
-        if np.shape(numbers) != like.shape:
-            told = f"must be one number, or as many as there are members, {like.shape}"
-            raise ValueError(f"{told}, not {np.shape(numbers)}")
-        return like.copy(data=np.asarray(numbers))
+        has_members = np.ndim(numbers) and like.ndim
+        return like.copy(data=np.asarray(numbers)) if has_members else numbers
 
+    have_labels = isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray)
+    are_many = np.ndim(a) and np.ndim(b)
+    if are_many and not have_labels and np.shape(a) != np.shape(b):
+        told = "must be one number, or as many as there are members, not"
+        raise ValueError(f"{told} {np.shape(a)} and {np.shape(b)}")
     return labelled(a, b), labelled(b, a)
 
 
@@ -148,7 +152,8 @@ class Claim:
     ) -> "Claim":
         """All checks together; `seen` is shown beside what they measure.
 
-        The text is the legend's unless it is given. ValueError without any check.
+        The text is the legend's unless it is given. ValueError without any check, or
+        if another number of a check's name is seen.
         """
         if not checks:
             raise ValueError(f"claim {id!r} needs a check")
@@ -165,7 +170,11 @@ class Claim:
         measured = part("measured")
         if seen:
             head = measured if only is None else {next(iter(checks)): measured}
-            shown = {k: plain(v) for k, v in seen.items() if k not in head}
+            shown = {k: plain(v) for k, v in seen.items()}
+            differ = [k for k in shown if head.get(k, shown[k]) != shown[k]]
+            if differ:
+                told = f"{differ[0]!r} is another number than the check of that name"
+                raise ValueError(f"claim {id!r}: {told}")
             measured = head | shown
         holds = all(check.holds for check in checks.values())
         rest = (part("relation"), part("expected"), part("tolerance"))
@@ -219,7 +228,9 @@ def plain(value: Any) -> Any:
         return by_member(value)
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple) or (
+        isinstance(value, np.ndarray) and value.ndim
+    ):
         return [plain(v) for v in value]
     if isinstance(value, str | bool | int | None):
         return value
@@ -237,7 +248,7 @@ def plain_claims(claims: Any) -> list[dict[str, Any]]:
         if not isinstance(claim, Claim):
             raise TypeError(f"must return Claims, not {type(claim).__name__}")
         try:
-            json.dumps(asdict(claim), allow_nan=False)
+            json.dumps(asdict(claim), allow_nan=False, ensure_ascii=False).encode()
         except ValueError as error:
             raise ValueError(f"claim {claim.id!r}: {error}") from None
     if not found:

@@ -11,10 +11,17 @@ from absl import logging
 
 from parity_jax.analysis.snapshot import Snapshot, open_snapshot
 from parity_jax.cli.devices import set_up_jax
-from parity_jax.config import ConfigError, label_text, parse_label, require
+from parity_jax.config import (
+    ConfigError,
+    label_text,
+    lines_of,
+    parse_label,
+    require,
+)
 from parity_jax.runs import RunDirectory
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.interrupt import stop_requests
+from parity_jax.runs.lineage import edited_code
 from parity_jax.types import DIVERGED
 
 
@@ -54,6 +61,10 @@ def opened(args: argparse.Namespace) -> Snapshot:
     """The checkpoint that DIR, --step and --member say; warns of diverged members."""
     directory = RunDirectory(local_path("directory", args.directory))
     snapshot = open_snapshot(directory, args.step, parse_label(args.member))
+    process = directory.read_lineage().last_process
+    if edited := edited_code(process, snapshot.run.own_modules):
+        told = f"warning: {directory.path} trained with other code: {lines_of(edited)}"
+        print(told, file=sys.stderr)
     states = snapshot.arrays
     for i, label in enumerate(snapshot.run.labels):
         if states["status"][i] == DIVERGED:

@@ -21,6 +21,8 @@ from parity_jax.config.checks import (
     unknown_value,
 )
 
+PACKAGE = __name__.partition(".")[0]
+
 
 class Configured:
     """Base of a family of configs (tasks, models, stages), told apart by `kind`.
@@ -30,9 +32,21 @@ class Configured:
 
     kind: ClassVar[str] = ""
 
+    def __init_subclass__(cls) -> None:
+        """TypeError for a kind outside of the package: it may be another's."""
+        super().__init_subclass__()
+        if cls.__dict__.get("kind") and not is_of_package(cls):
+            told = f"is of {PACKAGE} only; a class of your own needs none, it is named"
+            raise TypeError(f"kind={cls.kind!r} {told} {cls.__module__}:{cls.__name__}")
+
     def resolved(self) -> typing.Self:
         """The config with every field given that follows from others."""
         return self
+
+
+def is_of_package(cls: type) -> bool:
+    """Whether it is no class of the user's own."""
+    return cls.__module__.partition(".")[0] == PACKAGE
 
 
 def kind_of(cls: type[Configured]) -> str:
@@ -42,7 +56,8 @@ def kind_of(cls: type[Configured]) -> str:
 
 def known_kinds(family: type[Configured]) -> dict[str, type[Configured]]:
     """The classes of a family that have a short name, by these in their order."""
-    named = [c for c in family.__subclasses__() if c.__dict__.get("kind")]
+    own = [c for c in family.__subclasses__() if is_of_package(c)]
+    named = [c for c in own if c.__dict__.get("kind")]
     return {c.kind: c for c in sorted(named, key=lambda c: c.kind)}
 
 

@@ -59,6 +59,9 @@ def new_path(name: str, text: str) -> Path:
         require(not path.exists(), name, text, "must not exist yet")
         around = next((p for p in path.absolute().parents if p.exists()), path)
         require(around.is_dir(), name, text, f"{around} must be a directory")
+        for place in path.absolute().parents:
+            allowed = f"must not be in {place}, which has runs of its own"
+            require(not is_home(place), name, text, allowed)
     except OSError as error:  # of a name that is too long, say
         reason = error.strerror or str(error)
         raise ConfigError(name, text, f"cannot be: {reason}") from None
@@ -67,12 +70,13 @@ def new_path(name: str, text: str) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a complete run says of its members, and of its records."""
+    """What a complete run says of its members, and of its files."""
 
     step: tuple[int, ...]
     status: tuple[int, ...]
     records_sha256: str  # of metrics.jsonl but its seconds
     lineage_sha256: str  # of lineage.json
+    config_sha256: str  # of config.json
 
     def __post_init__(self) -> None:
         allowed = f"must be of as many members as step={self.step}"
@@ -163,18 +167,24 @@ class RunDirectory:
         raise RunError(f"{self._finished}: damaged: {text}")
 
     def altered(self, finished: Finished) -> str:
-        """Which of records and lineage are not as the end of the run told; or none."""
-        now = (self.metrics.sha256(), sha256(self.read_lineage()))
-        was = (finished.records_sha256, finished.lineage_sha256)
-        files = (self.metrics.path, self._lineage)
-        changed = [f for f, a, b in zip(files, was, now, strict=True) if a != b]
+        """Which of its files are not as the end of the run told; or none."""
+        now, was = self._hashes(), to_dict(finished)
+        files = (self.metrics.path, self._lineage, self._config)
+        pairs = zip(files, now, strict=True)
+        changed = [file for file, name in pairs if now[name] != was[name]]
         return f"{changed[0]} is not as it was when the run ended" if changed else ""
+
+    def _hashes(self) -> dict[str, str]:
+        return {
+            "records_sha256": self.metrics.sha256(),
+            "lineage_sha256": sha256(to_dict(self.read_lineage())),
+            "config_sha256": sha256(self.content()),
+        }
 
     def write_finished(self, states: StageState) -> None:
         step_P, status_P = on_host((states.step, states.status))
         ends = (tuple(step_P.tolist()), tuple(status_P.tolist()))
-        hashes = (self.metrics.sha256(), sha256(self.read_lineage()))
-        finished = Finished(*ends, *hashes)
+        finished = Finished(*ends, *self._hashes().values())
         write_json(self._finished, to_dict(finished))
 
     def reopen(self) -> None:
@@ -254,9 +264,9 @@ class RunDirectory:
             yield
 
 
-def sha256(lineage: Lineage) -> str:
-    """Digest of what a lineage says."""
-    text = json.dumps(to_dict(lineage), sort_keys=True)
+def sha256(content: Any) -> str:
+    """Digest of what a JSON file says."""
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -342,6 +352,13 @@ class ExperimentDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path, wait=True):
             write_json(self._config, to_dict(experiment))
+
+
+def is_home(path: Path) -> bool:
+    """Whether a directory is a run's, or an experiment's that has begun."""
+    if not (path / "config.json").exists():
+        return False
+    return any(RunDirectory(p).has_lineage() for p in (path, *path.iterdir()))
 
 
 def is_experiment(path: Path) -> bool:

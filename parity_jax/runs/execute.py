@@ -9,10 +9,8 @@ Damaged files are never used: an older checkpoint is, with a warning, or a RunEr
 what is wrong.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +39,7 @@ from parity_jax.runs.directory import (
     is_experiment,
 )
 from parity_jax.runs.interrupt import never
-from parity_jax.runs.lineage import DECISIVE, Lineage, own_code, settings
+from parity_jax.runs.lineage import DECISIVE, Lineage, edited_code, settings
 from parity_jax.runs.loop import Training
 from parity_jax.runs.progress import Report
 from parity_jax.runs.resolve import (
@@ -308,12 +306,7 @@ def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     for part in ("population", "mesh"):
         was, now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
         found += differences(was, now, part)
-    code = directory.read_lineage().last_process.own_code
-    for module in {*code} - {*sys.modules}:  # that the config names and nothing made
-        with suppress(Exception, SystemExit):  # one that is gone cannot be compared
-            importlib.import_module(module)
-    known = own_code({*code} & {*run.own_modules})
-    found += differences({n: code[n] for n in known}, known, "own_code")
+    found += edited_code(directory.read_lineage().last_process, run.own_modules)
     if found:
         told = f"{name} has ended and stays as it is: {lines_of(found)}"
         Report(name).warn(told)
@@ -347,8 +340,10 @@ def check_start(
         runs = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
         allowed = f"is an experiment's directory; name one of its runs: {runs}"
         raise ConfigError(field, where, allowed)
-    parent.read_lineage()  # the run's own will continue it
+    process = parent.read_lineage().last_process  # the run's own will continue it
     parent.verified_finish()
+    if edited := edited_code(process, run.own_modules):
+        Report(name).warn(f"its parent trained with other code: {lines_of(edited)}")
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
     allowed = "is not finished; parent_step can name one of its checkpoints: "

@@ -2,11 +2,13 @@
 
 import datetime
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import jax
 from flax.core import FrozenDict
 
-from parity_jax.config import ConfigError, require
+from parity_jax.config import ConfigError, differences, require
+from parity_jax.config.compare import Difference
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -110,6 +113,16 @@ def this_process(own_modules: Iterable[str] = ()) -> Process:
 def own_code(modules: Iterable[str]) -> dict[str, str]:
     """The digest of the file of every module."""
     return {name: module_sha256(name) for name in modules}
+
+
+def edited_code(then: Process, modules: Iterable[str]) -> list[Difference]:
+    """Which of these modules of the user's own are not as they were then."""
+    code = then.own_code
+    for module in {*code} - {*sys.modules}:  # that a config names and nothing made
+        with suppress(Exception, SystemExit):  # one that is gone cannot be compared
+            importlib.import_module(module)
+    known = own_code({*code} & {*modules})
+    return differences({name: code[name] for name in known}, known, "own_code")
 
 
 def module_sha256(name: str) -> str:

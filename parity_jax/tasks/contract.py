@@ -142,8 +142,8 @@ def check_finite(where: str, reward: Reward, task: Task) -> None:
     with in_code_of(where):
         value = np.asarray(jax.jit(rewarded)(jax.random.key(0), task.data))
     wrong = value[~np.isfinite(value)]
-    told, allowed = [*map(float, wrong[:1])], "must be finite for every response"
-    require(not told, f"{where} value", told, allowed)
+    allowed = f"must be finite for every response, not {[*map(float, wrong[:1])]}"
+    require(not wrong.size, "rollout.rewards", where, allowed)
 
 
 def few_responses(task: Task, key: Array, data: Any) -> tuple[Prompt, Array]:
