@@ -1,5 +1,6 @@
 """Claims: a verdict computed from numbers, as JSON has them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -232,8 +233,8 @@ def made_by_hand(**fields):
         (["a"], "must return Claims, not str"),
         ([made_by_hand(measured=float("nan"))], "not JSON compliant"),
         ([made_by_hand(measured=np.ones(2))], "not JSON serializable"),
-        ([made_by_hand(holds=1)], "as Claim.of makes them: must be a list of claims"),
-        ([made_by_hand(relation="likes")], "must be a list of claims"),
+        ([made_by_hand(holds=1)], "claim 'a': must be as Claim.of makes it"),
+        ([made_by_hand(relation="likes")], "claim 'a': must be as Claim.of makes it"),
         ([made_by_hand(expected=2)], "holds=True of 'a' does not follow"),
         ([made_by_hand(), made_by_hand()], "has 'a' twice"),
     ],
@@ -290,12 +291,27 @@ def test_numbers_of_any_type_are_written_as_they_were_compared(dtype):
 
 
 def test_what_is_seen_hides_no_check():
+    """Of a name that is both, what was held is shown."""
     checks = {"acc": Check.at_least(1, 0), "low": Check.at_most(0.5, 1)}
-    shown = {"acc": 1, "more": 2}
-    assert Claim.of("X", "t", seen=shown, **checks).measured == shown | {"low": 0.5}
-    for some in (checks, {"acc": checks["acc"]}):
-        with pytest.raises(ValueError, match="'acc' is another number"):
-            Claim.of("X", "t", seen={"acc": 5}, **some)
+    seen = Claim.of("X", "t", seen={"acc": 5, "more": 2}, **checks)
+    assert seen.measured == {"acc": 1, "low": 0.5, "more": 2}
+    assert Claim.of("X", "t", seen={"low": 7}, low=checks["low"]).measured == {
+        "low": 0.5
+    }
+
+
+def test_a_claim_has_an_id_and_text():
+    one = Check.equal(1, 1)
+    for id, text, part in (
+        ("", "of ours", "claim 'of ours': its id must not be empty"),
+        (3, "of ours", "claim 3: its id must be text, not 3"),
+        ("X", 3, "claim 'X': its text must be text, not 3"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=part):
+            Claim.of(id, text, one=one)
+    by_hand = dataclasses.replace(Claim.of("X", "t", one=one), tolerance=None)
+    with pytest.raises(ValueError, match="claim 'X': must be as"):
+        plain_claims([by_hand])
 
 
 def test_text_of_claims_can_be_written():

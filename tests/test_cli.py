@@ -289,6 +289,28 @@ def test_claims_stay_where_they_are(finished, place, tmp_path, capsys, fresh_imp
     assert not list(tmp_path.iterdir())
 
 
+def test_claims_and_answer_are_of_one_file(finished, place, capsys, fresh_imports):
+    """If one of them cannot be made, the others stay what they are too."""
+    home = shutil.copytree(finished, place / "both")
+    text = "from tiny_run import get_config\nfrom parity_jax.analysis import *\n"
+    text += "def claims(r): return [Claim.at_least('C1', {0}, 0)]\n"
+    text += "def answer(r): return {1}\n"
+    file = place / "answering.py"
+    for number, answer, code in (
+        ("1", "Answer('So?', 'It is 1.')", 0),
+        ("2", "'2'", 1),
+        ("3", "Answer('So?', 'It is 3.')", 0),
+    ):
+        write(file, text.format(number, answer))
+        sys.modules.pop("answering", None)
+        command = ("run", f"--config={file}", f"--workdir={home}", "--quiet")
+        assert in_process(capsys, *command)[0] == code
+        measured = read_json(home / "claims.json")[0]["measured"]
+        assert measured == (3 if number == "3" else 1)
+        answered = read_json(home / "answer.json")["answer"]
+        assert answered == f"It is {measured}."
+
+
 def test_the_directory_of_a_sweep_is_no_workdir(place, tmp_path, capsys, fresh_imports):
     (tmp_path / "sweep.json").write_text("{}")
     result = in_process(capsys, *options(place, tmp_path))
@@ -306,12 +328,15 @@ def test_settings_stay_as_they_are_while_own_code_is_called(
     text += "    return jnp.ones(response.shape[:2])\n"
     write(place / "unsettled.py", text)
     reward = "--config.runs.grpo.stage.rollout.rewards=unsettled:unsettled"
-    try:
-        result = in_process(capsys, *options(place, tmp_path / "run"), reward)
-    finally:
-        jax.config.update("jax_random_seed_offset", 0)
-    one_line(*spliced(result), "must not change jax_random_seed_offset")
-    assert not (tmp_path / "run").exists()
+    for more in ([], ["--dry_run"]):
+        try:
+            command = [*options(place, tmp_path / "run"), reward, *more]
+            code, said = in_process(capsys, *command)
+        finally:
+            jax.config.update("jax_random_seed_offset", 0)
+        assert code == 2 and not (tmp_path / "run").exists()
+        last = said.splitlines()[-1]
+        assert last.startswith("error: ") and "must not change jax_random" in last
 
 
 def test_settings_stay_as_they_are_while_a_config_is_made(
@@ -556,7 +581,7 @@ ANALYSES = {
     "nameless": (
         "from parity_jax.analysis import Check, Claim\n"
         "def claims(r): return [Claim.of(' ', 'text', x=Check.at_least(1.0, 0.0))]",
-        "must be a list of claims",
+        "claim 'text': its id must not be empty",
     ),
     "negative": (
         "from parity_jax.analysis import Claim\n"

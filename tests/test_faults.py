@@ -341,6 +341,9 @@ def test_records_are_in_their_places(started, edit):
         {"status": [77, 0]},
         {"step": [9, 9]},
         {"step": [4, 6]},
+        {"status": [1, 0]},
+        {"status": [1, 1]},
+        {"step": [4, 6], "status": [1, 0]},
         {"records_sha256": ""},
         {"lineage_sha256": ""},
         {"config_sha256": ""},
@@ -351,6 +354,18 @@ def test_the_end_of_a_run_agrees_with_the_rest_of_it(whole, tmp_path, part):
     path = workdir / "run/finished.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | part))
     assert refused(workdir).startswith(f"{path}: damaged: ")
+
+
+def test_files_that_are_further_than_a_finished_run_are_told(whole, tmp_path):
+    """As what they are, and not as a number of steps that is too small."""
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    (workdir / "run/checkpoints/7").mkdir()
+    assert "a checkpoint of step 7, after its last, 6" in refused(workdir)
+    (workdir / "run/checkpoints/7").rmdir()
+    path = workdir / "run/metrics.jsonl"
+    further = path.read_text().splitlines()[-1].replace('"step": 6', '"step": 9')
+    path.write_text(path.read_text() + further + "\n")
+    assert "metrics.jsonl is not as it was when the run ended" in refused(workdir)
 
 
 def test_a_run_without_its_last_checkpoint_is_not_complete(whole, tmp_path):

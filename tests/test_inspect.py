@@ -23,6 +23,7 @@ from parity_jax.analysis.inspection import ancestry, members
 from parity_jax.analysis.snapshot import narrowed, open_snapshot
 from parity_jax.cli import main
 from parity_jax.cli.import_hf import imported_run, write_run
+from parity_jax.cli.inspect import Printer
 from parity_jax.config import ConfigError, parse_label
 from parity_jax.metrics import Mean
 from parity_jax.runs import RunDirectory, run_experiment
@@ -111,6 +112,18 @@ def test_json_agrees_with_the_directory(workdir, say):
     assert [run["name"] for run in experiment["runs"]] == ["pretrain", "grpo"]
     assert experiment["runs"][1]["scores"] == data["scores"]
     assert experiment["runs"][1]["members"] == ["seed=0", "seed=1"]
+
+
+def test_members_have_their_whole_names(capsys):
+    """Where lines are short, names go on in the next one."""
+    names = [
+        f"p_cot=0.123456789,learning_rate=0.00123456,seed=400000000{i}" for i in (0, 1)
+    ]
+    for rows in (names, [name.replace(",", ",temperature=0.75,") for name in names]):
+        Printer().table(("member", "end"), [(name, "so " * 20) for name in rows])
+        lines = capsys.readouterr().out.splitlines()
+        shown = "".join(line.partition("so ")[0].strip() for line in lines[1:])
+        assert shown.replace("so", "").replace(" ", "") == "".join(rows)
 
 
 @pytest.mark.parametrize("member", ["", "seed=1"])

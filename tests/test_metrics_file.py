@@ -76,6 +76,14 @@ def test_counters_come_with_running_totals(run):
     assert total.sel(p_cot=0.1, seed=1).values.tolist() == [6.0, 6.0]
 
 
+def test_totals_are_whole(tmp_path):
+    """Records hold means in float32, of which seven times a seventh is not 1."""
+    run = began(tmp_path / "run", resolve(walks(run=walk()))["run"])
+    run.metrics.append("train", 7, 0.0, {"tokens": mean(411 / 7, 236 / 7)})
+    total = load_metrics(run.path, "train")["num_tokens"]
+    assert total.values.ravel().tolist() == [411, 236]
+
+
 def test_sequences_are_counted_from_the_first_stage_of_a_chain_on(run, tmp_path):
     """A walk takes 2 a step; a member that starts at step 3 has 3 steps more."""
     assert load_metrics(run, "train")["sequences"].values.tolist() == [2, 6]

@@ -16,7 +16,7 @@ import xarray as xr
 
 from parity_jax.analysis.legend import LEGEND
 from parity_jax.analysis.scores import by_member, plain_number
-from parity_jax.analysis.verdicts import COMPARE, fault_of
+from parity_jax.analysis.verdicts import COMPARE, fault_of, is_claim
 from parity_jax.config import RunError, is_finite
 from parity_jax.runs.files import read_json, write_json
 
@@ -152,9 +152,14 @@ class Claim:
     ) -> "Claim":
         """All checks together; `seen` is shown beside what they measure.
 
-        The text is the legend's unless it is given. ValueError without any check, or
-        if another number of a check's name is seen.
+        Of a name that is both, what was checked is shown. The text is the legend's
+        unless it is given. ValueError without any check, or without an id.
         """
+        for name, value in (("id", id), ("text", text)):
+            if not isinstance(value, str):
+                raise TypeError(f"claim {id!r}: its {name} must be text, not {value!r}")
+        if not id.strip():
+            raise ValueError(f"claim {text!r}: its id must not be empty")
         if not checks:
             raise ValueError(f"claim {id!r} needs a check")
         for name, check in checks.items():
@@ -170,11 +175,7 @@ class Claim:
         measured = part("measured")
         if seen:
             head = measured if only is None else {next(iter(checks)): measured}
-            shown = {k: plain(v) for k, v in seen.items()}
-            differ = [k for k in shown if head.get(k, shown[k]) != shown[k]]
-            if differ:
-                told = f"{differ[0]!r} is another number than the check of that name"
-                raise ValueError(f"claim {id!r}: {told}")
+            shown = {k: plain(v) for k, v in seen.items() if k not in head}
             measured = head | shown
         holds = all(check.holds for check in checks.values())
         rest = (part("relation"), part("expected"), part("tolerance"))
@@ -251,6 +252,8 @@ def plain_claims(claims: Any) -> list[dict[str, Any]]:
             json.dumps(asdict(claim), allow_nan=False, ensure_ascii=False).encode()
         except ValueError as error:
             raise ValueError(f"claim {claim.id!r}: {error}") from None
+        if not is_claim(asdict(claim)):
+            raise ValueError(f"claim {claim.id!r}: must be as Claim.of makes it")
     if not found:
         raise ValueError("must return a Claim; leave claims() out if there is none")
     plain = [asdict(claim) for claim in found]

@@ -67,7 +67,8 @@ def as_dataset(run: ResolvedRun, records: list[Record]) -> xr.Dataset:
     per_record = np.diff(steps, prepend=0)
     for name in COUNTERS:
         if name in data and f"num_{name}" not in data:
-            total = (data[name].fillna(0) * per_record).cumsum("step")
+            counted = (data[name].fillna(0) * per_record).round()  # means are float32
+            total = counted.cumsum("step")
             data[f"num_{name}"] = total
     return data
 

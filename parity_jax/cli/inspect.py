@@ -137,7 +137,9 @@ class Printer:
         self.line(text, "bold")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(*head, box=None, padding=(0, 0, 0, 2), header_style="dim")
+        table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
+        for name in head:
+            table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self._print(table)

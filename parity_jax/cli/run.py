@@ -180,7 +180,9 @@ def analyse(module: ModuleType, workdir: Path) -> None:
     """The experiment's claims, answer and figure of finished runs, if it has them."""
     home, results = ExperimentDirectory(workdir), Results(workdir)
 
-    def made_by(name: str, read: Callable[[Any], Made]) -> Made:
+    def made_by(name: str, read: Callable[[Any], Made]) -> Made | None:
+        if not hasattr(module, name):
+            return None
         begun_in, before, file = Path.cwd(), settings(), str(module.__file__)
         where = f"{file}: {name}"
         try:
@@ -192,23 +194,19 @@ def analyse(module: ModuleType, workdir: Path) -> None:
         check_same_settings(file, before)
         return found
 
-    with style():
-        # what a file does not make any more is not kept
-        if hasattr(module, "claims"):
-            write_json(home.claims, made_by("claims", plain_claims))
-        else:
-            home.claims.unlink(missing_ok=True)
-        if hasattr(module, "answer"):
-            write_json(home.answer, made_by("answer", plain_answer))
-        else:
-            home.answer.unlink(missing_ok=True)
-        if hasattr(module, "figure"):
-            png, svg = made_by("figure", pictures_of)
-            write_bytes(home.figure, png)
-            write_bytes(home.drawing, svg)
-        else:
-            home.figure.unlink(missing_ok=True)
-            home.drawing.unlink(missing_ok=True)
+    with style():  # all are made before any is written: they tell of the same
+        claims = made_by("claims", plain_claims)
+        answer = made_by("answer", plain_answer)
+        pictures = made_by("figure", pictures_of)
+    home.forget_analysis()  # what a file does not make any more is not kept
+    if claims is not None:
+        write_json(home.claims, claims)
+    if answer is not None:
+        write_json(home.answer, answer)
+    if pictures is not None:
+        png, svg = pictures
+        write_bytes(home.figure, png)
+        write_bytes(home.drawing, svg)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -228,17 +226,22 @@ def main(argv: Sequence[str]) -> None:
             require_same("command", " ".join(map(str, typed)))
             before = settings()
             module, experiment = configured(own.config, overrides)
-            check_working_directory(own.config, begun_in)
-            check_same_settings(own.config, before)
+
+            def check_code() -> None:
+                check_working_directory(own.config, begun_in)
+                check_same_settings(own.config, before)
+
+            check_code()
             if own.dry_run:
                 say = partial(print, flush=True)  # it takes a while between lines
                 with early():
                     select([*experiment.runs], own.only)
                     show(experiment, say)
                     if own.target:
-                        forecast_for(experiment, own.only, own.target, say)
+                        forecast_for(experiment, own.only, own.target, say, check_code)
                     else:
-                        forecast(experiment, own.only, say, own_home(own.workdir))
+                        home = own_home(own.workdir)
+                        forecast(experiment, own.only, say, home, check_code)
                 return
 
         workdir = local_path("workdir", own.workdir)
@@ -248,8 +251,7 @@ def main(argv: Sequence[str]) -> None:
             def rehearsed(jobs: list[Job]) -> None:
                 with stops.at_once():
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
-                    check_working_directory(own.config, begun_in)
-                    check_same_settings(own.config, before)
+                    check_code()
                 if own.profile:  # all is checked: now something may be written
                     made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(own.profile))

@@ -89,7 +89,7 @@ def member_table(records: Sequence[Record], members: Sequence[str]) -> Table:
     shown = [curve for curve in SHOWN if curve[0] in last]
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     for name in ("member", *(label for _, label, _ in shown)):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for i, member in enumerate(members[:MAX_MEMBERS]):
         values = [(last[name][i], form) for name, _, form in shown]
         table.add_row(member, *("-" if v is None else f.format(v) for v, f in values))

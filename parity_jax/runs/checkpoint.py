@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from parity_jax.config import RunError, differences, lines_of
-from parity_jax.hosts import any_of, is_alone
+from parity_jax.hosts import any_of, is_alone, on_host
 from parity_jax.metrics import Metrics
 from parity_jax.runs.shards import (
     has_shards_of,
@@ -85,6 +85,7 @@ class Checkpoints:
         else:  # every process saves its shards
             arrays = by_path(states) | by_path({"metrics": metrics})
             head["shards"] = shard_index(arrays)
+        head["members"] = ends_of(arrays)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave(head)
         )
@@ -145,14 +146,18 @@ class Checkpoints:
         state = self._manager.restore(step, args=ocp.args.Composite(state=how))
         return {name: np.asarray(x) for name, x in state["state"].items()}
 
-    def check(self, step: int) -> None:
-        """CheckpointError unless one of this step and this run is there; quick."""
+    def check(self, step: int) -> Any:
+        """`ends_of` its members; CheckpointError unless one of this run is there.
+
+        Quick: arrays are not read.
+        """
         where = self._place(step)
         with _one_line(where, "cannot be read"):
             head = self._head(step)
         if head.get("step") != step:
             raise CheckpointError(f"{where}: is of step {head.get('step')}")
         self._require_own(where, head.get("run"))
+        return head.get("members")
 
     def _place(self, step: int) -> Path:
         """Where a checkpoint is; CheckpointError if there is none of this step."""
@@ -240,6 +245,14 @@ def _restricted(value: Any, fields: Any) -> Any:
     if not isinstance(value, Mapping) or not isinstance(fields, Mapping):
         return value
     return {k: _restricted(v, fields[k]) for k, v in value.items() if k in fields}
+
+
+def ends_of(arrays: Arrays) -> dict[str, list[int]]:
+    """Step and status of every member, of a state's arrays `by_path`, as JSON has them.
+
+    All processes ask together.
+    """
+    return {name: on_host(arrays[name]).tolist() for name in ("step", "status")}
 
 
 def to_arrays(tree: Any) -> Arrays:

@@ -23,8 +23,8 @@ from parity_jax.config import (
     to_dict,
 )
 from parity_jax.experiment import Experiment
-from parity_jax.hosts import is_first, on_host
-from parity_jax.runs.checkpoint import Checkpoints
+from parity_jax.hosts import is_first
+from parity_jax.runs.checkpoint import Checkpoints, by_path, ends_of
 from parity_jax.runs.files import lock, read_as, read_json, write_json
 from parity_jax.runs.lineage import Lineage
 from parity_jax.runs.metrics_file import MetricsFile
@@ -158,12 +158,17 @@ class RunDirectory:
         elif running - {end} or (running and end != planned):
             text = f"members at step {sorted(running)}, the last record at {end}"
             text += f", {self._config} ends at {planned}"
-        elif self.saved_steps()[-1:] != [end]:
+        elif end not in (there := self.saved_steps()):
             text = f"the checkpoint of its last step, {end}, is gone"
+        elif there[-1] != end:
+            text = f"there is a checkpoint of step {there[-1]}, after its last, {end}"
         else:
             with self.saved() as checkpoints:
-                checkpoints.check(end)
-            return finished
+                saved = checkpoints.check(end)
+            own = {"step": [*finished.step], "status": [*finished.status]}
+            if saved == own:
+                return finished
+            text = f"its members are {own}, in the checkpoint of step {end} {saved}"
         raise RunError(f"{self._finished}: damaged: {text}")
 
     def altered(self, finished: Finished) -> str:
@@ -182,9 +187,9 @@ class RunDirectory:
         }
 
     def write_finished(self, states: StageState) -> None:
-        step_P, status_P = on_host((states.step, states.status))
-        ends = (tuple(step_P.tolist()), tuple(status_P.tolist()))
-        finished = Finished(*ends, *self._hashes().values())
+        ends = ends_of(by_path(states))
+        members = (tuple(ends["step"]), tuple(ends["status"]))
+        finished = Finished(*members, *self._hashes().values())
         write_json(self._finished, to_dict(finished))
 
     def reopen(self) -> None:

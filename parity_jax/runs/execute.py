@@ -259,15 +259,19 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     ]
     where = f"{directory.path} holds another configuration"
     if found:
-        field = field_of(name, found[0].path)
+        field, value = field_of(name, found[0].path), found[0].new
+        if field == "eval_file":
+            value = run.eval_file.path
         last = " (the last step of the parent, unless it is given)"
         implied = last * (found[0].path == "parent.step" and bool(run.parent.sibling))
         told = f"{where}: {lines_of(found)}{implied}"
-        raise ConfigError(field, found[0].new, told)
+        raise ConfigError(field, value, told)
     order = [*run.axes]  # that of the members
     is_same, allowed = order == [*there.axes], f"{where}: {[*there.axes]}"
     require(is_same, f"runs.{name}.axes", order, allowed)
     steps, trained = run.schedule.num_steps, directory.trained_steps()
+    if steps < trained:
+        directory.verified_finish()  # it may be what its files say only
     allowed = f"{directory.path} is at step {trained} already"
     require(steps >= trained, f"runs.{name}.num_steps", steps, allowed)
 

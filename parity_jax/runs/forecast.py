@@ -33,12 +33,13 @@ def forecast(
     only: list[str],
     say: Callable[[str], None],
     home: ExperimentDirectory | None = None,
+    check_code: Callable[[], None] = lambda: None,
 ) -> None:
     """One line for each run: layout, bytes, programs, seconds; nothing is written.
 
-    ConfigError for what cannot be run, in `home` if it is given. Seconds are of one
-    step and one evaluation from fresh parameters: after training responses may be
-    longer, or shorter.
+    `check_code` says what the user's own did that it must not. ConfigError for what
+    cannot be run, in `home` if it is given. Seconds are of one step and one evaluation
+    from fresh parameters: after training responses may be longer, or shorter.
     """
     runs = resolve(experiment)
     names = select([*runs], only)
@@ -51,6 +52,7 @@ def forecast(
         with under_run(name), in_own_code(run):
             programs[name] = make_program(run, parts=parts_of(run, made))
             programs[name].shapes()
+    check_code()
     check_numbers(runs, programs)
     total = sum(forecast_run(n, runs[n], each, say) for n, each in programs.items())
     say(f"in all {total / 60:.1f} min")
@@ -104,7 +106,11 @@ def forecast_run(
 
 
 def forecast_for(
-    experiment: Experiment, only: list[str], name: str, say: Callable[[str], None]
+    experiment: Experiment,
+    only: list[str],
+    name: str,
+    say: Callable[[str], None],
+    check_code: Callable[[], None] = lambda: None,
 ) -> None:
     """One line for each run, compiled for a target and not run; nothing is written."""
     target, runs = chosen(name), resolve(experiment)
@@ -113,6 +119,7 @@ def forecast_for(
         run = runs[run_name]
         with under_run(run_name), in_own_code(run), made_for(target.platform):
             program = make_program(run, devices)
+        check_code()
         row, num = compiled_for(target, program), len(program.labels)
         used = program.layout.mesh.size
         needed, there = row["device_bytes"], row["memory_bytes"]
