@@ -338,6 +338,18 @@ def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
     assert digests(tmp_path / "run" / "child").keys() == {0, 2, 4}
 
 
+def test_what_an_analysis_changes_another_does_not_read(workdir):
+    """Claims, answer and figure share the results of the runs."""
+    results = Results(workdir)
+    expected = results["first"].copy(deep=True), results.train("first").copy(deep=True)
+    for scores in (results["first"], results.train("first")):
+        for name in scores:
+            scores[name] -= 1
+            scores[name].values[:] = 7
+    assert results["first"].identical(expected[0])
+    assert results.train("first").identical(expected[1])
+
+
 def test_a_run_of_another_experiment_is_not_read(workdir, tmp_path, capsys):
     """Copied to its place, or in that of another run: as `run` refuses it."""
     home = shutil.copytree(workdir, tmp_path / "home")

@@ -318,3 +318,9 @@ def test_text_of_claims_can_be_written():
     claim = Claim.of("X", "half a pair: \ud800", one=Check.equal(1, 1))
     with pytest.raises(ValueError, match=r"claim 'X': .*surrogates"):
         plain_claims([claim])
+
+
+def test_an_infinite_bound_holds_nothing():
+    for check in (Check.at_most([1, 2], np.inf), Check.above(SCORES, -np.inf)):
+        assert not check.holds
+    assert not Check.below([1.0, 2.0], [3.0, np.inf]).holds

@@ -298,7 +298,7 @@ def test_claims_and_answer_are_of_one_file(finished, place, capsys, fresh_import
     file = place / "answering.py"
     for number, answer, code in (
         ("1", "Answer('So?', 'It is 1.')", 0),
-        ("2", "'2'", 1),
+        ("2", "'2'", 2),
         ("3", "Answer('So?', 'It is 3.')", 0),
     ):
         write(file, text.format(number, answer))

@@ -21,8 +21,9 @@ from parity_jax.cli.devices import set_up_jax
 from parity_jax.cli.main import run as command
 from parity_jax.config import ConfigError
 from parity_jax.population import PopulationConfig
-from parity_jax.runs import RunDirectory, lineage, resolve
+from parity_jax.runs import ExperimentDirectory, RunDirectory, lineage, resolve
 from parity_jax.runs.execute import tell_ended
+from parity_jax.runs.forecast import forecast
 
 TESTS = Path(__file__).parent
 FILE = """
@@ -272,6 +273,31 @@ def test_settings_that_change_what_is_drawn_are_refused(
     assert str(info.value) == told
     with pytest.raises(ConfigError, match=name.upper()):
         rescored(open_snapshot(RunDirectory(workdir / "run")))
+
+
+def test_settings_of_a_parent_are_those_of_its_child(tmp_path, setting):
+    """Also where a command was killed between them, or the parent is elsewhere."""
+    experiment, home = walks(run=walk(), child=walk("run")), tmp_path / "home"
+    train(experiment, home, "run")
+    elsewhere, path = walks(child=walk(str(home / "run"))), tmp_path / "elsewhere"
+    before = contents_of_files(home)
+    for name, value, was in (
+        ("jax_threefry_partitionable", False, True),
+        ("jax_default_prng_impl", "rbg", "threefry2x32"),
+        ("jax_random_seed_offset", 7, 0),
+    ):
+        setting(name, value)
+        for each, workdir in ((experiment, home), (elsewhere, path)):
+            told = (
+                rf"{name.upper()}='{value}': must be {was}, as when its parent, .*run"
+            )
+            with pytest.raises(ConfigError, match=told):
+                train(each, workdir)
+            with pytest.raises(ConfigError, match=told):
+                forecast(each, [], print, ExperimentDirectory(workdir))
+        jax.config.update(name, was)
+    assert contents_of_files(home) == before and not path.exists()
+    assert train(experiment, home) and train(elsewhere, path)
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ def test_what_multiplication_refuses():
     with pytest.raises(ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.1"):
         resolve(experiment(runs=FrozenDict({"a": leap})))
     axis = RunConfig(axes=FrozenDict({"p_leap": (0.0, 0.2)}))
-    with pytest.raises(ConfigError, match=r"runs\.a\.hypers\.p_leap=0\.2"):
+    with pytest.raises(ConfigError, match=r"runs\.a\.axes\.p_leap=0\.2"):
         resolve(experiment(runs=FrozenDict({"a": axis})))
     with pytest.raises(ConfigError, match=r"task\.kind='multiplication'"):
         resolve(experiment(model=LinearConfig()))

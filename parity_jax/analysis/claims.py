@@ -76,9 +76,9 @@ class Check:
     @classmethod
     def _compared(cls, measured: Any, relation: Relation, bound: Any) -> "Check":
         measured, bound = _alike(measured, bound)
-        # what is not finite, a number that does not exist, fulfils nothing
+        # what is not finite, a number that does not exist, fulfils and demands nothing
         compared = _together(COMPARE[relation], measured, bound)
-        compared = compared & np.isfinite(_numbers(measured))
+        compared = compared & _together(are_finite, measured, bound)
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
 
@@ -113,6 +113,11 @@ def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     """
     with xr.set_options(arithmetic_join="exact"):
         return function(_numbers(a), _numbers(b))
+
+
+def are_finite(a: Any, b: Any) -> Any:
+    """Where both numbers are."""
+    return np.isfinite(a) & np.isfinite(b)
 
 
 def _numbers(value: Any) -> xr.DataArray:

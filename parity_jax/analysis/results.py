@@ -141,4 +141,4 @@ class Results(Mapping[str, xr.Dataset]):
             self._home.check_run(name)
             path = self._home.run(name).path
             self._loaded[name, split] = load_metrics(path, split)
-        return self._loaded[name, split]
+        return self._loaded[name, split].copy(deep=True)  # nobody edits another's

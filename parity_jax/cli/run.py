@@ -23,7 +23,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -233,22 +233,17 @@ def main(argv: Sequence[str]) -> None:
 
             check_code()
             if own.dry_run:
-                say = partial(print, flush=True)  # it takes a while between lines
                 with early():
-                    select([*experiment.runs], own.only)
-                    show(experiment, say)
-                    if own.target:
-                        forecast_for(experiment, own.only, own.target, say, check_code)
-                    else:
-                        home = own_home(own.workdir)
-                        forecast(experiment, own.only, say, home, check_code)
+                    tell_costs(own, experiment, check_code)
                 return
 
         workdir = local_path("workdir", own.workdir)
 
         with ExitStack() as profile:
+            ahead = list[str]()  # runs that were left to do
 
             def rehearsed(jobs: list[Job]) -> None:
+                ahead.extend(job.name for job in jobs)
                 with stops.at_once():
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
                     check_code()
@@ -263,13 +258,27 @@ def main(argv: Sequence[str]) -> None:
                 told = "all runs had ended, so nothing was run and there is no trace"
                 print(f"warning: --profile={own.profile}: {told}", file=sys.stderr)
         if finished:
-            with stops.at_once():
+            with stops.at_once(), nullcontext() if ahead else early():
                 analyse(module, workdir)
             command = f"{command_of(own, overrides)}\n"
             home = ExperimentDirectory(workdir)
             write_text(home.command, command)
             if is_first() and not own.quiet:
                 print(made(home))
+
+
+def tell_costs(
+    own: flags.FlagValues, experiment: Experiment, check_code: Callable[[], None]
+) -> None:
+    """The resolved config and what it will cost, here or on a target."""
+    say = partial(print, flush=True)  # it takes a while between lines
+    select([*experiment.runs], own.only)
+    show(experiment, say)
+    if own.target:
+        forecast_for(experiment, own.only, own.target, say, check_code)
+    else:
+        home = own_home(own.workdir)
+        forecast(experiment, own.only, say, home, check_code)
 
 
 def own_home(workdir: str | None) -> ExperimentDirectory | None:

@@ -344,9 +344,10 @@ def check_start(
         runs = ", ".join(d.name for d in ExperimentDirectory(parent.path).runs())
         allowed = f"is an experiment's directory; name one of its runs: {runs}"
         raise ConfigError(field, where, allowed)
-    process = parent.read_lineage().last_process  # the run's own will continue it
+    lineage = parent.read_lineage()  # the run's own will continue it
+    check_settings(lineage, f"its parent, {where},")
     parent.verified_finish()
-    if edited := edited_code(process, run.own_modules):
+    if edited := edited_code(lineage.last_process, run.own_modules):
         Report(name).warn(f"its parent trained with other code: {lines_of(edited)}")
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
@@ -397,9 +398,9 @@ def execute(
     meet("the run has ended")
 
 
-def check_settings(lineage: Lineage) -> None:
+def check_settings(lineage: Lineage, who: str = "the run") -> None:
     """ConfigError for a setting of JAX under which the run would be another one."""
     was, now = lineage.last_process.settings, settings()
     for name in DECISIVE:
-        allowed = f"must be {was.get(name)}, as when the run began"
+        allowed = f"must be {was.get(name)}, as when {who} began"
         require(was.get(name) == now[name], name.upper(), now[name], allowed)
