@@ -53,6 +53,7 @@ from parity_jax.cli.run import (
 )
 from parity_jax.config import ConfigError, StoppedError, early, require
 from parity_jax.config.overrides import Override, parse
+from parity_jax.population import Population
 from parity_jax.runs import execute
 from parity_jax.runs.directory import ExperimentDirectory, local_path
 from parity_jax.runs.forecast import mib
@@ -60,6 +61,7 @@ from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import git_commit
 from parity_jax.runs.lineage import settings as settings_of_jax
 from parity_jax.runs.sweep import Sweep, SweepDirectory
+from parity_jax.runs.unread import check_numbers
 
 SILENCE = 10.0  # seconds between lines
 PROFILES = Path(__file__).parent / "profiles.toml"
@@ -238,18 +240,21 @@ def check(
     is traced and its analysis rehearsed, which its own job would do too late.
     """
     sizes: dict[Any, int] = {}
+    programs: dict[Any, dict[str, Population]] = {}
     for each in experiments:
         directory = home.experiment(each.job)
         with of_job(each.job.directory), early():
             tell_undrawn(each, directory)
             if each.bucket in sizes:
                 execute.check_home(each.runs, directory)
+                check_numbers(each.runs, programs[each.bucket])
                 continue
             say(f"checking {escape(each.job.directory)}")
             jobs = execute.plan(each.runs, directory, [*each.runs])
             if jobs:
                 shown = partial(analyse, each.module)
                 rehearse(each.experiment, directory.path, jobs, shown)
+            programs[each.bucket] = {job.name: job.program for job in jobs}
             sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
     return {each.job.directory: sizes[each.bucket] for each in experiments}
 

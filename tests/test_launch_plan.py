@@ -5,7 +5,15 @@ import json
 import jax
 import pytest
 from flax.core import FrozenDict
-from small_sweeps import arguments, experiment_file, jobs, states, swept, typed
+from small_sweeps import (
+    ROOT,
+    arguments,
+    experiment_file,
+    jobs,
+    states,
+    swept,
+    typed,
+)
 
 from launch import status, sweep
 from launch.plan import lacking, parse_grid
@@ -261,3 +269,19 @@ def test_a_swept_field_is_called_as_no_other_dimension_is():
     ):
         grid = FrozenDict({name: ("1", "2")})
         assert Sweep(("a.py",), grid, False, None, ()).short_names == {name: short}
+
+
+def test_a_job_that_will_be_refused_is_before_any_is_launched(tmp_path):
+    """Its part of an axis is other than that of the job that was traced for all."""
+    workdir = tmp_path / "sweep"
+    grid = ["--grid=ridge=1e-3,1e-2", "--split=ridge:1"]  # the first one is the default
+    file = tmp_path / "plain.py"
+    path = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+    file.write_text(
+        path + "from tiny import tiny_experiment\nget_config = tiny_experiment\n"
+    )
+    for more in (["--dry_run"], []):
+        command = [f"--config={file}", f"--workdir={workdir}", *grid, *more]
+        code, _, told = typed(sweep, *command)
+        assert code == 2 and "axes.ridge=(0.01,): is read by no run" in told, told
+        assert not workdir.exists()

@@ -127,6 +127,43 @@ def test_an_axis_is_refused_for_any_value_that_nobody_reads():
             check_numbers(resolved, programs)
 
 
+def test_numbers_are_read_where_only_some_runs_are_left(tmp_path):
+    """Whether the others ended before, are left out, or are elsewhere."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    runs = tiny_experiment().runs
+
+    def experiment(name, **fields):
+        run = dataclasses.replace(runs[name], **fields)
+        return tiny_experiment(runs=FrozenDict({**runs, name: run}))
+
+    def refused(each, workdir, name, number):
+        with pytest.raises(ConfigError, match=number) as info:
+            run_experiment(each, workdir, [name], quiet=True)
+        assert "is read by no run" in str(info.value)
+
+    ridge = FrozenDict({"ridge": (1e-3, 1e-2)})  # of which one is what others have
+    noise = dataclasses.replace(runs["grpo"].hypers, emit_noise=0.3)
+    refused(experiment("pretrain", hypers=Hypers(ridge=0.3)), home, "pretrain", "ridge")
+    refused(experiment("pretrain", axes=ridge), home, "pretrain", "ridge")
+    assert not home.exists()
+    axes = FrozenDict({"seed": (0, 1), "p_cot": (0.25, 0.5)})  # the first stage's
+    whole = tiny_experiment(axes=axes)
+    run_experiment(tiny_experiment(), home, ["pretrain"], quiet=True)
+    run_experiment(whole, elsewhere, ["pretrain"], quiet=True)
+    for fields, number in (
+        ({"hypers": noise}, "emit_noise"),
+        ({"axes": ridge}, "ridge"),
+    ):
+        refused(experiment("grpo", **fields), home, "grpo", number)
+        parent = {"parent": str(home / "pretrain")}
+        away = experiment("grpo", **fields, **parent)
+        refused(away, tmp_path / "away", "grpo", number)
+    assert run_experiment(whole, elsewhere, ["grpo"], quiet=True)
+    own = dataclasses.replace(runs["grpo"], parent=str(elsewhere / "pretrain"))
+    child = tiny_experiment(axes=axes, runs=FrozenDict(grpo=own))
+    assert run_experiment(child, tmp_path / "child", quiet=True)
+
+
 def test_members_that_trained_alike_are_told(tmp_path, capfd):
     """A number that is read, but that another one leaves nothing to do."""
     run = RunConfig(stage=PRETRAIN, num_steps=2, log_every=2, hypers=Hypers(p_cot=1.0))

@@ -9,7 +9,12 @@ from parity_jax.hypers import BOUNDS, Hypers
 from parity_jax.models.huggingface import is_hf_folder
 from parity_jax.population import Population
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.resolve import ResolvedRun
+from parity_jax.runs.resolve import (
+    ResolvedRun,
+    in_own_code,
+    make_program,
+    under_run,
+)
 from parity_jax.stages.rollout import RolloutConfig
 
 
@@ -19,21 +24,32 @@ def check_numbers(
     """ConfigError for a number without effect, on its run and those that it came from
     or that come from it with the same one; of an axis for any of its values.
 
-    Only of runs all of whose relatives have programs: others are done already.
+    programs    of the runs that are to train; of a relative that has ended, or is left
+                out, one is made if it is asked
     """
+    made = dict(programs)
+
+    def program_of(name: str) -> Population:
+        if name not in made:
+            with under_run(name), in_own_code(runs[name]):
+                made[name] = make_program(runs[name])
+        return made[name]
+
     for name, run in runs.items():
         check_form(name, run)
-        chain = chain_of(name, runs)
-        if not chain <= {*programs}:
+        if name not in programs:
             continue
+        chain = chain_of(name, runs)
         for number in BOUNDS:
             given = values_of(run, number)
             if given == (getattr(Hypers(), number),):
                 continue
             alike = [n for n in chain if {*given} & {*values_of(runs[n], number)}]
-            reading = [n for n in alike if is_read(number, runs[n], programs[n])]
-            felt = {value for n in reading for value in values_of(runs[n], number)}
-            unfelt = [value for value in given if value not in felt]
+            unfelt = [*given]
+            for other in sorted(alike, key=lambda n: (n not in programs, n)):
+                if unfelt:
+                    felt = values_felt(number, runs[other], program_of(other))
+                    unfelt = [value for value in unfelt if value not in felt]
             if unfelt:
                 is_axis, where = number in run.axes, f"runs.{name}.hypers.{number}"
                 told = given if is_axis else given[0]
@@ -68,12 +84,15 @@ def chain_of(name: str, runs: Mapping[str, ResolvedRun]) -> set[str]:
     return ancestors(name) | {other for other in runs if name in ancestors(other)}
 
 
-def is_read(number: str, run: ResolvedRun, program: Population) -> bool:
-    """By the program of a run, or by whoever trained what it starts from."""
+def values_felt(number: str, run: ResolvedRun, program: Population) -> set[Any]:
+    """Those of a run that its program reads, or that whoever trained what it starts
+    from, elsewhere, had too.
+    """
+    own = {*values_of(run, number)}
+    if number in program.numbers_read():
+        return own
     elsewhere = RunDirectory(Path(run.parent.path or "/"))
     is_run = not run.parent.sibling and not is_hf_folder(elsewhere.path)
     if run.parent.path and is_run and elsewhere.has_config():
-        before = values_of(elsewhere.read_config(), number)
-        if {*before} & {*values_of(run, number)}:
-            return True
-    return number in program.numbers_read()
+        return own & {*values_of(elsewhere.read_config(), number)}
+    return set()
