@@ -78,7 +78,7 @@ class Check:
         measured, bound = _alike(measured, bound)
         # what is not finite, a number that does not exist, fulfils and demands nothing
         compared = _together(COMPARE[relation], measured, bound)
-        compared = compared & _together(are_finite, measured, bound)
+        compared = compared & _together(_are_finite, measured, bound)
         holds = bool(compared.size and compared.all())  # of nothing, nothing is true
         return cls(plain(measured), relation, plain(bound), 0.0, holds)
 
@@ -115,7 +115,7 @@ def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         return function(_numbers(a), _numbers(b))
 
 
-def are_finite(a: Any, b: Any) -> Any:
+def _are_finite(a: Any, b: Any) -> Any:
     """Where both numbers are."""
     return np.isfinite(a) & np.isfinite(b)
 

@@ -271,7 +271,7 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     require(is_same, f"runs.{name}.axes", order, allowed)
     steps, trained = run.schedule.num_steps, directory.trained_steps()
     if steps < trained:
-        directory.verified_finish()  # it may be what its files say only
+        directory.verified_finish()  # or its files only say that it is further
     allowed = f"{directory.path} is at step {trained} already"
     require(steps >= trained, f"runs.{name}.num_steps", steps, allowed)
 
