@@ -10,6 +10,15 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from parity_jax.types import StageState
 
+# A GPU adds up what is scattered to one place in any order, so that two runs differ in
+# their last bits; told so, XLA sorts it first.
+OPTIONS = {"gpu": {"xla_gpu_exclude_nondeterministic_ops": True}}
+
+
+def options(platform: str) -> dict[str, Any]:
+    """Those of the compiler on a platform."""
+    return {**OPTIONS.get(platform, {})}
+
 
 class Program:
     """A jitted function that is compiled once, at its first call, if it fits."""
@@ -46,7 +55,8 @@ class Program:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
             with nullcontext() if self._is_cached else uncached():
-                compiled = self.trace(*args).lower().compile()
+                told = options(self._devices[0].platform)
+                compiled = self.trace(*args).lower().compile(compiler_options=told)
             require_memory(memory_needed(compiled), self._devices)
             self._compiled = compiled
         return self._compiled

@@ -242,6 +242,14 @@ def test_nothing_starts_from_parents_that_all_diverged(tmp_path):
     assert RunDirectory(tmp_path / "first").saved_steps()[-1] < 100
 
 
+def test_the_step_that_a_diverged_parent_did_not_reach_is_told_as_that(tmp_path):
+    first = walk(hypers=Hypers(learning_rate=DIVERGES), num_steps=100)
+    runs = walks(first=first, child=walk("first", parent_step=90))
+    for _ in range(2):  # the parent diverges, then is found diverged
+        with pytest.raises(RunError, match="/first: all members diverged before step"):
+            train(runs, tmp_path)
+
+
 def test_a_parent_without_its_last_checkpoint_is_refused(first, tmp_path):
     """An older one would do as well, but it is not what was asked for."""
     shutil.rmtree(first / "checkpoints" / "4")

@@ -3,7 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -279,6 +281,13 @@ def test_plain_numbers_are_held_against_as_many():
                 Check.within(a, b, 9)
     assert Check.within(matrix, matrix + 1, 1).holds
     assert Check.within(matrix, 2, 3).holds and Check.within(2, matrix, 3).holds
+
+
+@pytest.mark.parametrize("array", [jnp.array, pd.Series, np.array, tuple])
+def test_arrays_of_other_libraries_are_numbers(array):
+    check = Check.at_least(array([0.5, 0.75]), 0.25)
+    assert check.holds and check.measured == [0.5, 0.75]
+    assert not Check.at_most(0.25, array([0.5, 0.125])).holds
 
 
 @pytest.mark.parametrize("dtype", [bool, np.bool_, np.array, np.float32, np.int8])

@@ -98,6 +98,37 @@ def test_settings_that_change_rounding_are_told(workdir, monkeypatch, capsys):
     assert later.process.settings["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
 
 
+def test_a_stage_that_begins_elsewhere_than_its_parent_ran_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    """One command, stopped between its stages."""
+    experiment = walks(first=walk(), child=walk("first"))
+    here, there = tmp_path / "here", tmp_path / "there"
+    for home in (here, there):
+        assert not train(experiment, home, "first")
+    assert train(experiment, here)
+    assert "elsewhere" not in capsys.readouterr().err
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert train(experiment, there)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = "warning: its parent ran elsewhere, so not bit for bit: settings.XLA_FLAGS"
+    assert line.startswith(told)
+
+
+def test_a_plugin_of_jax_that_cannot_start_is_told_in_a_line(tmp_path):
+    """As CUDA's on a machine whose driver is gone: JAX logs a traceback."""
+    plugin = tmp_path / "jax_plugins/broken/__init__.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text("def initialize():\n    raise RuntimeError('no driver')\n")
+    text = "from parity_jax.cli.main import main; main()"
+    command = [sys.executable, "-c", text, "--version"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, check=False, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("jax_plugins.broken.initialize(): no driver")
+
+
 def test_an_edited_file_of_prompts_is_another_evaluation(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("++-+=\n+---=\n")

@@ -234,10 +234,10 @@ def plain(value: Any) -> Any:
         return by_member(value)
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple) or (
-        isinstance(value, np.ndarray) and value.ndim
-    ):
+    if isinstance(value, list | tuple):
         return [plain(v) for v in value]
+    if np.ndim(value):  # an array of any library
+        return [plain(v) for v in np.asarray(value)]
     if isinstance(value, str | bool | int | None):
         return value
     if isinstance(value, np.bool_):

@@ -1,5 +1,6 @@
 """What JAX is told before a command uses it."""
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +22,17 @@ REFUSED: dict[str, tuple[bool | str, ...]] = {
 }
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """What JAX logs of a plugin that cannot start (no driver, no GPU), in one line."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg = f"{record.getMessage()}: {one_line(record.exc_info[1])}"
+        record.args, record.exc_info = (), None
+    return True
+
+
 def set_up_jax() -> None:
     """One CPU device per core unless told (members run side by side); a cache."""
+    logging.getLogger("jax._src.xla_bridge").addFilter(without_traceback)
     flag = "xla_force_host_platform_device_count"  # says it already
     num = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
     require(num.strip() != "0", "JAX_NUM_CPU_DEVICES", num, "must be positive")

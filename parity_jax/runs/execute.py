@@ -56,6 +56,7 @@ from parity_jax.runs.resolve import (
     under_run,
 )
 from parity_jax.runs.start import (
+    check_reached,
     is_of_another_parent,
     parent_of,
     start,
@@ -350,6 +351,7 @@ def check_start(
     if edited := edited_code(lineage.last_process, run.own_modules):
         Report(name).warn(f"its parent trained with other code: {lines_of(edited)}")
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
+    check_reached(parent, wanted)
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
     allowed = "is not finished; parent_step can name one of its checkpoints: "
     require(is_ready, field, where, allowed + listed(saved))

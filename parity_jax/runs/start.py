@@ -1,7 +1,8 @@
 """Where a run starts: its own checkpoint, its parent's, a folder, or scratch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def start(
     where it starts.
     """
     if directory.trained_steps() <= 0:
-        return fresh_start(run, directory, program, checkpoints)
+        return fresh_start(run, directory, program, checkpoints, warn)
     own = checkpoints.read_latest(warn, layout(program))
     if own is None:
         raise RunError(
@@ -115,6 +116,7 @@ def fresh_start(
     directory: RunDirectory,
     program: Population,
     checkpoints: Checkpoints,
+    warn: Warn,
 ) -> tuple[StageState, Any, int, int, str]:
     """The start from a parent or from scratch; what is not trained is begun again."""
     origin = origin_of(run, directory, program)
@@ -131,6 +133,11 @@ def fresh_start(
     directory.metrics.rewind(-1)
     stage, (parent, imported) = kind_of(type(run.stage)), origin[-2:]
     now = this_process(run.own_modules)
+    if run.parent.sibling:  # one command, that goes on
+        was = parent_of(run, directory).read_lineage().last_process
+        own = was.own_code  # edited modules were told, others are its own
+        if found := differences(plain(was), plain(replace(now, own_code=own))):
+            warn(f"its parent ran elsewhere, so not bit for bit: {lines_of(found)}")
     begin(run, directory, Lineage(stage, now, parent, imported=imported))
     return states, program.no_metrics(), -1, -1, origin.note
 
@@ -167,7 +174,9 @@ def parent_params(
     """
     parent = source.read_config()
     index_P = parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
-    step_P = np.array(steps_of_parent(run, source))
+    steps = steps_of_parent(run, source)
+    check_reached(source, steps)
+    step_P = np.array(steps)
     own_P: Arrays = {}
     hashes, diverged_P = {}, np.zeros(len(index_P), bool)
     with source.saved() as checkpoints:
@@ -244,6 +253,16 @@ def parent_of(run: ResolvedRun, directory: RunDirectory) -> RunDirectory:
     if sibling:
         return RunDirectory(directory.path.parent / sibling)
     return RunDirectory(Path(run.parent.path))
+
+
+def check_reached(parent: RunDirectory, steps: Collection[int]) -> None:
+    """RunError if all members of a parent diverged before one of these steps."""
+    finished, saved = parent.read_finished(), parent.saved_steps()
+    if finished and finished.has_only_diverged and max(steps) > max(saved):
+        raise RunError(
+            f"{parent.path}: all members diverged before step {max(steps)}, from which "
+            "another run is to start; their states are saved"
+        )
 
 
 def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:

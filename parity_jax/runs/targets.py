@@ -13,9 +13,10 @@ import jax
 from jax.experimental import topologies
 
 from parity_jax.config import ConfigError, require
-from parity_jax.platform import made_for
+from parity_jax.platform import made_for, platform
 from parity_jax.population import Population
 from parity_jax.program import memory_needed
+from parity_jax.program import options as compiler_options
 from parity_jax.runs.roofline import products, roofline_seconds
 
 GIB = 2**30
@@ -133,7 +134,8 @@ def compiled_step(
     started = time.perf_counter()
     lowered = program.run.trace(*program.arguments()).lower()
     traced = time.perf_counter()
-    compiled = lowered.compile(compiler_options=options)
+    told = compiler_options(platform()) | (options or {})
+    compiled = lowered.compile(compiler_options=told)
     ended = time.perf_counter()
     seconds = {"trace_seconds": traced - started, "compile_seconds": ended - traced}
     return compiled, {name: round(x, 1) for name, x in seconds.items()}
