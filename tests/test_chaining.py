@@ -27,6 +27,7 @@ from parity_jax.hypers import Hypers
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import RunDirectory, RunError, make_program
 from parity_jax.runs.checkpoint import digest, from_arrays, subtree, to_arrays
+from parity_jax.runs.forecast import forecast
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import DIVERGED
 
@@ -336,6 +337,21 @@ def test_an_edited_lineage_is_refused(workdir, tmp_path, fields, part):
     assert "damaged" in str(info.value)
 
 
+def test_a_damaged_parent_is_told_before_other_stages_train(first, tmp_path):
+    """Its arrays too, which only its child reads."""
+    arrays = (first / "checkpoints/4/state").rglob("*")
+    file = max((p for p in arrays if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    experiment = walks(other=walk(), child=walk(str(first)))
+    with pytest.raises(RunError, match="checkpoints/4: c"):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run/other").exists()
+    with pytest.raises(RunError, match="checkpoints/4: c"):
+        forecast(experiment, [], print)
+
+
 def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
     experiment = walks(child=walk(str(first)))
     train(experiment, tmp_path / "whole")
@@ -375,3 +391,20 @@ def test_a_run_of_another_experiment_is_not_read(workdir, tmp_path, capsys):
         (swapped / old).rename(swapped / new)
     with pytest.raises(RunError, match="swapped/first: is of another experiment"):
         Results(swapped)["first"]
+
+
+@pytest.mark.parametrize("part", ["evaluate", "task", "stage"])
+def test_an_edited_config_of_an_experiment_is_not_read(part, workdir, tmp_path, capsys):
+    """What its runs have as they trained, with a hash, is not there any more."""
+    home = shutil.copytree(workdir, tmp_path / "home")
+    config = json.loads((home / "config.json").read_text())
+    place = config["runs"]["first"] if part == "stage" else config
+    field = {"evaluate": "num_prompts", "task": "num_bits", "stage": "batch_size"}
+    place[part][field[part]] += 1
+    (home / "config.json").write_text(json.dumps(config))
+    told = rf"home/first: is of another experiment than .*{part}\.{field[part]} is"
+    with pytest.raises(RunError, match=told):
+        Results(home)["first"]
+    for command in (["inspect", home], ["watch", home, "--once"]):
+        assert main.run([*map(str, command)]) == 1
+        assert re.search(told, capsys.readouterr().err)

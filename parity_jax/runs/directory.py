@@ -90,6 +90,10 @@ class Finished:
         return {*self.status} == {DIVERGED}
 
 
+# Of an experiment, what is 0 or empty in these is filled in when a run is resolved.
+RESOLVED = ("task", "model")
+
+
 class RunDirectory:
     """config.json, lineage.json, checkpoints/, metrics.jsonl and finished.json."""
 
@@ -329,15 +333,19 @@ class ExperimentDirectory:
         whole, own = read_json(self._config), run.content()
         try:
             here = whole["runs"][name]
-            parts = {part: here[part] or whole[part] for part in ("task", "model")}
-            parts["stage"] = here["stage"]
-            expected = {part: config["kind"] for part, config in parts.items()}
-            found = {part: own[part]["kind"] for part in expected}
-            expected |= {"axes": whole["axes"] | here["axes"], "hypers": here["hypers"]}
-            found |= {"axes": own["axes"], "hypers": own["hypers"]}
+            expected = {part: here[part] or whole[part] for part in RESOLVED}
+            expected |= {part: here[part] for part in ("stage", "hypers")}
+            expected["evaluate"] = whole["evaluate"]
+            expected["axes"] = whole["axes"] | here["axes"]
+            found = {part: own[part] for part in expected}
         except (KeyError, TypeError) as error:
             raise RunError(f"{self._config}: damaged: has no {error}") from None
-        if different := differences(found, expected):
+        different = [
+            d
+            for d in differences(found, expected)
+            if d.new or d.path.partition(".")[0] not in RESOLVED
+        ]
+        if different:
             told = lines_of(different)
             raise RunError(
                 f"{run.path}: is of another experiment than {self.path}: {told}"

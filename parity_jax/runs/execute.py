@@ -358,7 +358,7 @@ def check_start(
     check_parent(name, run, parent.read_config(), where, wanted, saved)
     with parent.saved() as checkpoints:
         for step in sorted(wanted):
-            checkpoints.check(step)
+            checkpoints.read(step)  # whole: other stages may train before it is used
 
 
 def check_folder(name: str, run: ResolvedRun, folder: HfFolder) -> None:
