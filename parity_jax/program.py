@@ -11,13 +11,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from parity_jax.types import StageState
 
 # A GPU adds up what is scattered to one place in any order, so that two runs differ in
-# their last bits; told so, XLA sorts it first.
-OPTIONS = {"gpu": {"xla_gpu_exclude_nondeterministic_ops": True}}
+# their last bits; told so, XLA sorts it first, and cuDNN takes slower gradients.
+FIXED_ORDER = "xla_gpu_exclude_nondeterministic_ops"
 
 
-def options(platform: str) -> dict[str, Any]:
-    """Those of the compiler on a platform."""
-    return {**OPTIONS.get(platform, {})}
+def options(platform: str) -> dict[str, bool]:
+    """Those of the compiler on a platform; XLA_FLAGS decides what it names."""
+    is_left = platform != "gpu" or FIXED_ORDER in os.environ.get("XLA_FLAGS", "")
+    return {} if is_left else {FIXED_ORDER: True}
 
 
 class Program:

@@ -181,7 +181,7 @@ def test_the_gradient_of_a_lookup_is_a_product():
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
 
 
-def test_the_compiler_knows_what_programs_of_a_gpu_ask_for():
+def test_the_compiler_knows_what_programs_of_a_gpu_ask_for(monkeypatch):
     """Its names change; how a GPU adds up is not seen here."""
     add = jax.jit(lambda x, row: x.at[row].add(1.0))
     lowered = add.lower(jnp.zeros(3), jnp.array([0, 0, 2]))
@@ -190,3 +190,5 @@ def test_the_compiler_knows_what_programs_of_a_gpu_ask_for():
     assert compiled(jnp.zeros(3), jnp.array([0, 0, 2])).tolist() == [2, 0, 1]
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such"):
         lowered.compile(compiler_options={"xla_gpu_of_old": True})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_exclude_nondeterministic_ops=false")
+    assert not options("gpu")
