@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/c1_c3_mixtures.py \
                --workdir=runs/c1_c3_mixtures [--config.scale=paper]
-Device     2 CPU cores, about 8 minutes; paper scale: 10 minutes on an H200
+Device     2 CPU cores, about 8 minutes; paper scale: 16 minutes on an H100
            that others used
 Expected   sampled at temperature 1 the model is calibrated: P(long) = p_cot, accuracy
            (1 + p_cot) / 2, P(EOS | first chain token) = (1 - p_cot) / (1 + p_cot);

@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/c6_algorithms.py \
                --workdir=runs/c6_algorithms
-Device     2 CPU cores, about 12 minutes
+Device     2 CPU cores, 21 minutes beside other work
 Expected   from one pre-trained checkpoint (greedy short and at chance) every algorithm
            with either reward makes greedy decoding long and right at temperature 1; the
            paper's exception is STaR with the end-to-end reward at high temperature

@@ -3,8 +3,8 @@
 Command    make headline
            (parity-jax run --config=experiments/headline.py --workdir=runs/headline;
            also takes --config.scale=paper)
-Device     2 CPU cores: see README for the measured minutes; paper scale: 7 minutes
-           on an H200 that others used
+Device     2 CPU cores: see README for the measured minutes; paper scale: 2 minutes
+           on an H100 that others used
 Expected   before RL: greedy answers are 1 token long and right half of the time,
            sampled ones are long with probability p_cot; after RL: greedy answers are
            50 tokens long and right; next-token prediction on as many sequences changes

@@ -2,7 +2,7 @@
 
 Command    parity-jax run --config=experiments/q2_unique_prompts.py \
                --workdir=runs/q2_unique_prompts
-Device     2 CPU cores, 21 minutes beside other work
+Device     2 CPU cores, 15 minutes beside other work
 Expected   very few: what RL learns is whether to go on after the first token, on all
            prompts alike, and only prompts whose parity is not x_1 pay for it; a pool of
            n prompts has one of these with probability 1 - 2^-n, so that 16 prompts

@@ -1,7 +1,7 @@
 """What noise in demonstrations and rewards does to both stages (Q5).
 
 Command    parity-jax run --config=experiments/q5_noise.py --workdir=runs/q5_noise
-Device     2 CPU cores, 35 minutes beside other work
+Device     2 CPU cores, 20 minutes beside other work
 Expected   flipped chain tokens (probability q) move the greedy threshold of a
            transformer to 1 / (1 + 2 (1 - q) (1 - eps_2)), eps_2 = q, and not to the
            linear model's 1 / (3 - 2q); wrong short answers do not move it; with

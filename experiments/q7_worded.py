@@ -1,7 +1,7 @@
 """Do the paper's claims hold where the task is told in words? (Q7)
 
 Command    parity-jax run --config=experiments/q7_worded.py --workdir=runs/q7_worded
-Device     2 CPU cores, about 18 minutes
+Device     2 CPU cores, 26 minutes beside other work
 Expected   fixed before anything was tuned, and the same as on bits: after next-token
            prediction P(long) at temperature 1 is p_cot, accuracy (1 + p_cot) / 2, an
            answer ends after a right first word with probability (1 - p_cot) /
