@@ -43,6 +43,7 @@ from launch.queue import check_options, places
 from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
+from parity_jax.cli import NO_HELP
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import (
     analyse,
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     own = define_flags()
     overrides = parse_flags(own, argv)
     if own.help:
-        print(__doc__)
+        print(__doc__ or NO_HELP)
         return
     logging.set_verbosity(logging.ERROR)
     for name in ("config", "workdir"):

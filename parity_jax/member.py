@@ -42,12 +42,13 @@ def guarded_step(
 ) -> tuple[StageState, Metrics]:
     """A step of a running member; one that fails is frozen as it was before the step.
 
-    A member fails when its loss or a parameter is not finite, or when the stage says so
-    in `status`. A frozen member adds nothing to the metrics.
+    A member fails when its loss, the norm of its gradient (whose squares Adam divides
+    by) or a parameter is not finite, or when the stage says so in `status`. A frozen
+    member adds nothing to the metrics.
     """
     new, metrics = stage.step(state, data)
-    loss: Mean = metrics["loss"]
-    finite = [jnp.isfinite(loss.total)]
+    told: list[Mean] = [metrics[x] for x in ("loss", "grad_norm") if x in metrics]
+    finite = [jnp.isfinite(x.total).all() for x in told]
     finite += [jnp.isfinite(x).all() for x in jax.tree.leaves(new.params)]
     status = jnp.where(jnp.stack(finite).all(), new.status, DIVERGED)
     status = jnp.where(state.status == RUNNING, status, state.status)

@@ -78,7 +78,8 @@ def advantages(
     """(reward - baseline) / (std + eps), BxG; the std is of the batch or the group.
 
     Where the std is 0 nothing is divided. Mean and std are taken of what lies above the
-    least reward: equal rewards then give exactly 0, which rounding would not.
+    least reward: equal rewards then give exactly 0, which rounding would not. NaN where
+    the std is not finite, as of rewards whose squares overflow.
     """
     centred_BxG = reward_BxG - _baseline(reward_BxG, baseline)
     if scale_by == "none":
@@ -86,7 +87,8 @@ def advantages(
     axis = None if scale_by == "batch" else -1
     above_BxG = reward_BxG - reward_BxG.min(axis, keepdims=True)
     std = above_BxG.std(axis, ddof=ddof, keepdims=True)
-    return centred_BxG / jnp.where(std > 0, std + eps, 1)
+    scale = jnp.where(jnp.isfinite(std), jnp.where(std > 0, std + eps, 1), jnp.nan)
+    return centred_BxG / scale
 
 
 def _baseline(reward_BxG: Array, baseline: Baseline) -> Array:

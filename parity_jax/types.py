@@ -25,7 +25,7 @@ Params = Any  # a pytree of float arrays
 RUNNING, DIVERGED, NOTHING_KEPT = 0, 1, 2
 STATUS_TEXT = {
     RUNNING: "running",
-    DIVERGED: "diverged (non-finite loss or parameters)",
+    DIVERGED: "diverged (non-finite loss, gradient or parameters)",
     NOTHING_KEPT: "stopped (a STaR round kept no sample)",
 }
 

@@ -106,6 +106,16 @@ def test_constant_groups_have_no_advantage_whatever_rounding_does(
         assert np.isfinite(advantage).all()
 
 
+@pytest.mark.parametrize("scale_by", ["group", "batch"])
+@pytest.mark.parametrize(("scale", "is_whole"), [(1e15, True), (1e25, False)])
+def test_rewards_whose_squares_overflow_are_no_signal_of_0(scale, is_whole, scale_by):
+    reward = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], np.float32)
+    plain = jit_advantages(reward, "group", scale_by, 1, 0.0)
+    huge = jit_advantages(reward * np.float32(scale), "group", scale_by, 1, 0.0)
+    expected = plain if is_whole else np.full_like(plain, np.nan)
+    np.testing.assert_allclose(huge, expected, rtol=1e-5)
+
+
 def test_is_zero_std():
     reward = jnp.array([[0.1, 0.1, 0.1], [0, 0, 0], [0, 0, 1], [1, 0, 1]])
     assert is_zero_std(reward).tolist() == [True, True, False, False]

@@ -1,5 +1,6 @@
 """Many members in one program: each is what it would be alone."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -132,6 +133,23 @@ def test_a_member_that_diverges_stays_as_it_was_before():
         scores = grid_of("one by one")[0].scores(states)
         for name in ("greedy/accuracy", "t1/p_long"):  # however finite it stayed
             assert np.isnan(scores[name].value()).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("scale_by", ["group", "batch", "none"])
+@pytest.mark.parametrize(("weight", "status"), [(1e9, RUNNING), (1e25, DIVERGED)])
+def test_rewards_whose_squares_overflow_are_not_trained_on(scale_by, weight, status):
+    """The spread of rewards, or what Adam divides by, is infinite: all is 0 or NaN."""
+    rollout = replace(POLICY_GRADIENT.rollout, reward_weights=(weight,))
+    cfg = replace(POLICY_GRADIENT, scale_rewards=scale_by, rollout=rollout)
+    task = ParityConfig(4).make()
+    stage = cfg.make(task, make_table(task), no_evaluation)
+    population = make_population(PopulationConfig(), stage, {"seed": (0,)}, Hypers())
+    start = population.init(None)
+    begun = to_arrays(start.params)
+    states, _ = population.advance(start, population.no_metrics(), 3)
+    assert states.status.tolist() == [status]
+    moved = [(begun[k] != x).any() for k, x in to_arrays(states.params).items()]
+    assert any(moved) == (status == RUNNING)
 
 
 def test_chunks_change_nothing():

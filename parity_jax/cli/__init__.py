@@ -1,1 +1,3 @@
 """The command `parity-jax` and what it can do."""
+
+NO_HELP = "the help is in docstrings, which PYTHONOPTIMIZE=2 leaves out"

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from parity_jax.cli import NO_HELP
+
 COMMANDS = (
     "run",
     "list",
@@ -48,7 +50,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """A command; its exit code."""
     if not argv or argv[0] in ("--help", "-h", "help"):
-        print(__doc__)
+        print(__doc__ or NO_HELP)
         return 0 if argv else 2
     command, *rest = argv
     if command == "--version":

@@ -42,6 +42,7 @@ from parity_jax.analysis.claims import (
 from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
+from parity_jax.cli import NO_HELP
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
@@ -213,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
     """Run what the arguments say."""
     own, overrides = parse_flags(argv)
     if own.help:
-        print(__doc__)
+        print(__doc__ or NO_HELP)
         return
     begun_in = Path.cwd()
     with stop_requests() as stops:
