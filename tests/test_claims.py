@@ -33,6 +33,8 @@ def test_values_by_member():
         "p_cot=0.2,seed=0": 1.0,
         "p_cot=0.2,seed=1": 0.0,
     }
+    dates = SCORES.assign_coords(seed=[20251125, 20251126]).isel(p_cot=0)
+    assert by_member(dates) == {"seed=20251125": 0.5, "seed=20251126": 0.25}
     assert by_member(SCORES.isel(p_cot=0)) == {"seed=0": 0.5, "seed=1": 0.25}
     assert by_member(SCORES.isel(p_cot=0, seed=1)) == {"all": 0.25}
     assert by_member(SCORES.isel(p_cot=0, seed=1) * np.nan) == {"all": None}
@@ -120,6 +122,15 @@ def test_an_edited_claim_is_damaged(tmp_path, field, value):
     assert "\n" not in str(info.value)
 
 
+def test_a_bound_of_0_that_is_met_is_no_question_of_digits(tmp_path):
+    path = tmp_path / "claims.json"
+    write_claims(path, [Claim.at_least("C2", [0.1875, 0.0], 0.0)])
+    (claim,) = read_claims(path)
+    write_json(path, [claim | {"holds": False}])
+    with pytest.raises(RunError, match="holds=False of 'C2' does not follow"):
+        read_claims(path)
+
+
 def test_a_verdict_is_told_up_to_the_digits_that_are_stored(tmp_path):
     """Whatever the axes, bounds and digits, what is written is read."""
     path, rng = tmp_path / "claims.json", np.random.default_rng(0)
@@ -176,6 +187,8 @@ def test_of_nothing_nothing_is_true():
         Check.equal(nobody, 0),
     ):
         assert not check.holds
+    with pytest.raises(ValueError, match="claim 'mine' needs a text"):
+        Claim.of("mine", x=Check.equal(1, 1))
     with pytest.raises(ValueError, match="claim 'C1' needs a check"):
         Claim.of("C1")
 

@@ -661,9 +661,34 @@ def test_too_little_memory_is_told_before_the_first_step(place, tmp_path):
     assert (code, said) == (0, "")  # what has trained nothing may change
 
 
-def test_a_device_that_is_not_there_is_one_line(place, tmp_path):
-    code, said = launch(place, *options(place, tmp_path / "run"), JAX_PLATFORMS="cuda")
-    one_line(code, 2, said, "JAX_PLATFORMS='cuda'")
+@pytest.mark.parametrize("name", ["cuda", "foo"])
+def test_a_device_that_is_not_there_is_one_line(name, place, tmp_path):
+    code, said = launch(place, *options(place, tmp_path / "run"), JAX_PLATFORMS=name)
+    one_line(code, 2, said, f"JAX_PLATFORMS='{name}'")
+
+
+SCALES = """
+from small_runs import walk, walks
+
+
+def get_config(scale="small"):
+    return walks(run=walk(num_steps={"small": 2, "large": 6}[scale]))
+"""
+
+
+@pytest.mark.parametrize("spelling", ["=", " "])
+def test_a_file_and_its_scale_in_both_spellings(spelling, tmp_path, monkeypatch):
+    """With a space FILE is an argument of its own, and so is the scale."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    file = write(tmp_path / "scales.py", SCALES)
+    typed = f"--config{spelling}{file} --config.scale{spelling}large --workdir=w"
+    code, said = launch(tmp_path, "run", *typed.split())
+    assert code == 0, said
+    assert read_json(tmp_path / "w/run/config.json")["schedule"]["num_steps"] == 6
+    typed = f"--config{spelling}{file}:large --config.runs.run.num_steps=-1"
+    code, said = launch(tmp_path, "run", *typed.split(), "--workdir=x")
+    one_line(code, 2, said, "runs.run.num_steps=-1")
+    assert not (tmp_path / "x").exists()
 
 
 def test_programs_are_cached_beside_those_of_other_tools(place, tmp_path, monkeypatch):

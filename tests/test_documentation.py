@@ -5,6 +5,7 @@ Runs are made tiny by overrides that are appended; everything else is as written
 
 import ast
 import io
+import json
 import re
 import shlex
 import shutil
@@ -136,8 +137,7 @@ def typed(arguments):
 
 def test_the_pages_from_top_to_bottom(checkout, capsys):
     """Commands of README and site, after `make headline`, and their Python."""
-    headline = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
-    assert typed(headline) == 0, capsys.readouterr().err
+    assert typed(HEADLINE) == 0, capsys.readouterr().err
     done: list[list[str]] = []
     for page in pages():
         for command in (c for block in blocks("", page) for c in commands(block)):
@@ -153,7 +153,7 @@ def test_the_pages_from_top_to_bottom(checkout, capsys):
             exec(compile(snippet, page, "exec"), {})
     assert {c[0] for c in done} >= {"run", "inspect", "report", "export_hf", *LAUNCH}
     told = shlex.split((checkout / "runs/headline/command.txt").read_text())
-    assert told[:4] == ["parity-jax", *headline]
+    assert told[:4] == ["parity-jax", *HEADLINE]
     explained = (ROOT / "docs/reference/metrics.md").read_text()
     for name in ("pretrain", "grpo"):
         for split in ("eval", "train"):
@@ -166,6 +166,27 @@ def test_its_wrong_flag_says_what_the_readme_says(checkout, capsys):
     assert run([*options, "--config.model.dept=3"]) == 2
     expected = next(b for b in blocks("") if b.startswith("error: ")).strip()
     assert capsys.readouterr().err.startswith(expected.removesuffix("..."))
+
+
+HEADLINE = ["run", "--config=experiments/headline.py", "--workdir=runs/headline"]
+
+
+@pytest.mark.parametrize("text", ["evaluate.temperatures=0.75", "axes.p_cot=0,0.25"])
+def test_what_the_claims_of_the_headline_cannot_judge_is_not_trained(
+    text, checkout, capsys
+):
+    assert typed([*HEADLINE, f"--config.{text}"]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and "claims, rehearsed on" in last
+    assert not (checkout / "runs").exists()
+
+
+def test_the_claims_of_the_headline_judge_every_value_of_an_axis(checkout, capsys):
+    assert typed([*HEADLINE, "--config.axes.p_cot=0.1,0.25"]) == 0
+    claims = json.loads((checkout / "runs/headline/claims.json").read_text())
+    found = {claim["id"]: claim["expected"] for claim in claims}
+    assert found["C1"] == {"p_cot=0.1": 0.1, "p_cot=0.25": 0.25}
+    assert found["C2"] == {"p_cot=0.1": 0.55, "p_cot=0.25": 0.625}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -19,6 +19,7 @@ from small_worlds import (
     no_evaluation,
     replicate,
 )
+from tiny import tiny_stage
 
 from parity_jax import theory
 from parity_jax.hypers import Hypers
@@ -39,6 +40,7 @@ from parity_jax.stages import (
     PolicyGradientConfig,
     RolloutConfig,
     dr_grpo,
+    gspo,
     reinforce,
     rloo,
 )
@@ -443,6 +445,24 @@ def test_only_the_first_update_is_on_policy():
     for temperature in (0.7, 1.5):
         assert first(temperature) == [0, 0, 0]
         assert min(later(temperature)) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ratios_of_sequences_are_those_of_the_trained_pass(dtype):
+    """Those of the sampler are rounded otherwise: narrow bounds would clip some."""
+    stage = tiny_stage(gspo(rollout=RolloutConfig(16, 8)), dtype=dtype)
+    step = jax.jit(stage.step)
+
+    def update(epsilon):
+        hypers = Hypers(epsilon=epsilon, epsilon_high=epsilon)
+        state = stage.init(jax.random.key(0), hypers, None)
+        new, metrics = step(state, Data())
+        assert float(metrics["clip_ratio/region_mean"].value()) == 0
+        assert float(metrics["grad_norm"].value()) > 0
+        return jax.tree.leaves(new.params)
+
+    for narrow, wide in zip(update(1e-6), update(0.5), strict=True):
+        np.testing.assert_array_equal(narrow, wide)
 
 
 def assert_mean_is(sampled, expected, relative_error=0.1):

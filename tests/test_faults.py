@@ -191,6 +191,12 @@ def test_a_record_that_holds_something_else_is_named(started):
         assert refused(started) == f"{path}: line 2 is damaged"
 
 
+def test_missing_records_of_a_finished_run_are_an_error(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    (workdir / "run/metrics.jsonl").unlink()
+    assert "metrics.jsonl" in refused(workdir)
+
+
 @pytest.mark.parametrize("name", ["config.json", "lineage.json"])
 def test_a_missing_file_is_an_error(started, name):
     (started / "run" / name).unlink()

@@ -484,6 +484,8 @@ def test_bad_imports_cost_one_line(tmp_path, say):
     for extra in ({}, []):
         write_json(hf / "config.json", config | {"parity_jax": extra})
         assert "the model does not tell it" in said(2)
+    write_json(hf / "config.json", config | {"n_head": 3})
+    assert f"n_head=3: must divide n_embd={config['n_embd']}" in said(2)
     scaled = config | {"rope_scaling": {"type": "linear", "factor": 4.0}}
     write_json(hf / "config.json", scaled)
     assert "rope_scaling.rope_type='linear': must be default or llama3" in said(2)

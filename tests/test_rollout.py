@@ -267,6 +267,20 @@ def test_resampling_is_bounded():
     assert value(metrics["rollouts"]) == 4 * 16
 
 
+@pytest.mark.parametrize("way", ["keep", "drop", "resample"])
+def test_nothing_that_carries_loss_is_a_ratio_of_0(way):
+    """All groups have equal rewards: what is kept has advantages of 0."""
+    bounded = {"max_resamples": 2} if way == "resample" else {}
+    cfg = PolicyGradientConfig(
+        RolloutConfig(8, 2, rewards=(TENTH,)), zero_std_groups=way, **bounded
+    )
+    _, new, metrics, _ = first_step(cfg)
+    found = {name: total / count for name, (total, count) in metrics.items() if count}
+    assert found["effective_rollout_ratio"] == (0 if way != "keep" else 1)
+    assert found["frac_reward_zero_std"] == 1
+    assert not first_gradient(new).any()
+
+
 def test_resampling_fills_every_group_and_keeps_those_that_had_signal():
     rollout, metrics, num_draws, first = resampled(OWN, 50)
     had_signal = np.ptp(first.reward, 1) > 0

@@ -103,6 +103,16 @@ def test_one_minibatch_is_the_mean_loss_of_exactly_the_kept_samples():
     np.testing.assert_allclose(first_gradient(new), expected, atol=1e-6)
 
 
+def test_weights_that_sum_to_1_keep_what_is_right():
+    """In float32 0.15 + 0.65 + 0.2 is less than 1."""
+    rewards, weights = ("e2e",) * 3, (0.15, 0.65, 0.2)
+    rollout = RolloutConfig(32, 4, rewards, weights)
+    _, _, metrics, drawn = one_round(StarConfig(rollout, 16, 1), FROZEN)
+    num_right = float(drawn.correct.sum())
+    assert 0 < num_right < 128
+    assert metrics["kept_ratio"] == (num_right, 128)
+
+
 def test_every_kept_sample_is_used_once_per_epoch():
     """With learning rate 0 the losses of an epoch add up to those of the kept set."""
     batch_size, num_epochs = 4, 3

@@ -83,7 +83,7 @@ def test_a_malformed_row_is_named(tmp_path, line, told):
     ("rows", "num_test", "told"),
     [
         ([], 1, "must have at least one row"),
-        ([PLAIN], 1, "must be in [1, 0] without test_file"),
+        ([PLAIN], 1, "must have at least two rows without test_file"),
         ([PLAIN] * 3, 0, "must be in [1, 2] without test_file"),
     ],
 )

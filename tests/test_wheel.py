@@ -35,7 +35,9 @@ def test_a_wheel_runs_an_experiment_outside_the_checkout(tmp_path):
     build = (*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir=.", ".")
     typed(*build, cwd=source)
     (wheel,) = source.glob("*.whl")
-    inside = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "parity_jax/py.typed" in names
+    inside = {name.partition("/")[0] for name in names}
     assert {n for n in inside if not n.endswith(".dist-info")} == {"parity_jax"}
 
     typed(sys.executable, "-m", "venv", "--without-pip", str(env), cwd=tmp_path)

@@ -165,6 +165,8 @@ class Claim:
                 raise TypeError(f"claim {id!r}: its {name} must be text, not {value!r}")
         if not id.strip():
             raise ValueError(f"claim {text!r}: its id must not be empty")
+        if not text and id not in LEGEND:
+            raise ValueError(f"claim {id!r} needs a text: it is none of the legend's")
         if not checks:
             raise ValueError(f"claim {id!r} needs a check")
         for name, check in checks.items():

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,8 @@ class RolloutConfig:
         allowed = f"must give one weight for each of rewards={self.rewards}"
         matches = len(self.reward_weights) == len(self.rewards)
         require(matches, "reward_weights", self.reward_weights, allowed)
+        allowed, are_finite = "must be finite", all(map(isfinite, self.reward_weights))
+        require(are_finite, "reward_weights", self.reward_weights, allowed)
         totals = dict.fromkeys(self.rewards, 0.0)
         for name, weight in zip(self.rewards, self.reward_weights, strict=True):
             totals[name] += weight

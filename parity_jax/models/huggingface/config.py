@@ -6,6 +6,7 @@ What these classes do alike: pre-norm blocks, GELU in tanh form or SwiGLU, rotar
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -279,8 +280,10 @@ def from_hf_config(config: Mapping[str, Any]) -> TransformerConfig:
     try:
         cfg: TransformerConfig = from_dict(TransformerConfig, fields)
     except ConfigError as error:  # in the words of config.json
-        name = family.names.get(error.name, error.name)
-        raise ConfigError(name, error.value, error.allowed) from None
+        name, allowed = family.names.get(error.name, error.name), error.allowed
+        for ours, theirs in family.names.items():
+            allowed = re.sub(rf"\b{ours}=", f"{theirs}=", allowed)
+        raise ConfigError(name, error.value, allowed) from None
     return cfg.resolved()
 
 

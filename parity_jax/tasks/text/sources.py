@@ -41,6 +41,8 @@ class FileSource(SourceConfig):
             allowed = f"must be at most {len(test)}, the rows of test_file"
             require(num <= len(test), "num_test", num, allowed)
             return Splits(train, test[: num or None])
+        allowed = "must have at least two rows without test_file"
+        require(len(train) > 1, "train_file", self.train_file, allowed)
         allowed = f"must be in [1, {len(train) - 1}] without test_file"
         require(1 <= num < len(train), "num_test", num, allowed)
         return Splits(train[:-num], train[-num:])
