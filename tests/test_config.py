@@ -81,6 +81,9 @@ def test_fields_that_follow_from_the_width_follow_it():
     assert (narrowed.mlp_width, narrowed.init_std) == (256, 64**-0.5)
     given = gpt2(2, 64, mlp_width=5, init_std=0.02).resolved()
     assert (given.mlp_width, given.init_std) == (5, 0.02)
+    # GPT-2 has as many key-value heads as heads, however their number was given
+    for eight in (gpt2(num_heads=8), dataclasses.replace(gpt2(), num_heads=8)):
+        assert eight.resolved().num_kv_heads == 8
 
 
 # (config, overrides, name of the field, what is allowed); every value is wrong

@@ -210,7 +210,7 @@ def test_parameter_counts():
 
 
 def test_a_width_below_that_of_a_head_has_one_head():
-    for cfg in (gpt2(1, 16), mistral(1, 16)):
+    for cfg in (gpt2(1, 16).resolved(), mistral(1, 16).resolved()):
         assert (cfg.num_heads, cfg.num_kv_heads) == (1, 1)
     with pytest.raises(ConfigError, match=r"^width=0: must be at least 1"):
         gpt2(width=0)

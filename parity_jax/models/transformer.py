@@ -76,7 +76,8 @@ class TransformerConfig(ModelConfig):
     depth: int = 2
     width: int = 128
     num_heads: int = 4
-    num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
+    # 0: as many as num_heads; fewer: grouped-query attention
+    num_kv_heads: int = 0
     head_size: int = 0  # 0: width / num_heads
     mlp_width: int = 0  # 0: 4 widths, or 7/2 of a SwiGLU (as in Mistral 7B)
     vocab_size: int = 0  # rows of the embedding; 0: as many as the task has tokens
@@ -101,11 +102,12 @@ class TransformerConfig(ModelConfig):
     gradient_rows: int = 0  # long responses that are trained on at once; 0: automatic
 
     def __post_init__(self) -> None:
-        require_positive(self, "depth", "width", "num_heads", "num_kv_heads")
+        require_positive(self, "depth", "width", "num_heads")
         at_most = f"must be at most {MAX_DEPTH}"
         require(self.depth <= MAX_DEPTH, "depth", self.depth, at_most)
         heads = self.num_heads
         for name, zero in (
+            ("num_kv_heads", "as many as num_heads"),
             ("head_size", "width / num_heads"),
             ("mlp_width", "from the width"),
             ("vocab_size", "the task's"),
@@ -116,7 +118,7 @@ class TransformerConfig(ModelConfig):
             require_count(self, name, zero)
         divides = self.head_size > 0 or self.width % heads == 0
         require(divides, "num_heads", heads, f"must divide width={self.width}")
-        divides = heads % self.num_kv_heads == 0
+        divides = heads % (self.num_kv_heads or heads) == 0
         allowed = f"must divide num_heads={heads}"
         require(divides, "num_kv_heads", self.num_kv_heads, allowed)
         head_size, is_rotary = self._head_size, self.positions == "rotary"
@@ -142,10 +144,11 @@ class TransformerConfig(ModelConfig):
         return self.head_size or self.width // self.num_heads
 
     def resolved(self) -> "TransformerConfig":
-        """With the sizes and the initial std that follow from the width."""
+        """With the sizes and the initial std that follow from others."""
         by_width = 7 * self.width // 2 if self.mlp == "swiglu" else 4 * self.width
         return dataclasses.replace(
             self,
+            num_kv_heads=self.num_kv_heads or self.num_heads,
             head_size=self._head_size,
             mlp_width=self.mlp_width or by_width,
             init_std=self.init_std or self.width**-0.5,
@@ -172,9 +175,8 @@ def gpt2(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfi
 
     The paper uses depth 2, 4, 8 and width 128, 256; heads of size 32 are ours.
     """
-    num_heads = max(1, width // 32)
-    heads = {"num_heads": num_heads, "num_kv_heads": num_heads}
-    return TransformerConfig(**dict(depth=depth, width=width) | heads | overrides)
+    preset = dict(depth=depth, width=width, num_heads=max(1, width // 32))
+    return TransformerConfig(**preset | overrides)
 
 
 def mistral(depth: int = 2, width: int = 128, **overrides: Any) -> TransformerConfig:

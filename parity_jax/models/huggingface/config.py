@@ -186,7 +186,7 @@ def family_of(cfg: TransformerConfig, kind: str = "") -> str:
     if fitting:
         return kind if kind in fitting else fitting[0]
     features = {name: getattr(cfg, name) for name in (*FEATURES, "sliding_window")}
-    features["num_kv_heads"] = f"{cfg.num_kv_heads} of {cfg.num_heads}"
+    features["num_kv_heads"] = f"{plain.num_kv_heads} of {plain.num_heads}"
     text = " ".join(f"{name}={value}" for name, value in features.items())
     allowed = "must be GPT-2 (learned layer gelu bias=True, all heads, no window), "
     allowed += "Mistral or Llama (rotary rms swiglu bias=False) or Qwen (qkv_bias or "
