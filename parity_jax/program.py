@@ -15,8 +15,8 @@ from parity_jax.types import StageState
 FIXED_ORDER = "xla_gpu_exclude_nondeterministic_ops"
 
 
-def options(platform: str) -> dict[str, bool]:
-    """Those of the compiler on a platform; XLA_FLAGS decides what it names."""
+def compiler_options(platform: str) -> dict[str, bool]:
+    """What XLA is told on a platform; XLA_FLAGS decides what it names."""
     is_left = platform != "gpu" or FIXED_ORDER in os.environ.get("XLA_FLAGS", "")
     return {} if is_left else {FIXED_ORDER: True}
 
@@ -56,7 +56,7 @@ class Program:
         """The executable; MemoryError if it needs more than its devices have."""
         if self._compiled is None:
             with nullcontext() if self._is_cached else uncached():
-                told = options(self._devices[0].platform)
+                told = compiler_options(self._devices[0].platform)
                 compiled = self.trace(*args).lower().compile(compiler_options=told)
             require_memory(memory_needed(compiled), self._devices)
             self._compiled = compiled

@@ -15,7 +15,7 @@ from parity_jax.models.attention import KV, Attention
 from parity_jax.models.transformer import make_transformer
 from parity_jax.objectives import Target, next_token_loss
 from parity_jax.platform import made_for
-from parity_jax.program import options
+from parity_jax.program import compiler_options
 from parity_jax.responses import response_mask
 from parity_jax.runs.roofline import equations
 from parity_jax.types import Prompt, ResponseFormat
@@ -185,10 +185,14 @@ def test_the_compiler_knows_what_programs_of_a_gpu_ask_for(monkeypatch):
     """Its names change; how a GPU adds up is not seen here."""
     add = jax.jit(lambda x, row: x.at[row].add(1.0))
     lowered = add.lower(jnp.zeros(3), jnp.array([0, 0, 2]))
-    assert options("gpu") and not options("cpu") and not options("tpu")
-    compiled = lowered.compile(compiler_options=options("gpu"))
+    assert (
+        compiler_options("gpu")
+        and not compiler_options("cpu")
+        and not compiler_options("tpu")
+    )
+    compiled = lowered.compile(compiler_options=compiler_options("gpu"))
     assert compiled(jnp.zeros(3), jnp.array([0, 0, 2])).tolist() == [2, 0, 1]
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such"):
         lowered.compile(compiler_options={"xla_gpu_of_old": True})
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_exclude_nondeterministic_ops=false")
-    assert not options("gpu")
+    assert not compiler_options("gpu")

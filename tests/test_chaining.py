@@ -374,6 +374,15 @@ def test_what_an_analysis_changes_another_does_not_read(workdir):
     assert results.train("first").identical(expected[1])
 
 
+def assert_unread(home, told, capsys):
+    """Whatever reads the run "first" of an experiment refuses it."""
+    with pytest.raises(RunError, match=told):
+        Results(home)["first"]
+    for command in (["inspect", home], ["watch", home, "--once"]):
+        assert main.run([*map(str, command)]) == 1
+        assert re.search(told, capsys.readouterr().err)
+
+
 def test_a_run_of_another_experiment_is_not_read(workdir, tmp_path, capsys):
     """Copied to its place, or in that of another run: as `run` refuses it."""
     home = shutil.copytree(workdir, tmp_path / "home")
@@ -381,11 +390,7 @@ def test_a_run_of_another_experiment_is_not_read(workdir, tmp_path, capsys):
     assert train(walks(first=walk(), seeds=(5, 6)), tmp_path / "other")
     shutil.copytree(tmp_path / "other" / "first", home / "first")
     told = r"home/first: is of another experiment than .*home: axes.seed is"
-    with pytest.raises(RunError, match=told):
-        Results(home)["first"]
-    for command in (["inspect", home], ["watch", home, "--once"]):
-        assert main.run([*map(str, command)]) == 1
-        assert re.search(told, capsys.readouterr().err)
+    assert_unread(home, told, capsys)
     swapped = shutil.copytree(workdir, tmp_path / "swapped")
     for old, new in (("first", "x"), ("child", "first"), ("x", "child")):
         (swapped / old).rename(swapped / new)
@@ -403,8 +408,4 @@ def test_an_edited_config_of_an_experiment_is_not_read(part, workdir, tmp_path, 
     place[part][field[part]] += 1
     (home / "config.json").write_text(json.dumps(config))
     told = rf"home/first: is of another experiment than .*{part}\.{field[part]} is"
-    with pytest.raises(RunError, match=told):
-        Results(home)["first"]
-    for command in (["inspect", home], ["watch", home, "--once"]):
-        assert main.run([*map(str, command)]) == 1
-        assert re.search(told, capsys.readouterr().err)
+    assert_unread(home, told, capsys)

@@ -102,8 +102,8 @@ def verdicts(
 
 def is_exact(a: float, b: float, relation: str) -> bool:
     """Whether two equal numbers were stored as they are, and equal is enough."""
-    is_whole = type(a) is type(b) is int or a == b == 0
-    return is_whole and relation not in ("below", "above")
+    is_as_stored = type(a) is type(b) is int or a == b == 0
+    return is_as_stored and relation not in ("below", "above")
 
 
 def pairs_of(measured: Any, expected: Any) -> Iterator[tuple[Any, Any]]:

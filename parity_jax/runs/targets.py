@@ -15,8 +15,7 @@ from jax.experimental import topologies
 from parity_jax.config import ConfigError, require
 from parity_jax.platform import made_for, platform
 from parity_jax.population import Population
-from parity_jax.program import memory_needed
-from parity_jax.program import options as compiler_options
+from parity_jax.program import compiler_options, memory_needed
 from parity_jax.runs.roofline import products, roofline_seconds
 
 GIB = 2**30
