@@ -15,6 +15,7 @@ from launch.rows import rows
 from parity_jax.cli import report
 from parity_jax.config import (
     ConfigError,
+    expanded,
     from_dict,
     require,
     require_positive,
@@ -52,10 +53,11 @@ class Settings:
         require(few, "max_requeues", self.max_requeues, "must be 0 or positive")
 
 
-def read_profile(name: str, path: Path) -> dict[str, Any]:
+def read_profile(name: str, path: str | Path) -> dict[str, Any]:
     """The settings of a named cluster; ConfigError without that name or file."""
+    file = expanded("--profiles", path)
     try:
-        profiles = tomllib.loads(path.read_text())
+        profiles = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -47,13 +47,12 @@ from parity_jax.cli import NO_HELP
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import (
     analyse,
-    bad_flag,
     check_same_settings,
     check_working_directory,
     load_experiment,
+    read_flags,
 )
 from parity_jax.config import ConfigError, StoppedError, early, require
-from parity_jax.config.overrides import Override, parse
 from parity_jax.population import Population
 from parity_jax.runs import execute
 from parity_jax.runs.directory import ExperimentDirectory, local_path
@@ -96,7 +95,7 @@ def define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> None:
     """Plan, check and launch what the arguments say."""
     own = define_flags()
-    overrides = parse_flags(own, argv)
+    overrides = read_flags(own, "sweep", argv)
     if own.help:
         print(__doc__ or NO_HELP)
         return
@@ -107,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     split = parse_split(own.split, grid)
     asked = Asked(tuple(own.config), tuple(overrides), grid, split, own.chains)
     settings = engines.settings_of(
-        engines.read_profile(own.profile, Path(own.profiles)) if own.profile else {},
+        engines.read_profile(own.profile, own.profiles) if own.profile else {},
         given(own),
     )
     check_given(own, settings)
@@ -148,15 +147,6 @@ def main(argv: Sequence[str]) -> None:
     if not own.quiet:
         found = rows(home, places(home.path))
         print(f"{told}{home.path}: {counted(len(found), 'job')}: {totals(found)}")
-
-
-def parse_flags(own: flags.FlagValues, argv: Sequence[str]) -> list[Override]:
-    """Read the flags; the overrides beside them, ConfigError for what is neither."""
-    try:
-        _, *rest = own(["sweep", *argv], known_only=True)
-    except flags.Error as error:
-        raise bad_flag(argv, error) from None
-    return parse(rest)
 
 
 def given(own: flags.FlagValues) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from scipy.stats import hypergeom
 
 from parity_jax.config import (
     ConfigError,
+    expanded,
     number_text,
     require,
     require_default,
@@ -78,8 +78,9 @@ def read_prompts(path: str, task: Task) -> Prompt:
 
     A byte order mark, blank lines and spaces at the end of a line do not count.
     """
+    file = expanded("eval_file", path)
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("eval_file", path, f"cannot be read: {error}") from None
     prompts = []

@@ -20,7 +20,7 @@ from parity_jax.analysis.snapshot import (
     require_one_member,
 )
 from parity_jax.cli.arguments import opened, reading, run_parser
-from parity_jax.config import ConfigError, kind_of, label_text
+from parity_jax.config import ConfigError, expanded, kind_of, label_text
 from parity_jax.models import ModelConfig, TransformerConfig
 from parity_jax.models.huggingface import (
     MAX_BYTES,
@@ -89,7 +89,7 @@ def write_tokenizer(
                 write_text(directory / file, text)
             return
     if source:
-        if not copy_tokenizer(Path(source).expanduser(), directory):
+        if not copy_tokenizer(expanded("tokenizer.folder", source), directory):
             where = f"{source}: no tokenizer is there any more; it is left out"
             print(f"warning: {where}", file=sys.stderr)
         return

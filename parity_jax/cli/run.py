@@ -48,6 +48,7 @@ from parity_jax.config import (
     ConfigError,
     UserCodeError,
     early,
+    expanded,
     in_code_of,
     require,
     to_dict,
@@ -92,13 +93,21 @@ def define_flags() -> flags.FlagValues:
 def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[Override]]:
     """Flags and overrides; ConfigError for whatever is neither."""
     own = define_flags()
+    return own, read_flags(own, "run", argv)
+
+
+def read_flags(
+    own: flags.FlagValues, command: str, argv: Sequence[str]
+) -> list[Override]:
+    """Set the flags; the overrides beside them, ConfigError for what is neither."""
     try:
-        _, *rest = own(["run", *argv], known_only=True)
+        _, *rest = own([command, *argv], known_only=True)
     except flags.Error as error:
         raise bad_flag(argv, error) from None
-    except OSError as error:
-        raise ConfigError("flagfile", error.filename, "cannot be read") from None
-    return own, parse(rest)
+    except (OSError, UnicodeDecodeError) as error:
+        typed = " ".join(arg for arg in argv if "flagfile" in arg)
+        raise ConfigError("flag", typed, f"cannot be read: {error}") from None
+    return parse(rest)
 
 
 def bad_flag(argv: Sequence[str], error: flags.Error) -> ConfigError:
@@ -111,7 +120,7 @@ def bad_flag(argv: Sequence[str], error: flags.Error) -> ConfigError:
 
 def load_experiment(path: str) -> ModuleType:
     """The module of an experiment file; its folder joins the search for imports."""
-    file = Path(path).expanduser()
+    file = expanded("config", path)
     name = file.stem
     found = file.is_file() and file.suffix == ".py"
     require(
@@ -255,7 +264,7 @@ def main(argv: Sequence[str]) -> None:
             finished = run_experiment(
                 experiment, workdir, own.only, own.quiet, stops, rehearsed
             )
-            if own.profile and not Path(own.profile).expanduser().is_dir():
+            if own.profile and not local_path("profile", own.profile).is_dir():
                 told = "all runs had ended, so nothing was run and there is no trace"
                 print(f"warning: --profile={own.profile}: {told}", file=sys.stderr)
         if finished:

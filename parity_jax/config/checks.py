@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 MAX_SIZE = 2**31 - 1  # of a dimension or a count
@@ -103,6 +104,20 @@ def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """ConfigError unless the condition holds."""
     if not condition:
         raise ConfigError(name, value, allowed)
+
+
+def expanded(name: str, text: str | Path) -> Path:
+    """A path with its `~`; ConfigError for one that no file can have."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except RuntimeError:  # pathlib's, of a home that nobody has
+        home = Path(text).parts[0]
+        raise ConfigError(name, str(text), f"{home}: no such home") from None
+    except OSError as error:  # of a name that is too long, say
+        reason = error.strerror or str(error)
+        raise ConfigError(name, str(text), f"cannot be: {reason}") from None
+    return path
 
 
 def require_positive(config: Any, *names: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from parity_jax.config import (
     Label,
     RunError,
     differences,
+    expanded,
     from_dict,
     kind_of,
     lines_of,
@@ -41,9 +42,7 @@ def local_path(name: str, text: str | Path) -> Path:
     require(bool(text.strip()), name, text, "must be the path of a directory")
     allowed = "must be on a file system: mount the bucket, or copy the run to it after"
     require(not text.lower().startswith(REMOTE), name, text, allowed)
-    path = Path(text)
-    with suppress(RuntimeError):  # no home to expand to
-        path = path.expanduser()
+    path = expanded(name, text)
     whole = str(path.absolute())
     allowed = "must not contain a backslash: Orbax takes it for a slash"
     require("\\" not in whole, name, text, allowed)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from parity_jax.config import (
     ConfigError,
     Label,
     differences,
+    expanded,
     in_code_of,
     kind_of,
     lines_of,
@@ -190,7 +190,7 @@ def resolved_parent(experiment: Experiment, config: RunConfig) -> Parent:
             step = experiment.runs[path].num_steps
         path = SIBLING + path
     elif path:
-        path = os.path.abspath(Path(path).expanduser())
+        path = os.path.abspath(expanded("parent", path))
     return Parent(path, step, config.parent_member)
 
 
@@ -198,7 +198,7 @@ def resolved_file(path: str) -> EvalFile:
     """The file and the digest of what it holds: an edited file is another run."""
     if not path:
         return EvalFile("", "")
-    file = Path(path).expanduser()
+    file = expanded("eval_file", path)
     allowed = "must be a file, which can be read twice"  # no pipe
     require(file.is_file() or not file.exists(), "eval_file", path, allowed)
     try:

@@ -20,6 +20,7 @@ from parity_jax.config import (
     ConfigError,
     RunError,
     differences,
+    expanded,
     lines_of,
     require,
     to_dict,
@@ -82,7 +83,7 @@ class HfFolder:
     """A model to read."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = expanded("folder", path)
 
     @cached_property
     def config(self) -> dict[str, Any]:

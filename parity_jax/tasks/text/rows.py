@@ -5,10 +5,9 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from parity_jax.config import ConfigError, require, unique
+from parity_jax.config import ConfigError, expanded, require, unique
 
 Adapter = Literal["plain", "gsm8k", "math"]
 
@@ -59,7 +58,7 @@ def read_rows(field: str, path: str, adapter: Adapter) -> list[Row]:
 
 def records(field: str, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
     """The rows of a file with their numbers, from 1, as they stand there."""
-    file = Path(path).expanduser()
+    file = expanded(field, path)
     allowed = "must be a file, which can be read twice"  # no pipe
     require(file.is_file() or not file.exists(), field, path, allowed)
     try:

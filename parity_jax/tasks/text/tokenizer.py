@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError, require
+from parity_jax.config import ConfigError, expanded, require
 from parity_jax.tasks.text.rows import optional
 
 PAD, END = "<pad>", "<end>"
@@ -145,7 +145,7 @@ def from_folder(folder: str) -> Tokenizer:
     name. The token of padding must not be among them: where it is, another one that is
     special, or else the first token of all, stands for it. It never carries loss.
     """
-    path = Path(folder).expanduser()
+    path = expanded("tokenizer.folder", folder)
     lib = optional("tokenizers", "tokenizer.folder")
     file = path / "tokenizer.json"
     require(file.is_file(), "tokenizer.folder", folder, "has no tokenizer.json")
