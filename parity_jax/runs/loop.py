@@ -1,7 +1,7 @@
 """The only host loop: chunk of steps -> metrics -> evaluation -> checkpoint."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import numpy as np
@@ -51,7 +51,12 @@ class Training:
         """
         self.check_members(max(step, 0), states, "init" if step < 0 else "a step of it")
         stopped_P = self.tell_stopped(states, np.zeros(len(states.step), bool))
-        while step < self.schedule.num_steps and not stopped_P.all():
+        if step == self.schedule.num_steps:  # where one that was to end later stopped
+            known = {r.split for r in self.metrics_file.read() if r.step == step}
+            self.record(step, states, metrics, 0.0, known)
+        while step < self.schedule.num_steps and not (
+            stopped_P.all() and step == recorded
+        ):
             target = self.schedule.next_record(step)
             seconds = 0.0
             while max(step, 0) < target:
@@ -99,15 +104,23 @@ class Training:
                 raise RunError(f"{where} step={own}: {allowed}")
 
     def record(
-        self, step: int, states: StageState, metrics: Metrics, seconds: float
+        self,
+        step: int,
+        states: StageState,
+        metrics: Metrics,
+        seconds: float,
+        known: Collection[str] = (),
     ) -> Metrics:
-        """Write the metrics of the steps until this one, and its evaluation."""
+        """Write the metrics of the steps until this one, and its evaluation.
+
+        known   what of them is written already: "train", "eval"
+        """
         shown: Metrics = {}
         metrics = on_host(metrics)
-        if step > 0:
+        if step > 0 and "train" not in known:
             self.metrics_file.append("train", step, seconds, metrics)
             shown |= metrics
-        if self.schedule.is_evaluated(step):
+        if self.schedule.is_evaluated(step) and "eval" not in known:
             started = time.monotonic()
             scores = jax.block_until_ready(self.population.scores(states))
             scores = on_host(scores)
