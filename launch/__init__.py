@@ -11,3 +11,12 @@ templates/  Kubernetes, TPU and SkyPilot: README.md says how
 All rests on two things that a run does already: the same command continues it, and exit
 code 75 asks for that.
 """
+
+import sys
+
+from parity_jax.cli.main import imported
+
+if sys.argv[0] == "-m":  # `python -m launch.sweep`, which is imported next
+    needed = ("parity_jax.cli.door", "parity_jax.cli.run")
+    if code := imported(needed, "--debug" in sys.argv):
+        sys.exit(code)

@@ -39,8 +39,13 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
         executor = executor_of(home, settings, f"{MARK} report")
         ids = ":".join(sorted({*there, number}))
         executor.update_parameters(dependency=f"afterany:{ids}")
-        with refusals(settings):
-            job = executor.submit(one_report, str(home.path), settings.report)
+        try:
+            with refusals(settings):
+                job = executor.submit(one_report, str(home.path), settings.report)
+        except ConfigError:
+            for each in jobs:
+                each.cancel(check=False)
+            raise
         told += f"submitted the report as {job.job_id}\n"
     return told
 

@@ -121,6 +121,8 @@ def ago(seconds: float) -> str:
 def relaunch(home: SweepDirectory, states: Sequence[str]) -> None:
     """Start the jobs in these states again."""
     settings = engines.read_settings(home)
+    allowed = "has no engine that starts jobs: `python -m launch.job SWEEP INDEX` does"
+    require(settings.engine != "none", "SWEEP", str(home.path), allowed)
     with home.locked():
         found = rows(home, places(home.path))
         able = engines.to_do(home, settings)

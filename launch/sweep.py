@@ -43,7 +43,7 @@ from launch.queue import check_options, places
 from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
-from parity_jax.cli import NO_HELP
+from parity_jax.cli import NO_HELP, report
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import (
     analyse,
@@ -55,6 +55,7 @@ from parity_jax.cli.run import (
 from parity_jax.config import ConfigError, StoppedError, early, require
 from parity_jax.population import Population
 from parity_jax.runs import execute
+from parity_jax.runs.curves import check_tools
 from parity_jax.runs.directory import ExperimentDirectory, local_path
 from parity_jax.runs.forecast import mib
 from parity_jax.runs.interrupt import stop_requests
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> None:
     is_free = not (home.path / "config.json").exists()
     allowed = "is the directory of an experiment or a run"
     require(is_free, "--workdir", own.workdir, allowed)
+    if settings.report:
+        report.check_place(local_path("--report", settings.report), [home.path])
     with stop_requests() as stops, stops.at_once():
         begun_in, as_they_were = Path.cwd(), settings_of_jax()
         modules = load(asked.configs)
@@ -235,9 +238,10 @@ def check(
     for each in experiments:
         directory = home.experiment(each.job)
         with of_job(each.job.directory), early():
+            check_tools(each.experiment.log)
             tell_undrawn(each, directory)
             if each.bucket in sizes:
-                execute.check_home(each.runs, directory)
+                execute.left_to_do(each.runs, directory, [*each.runs])
                 check_numbers(each.runs, programs[each.bucket])
                 continue
             say(f"checking {escape(each.job.directory)}")

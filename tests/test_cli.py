@@ -243,6 +243,7 @@ MISTAKES = [
     ("--config=nowhere.py", ("nowhere.py", "must be an experiment file")),
     ("--config.scale=paper", ("scale='paper'", "only one scale")),
     ("--config.task.num_bits", ("task.num_bits", "needs a value")),
+    ("--config.scale", ("scale=None", "needs a value")),
     ("--config.eval_file=nowhere.txt", ("eval_file='nowhere.txt'", "cannot be read")),
     ("--config.eval_file=/dev/stdin", ("eval_file='/dev/stdin'", "must be a file")),
 ]
@@ -683,6 +684,31 @@ from small_runs import walk, walks
 def get_config(scale="small"):
     return walks(run=walk(num_steps={"small": 2, "large": 6}[scale]))
 """
+
+
+def test_a_scale_is_typed_once(tmp_path, capsys, monkeypatch, fresh_imports):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "scales.py", SCALES)
+    for first, second in (("small", "large"), ("small", "small")):
+        typed = (f"--config={file}:{first}", f"--config.scale={second}")
+        code, said = in_process(capsys, "run", *typed, "--workdir=w")
+        one_line(code, 2, said, f"scale='{second}': has no effect beside --config=")
+
+
+OWN_TASK = ["--config.runs.run.task=parity", "--config.runs.run.model=linear"]
+
+
+@pytest.mark.parametrize("edit", ["task.num_bits=5", "model=transformer"])
+def test_the_task_that_no_run_has_is_not_edited(
+    edit, tmp_path, capsys, monkeypatch, fresh_imports
+):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "scales.py", SCALES)
+    typed = (f"--config={file}", "--workdir=w", *OWN_TASK, f"--config.{edit}")
+    code, said = in_process(capsys, "run", *typed)
+    part = edit.partition(".")[0].partition("=")[0]
+    one_line(code, 2, said, f"has no effect: every run has its {part}")
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("spelling", ["=", " "])

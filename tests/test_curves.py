@@ -22,6 +22,7 @@ from parity_jax.experiment import Experiment
 from parity_jax.metrics import Mean
 from parity_jax.runs import RunDirectory, RunError
 from parity_jax.runs.curves import followed as tell
+from parity_jax.runs.files import read_json, write_json
 from parity_jax.runs.resolve import resolve
 
 os.environ["WANDB_MODE"] = "offline"
@@ -134,6 +135,25 @@ def test_curves_of_a_run_that_has_ended_are_drawn(log, tmp_path):
         assert train(followed(log), tmp_path)
         points = READ[log](tmp_path / "walk")[0]
         assert Counter(key for key, _ in points) == expected(tmp_path / "walk")
+
+
+@pytest.mark.parametrize("log", ["tensorboard", "wandb"])
+def test_curves_of_an_ended_run_that_were_cut_off_are_drawn(log, tmp_path):
+    """By a kill while they were, say."""
+    assert train(followed(log), tmp_path)
+    file = tmp_path / "walk" / log / "told.json"
+    told = read_json(file)
+    write_json(file, told | {"is_finished": False, "step": 4, "split": "eval"})
+    for edit in ({}, {"split": "test"}, {"id": 3}):
+        write_json(file, edit and told | edit)
+        with pytest.raises(RunError, match=r"told\.json: damaged"):
+            train(followed(log), tmp_path)
+    file.unlink()
+    for _ in range(2):
+        assert train(followed(log), tmp_path)
+        assert read_json(file)["is_finished"]
+    points = READ[log](tmp_path / "walk")[0]
+    assert {key for key, _ in points} == {*expected(tmp_path / "walk")}
 
 
 class KilledError(Exception):

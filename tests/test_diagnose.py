@@ -143,7 +143,8 @@ def test_members_that_diverged_are_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--prompts=0", "prompts=0: must be positive"),
+        ("--prompts=0", "prompts=0: must be in [1, "),
+        ("--prompts=99999999999", "prompts=99999999999: must be in [1, "),
         ("--samples=0", "samples=0: must be in [1, 1024]"),
         ("--estimator=ppo", "estimator='ppo'"),
         ("--generations=1", "generations=1: must be >= 2"),

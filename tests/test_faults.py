@@ -5,10 +5,13 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from kills import start
 from small_runs import contents, read, train, train_until, walk, walks
 
@@ -19,6 +22,7 @@ from parity_jax.hypers import Hypers
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import RunDirectory, RunError, run_experiment
 from parity_jax.runs.checkpoint import CheckpointError, digest
+from parity_jax.runs.files import lock
 
 EXPERIMENT = walks(run=walk(num_steps=6))  # checkpoints 0, 2, 4, 6
 
@@ -438,14 +442,70 @@ def test_a_parent_whose_members_were_renamed_is_refused(whole, tmp_path, seeds):
     assert "\n" not in str(info.value)
 
 
-def test_a_checkpoint_that_tells_no_run_is_of_an_older_version(started):
-    (path,) = [
-        p
-        for p in (started / "run/checkpoints/6/digest").rglob("*")
-        if p.is_file() and "sha256" in p.read_text()
-    ]
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"recorded": 4}, "does not match its digest"),
+        ({"recorded": "x"}, "does not match its digest"),
+        ({"members": {"step": [6, 6], "status": [0, 1]}}, "does not match its digest"),
+        ({"run": {}}, "does not match its digest"),
+        ({"own_sha256": None}, "does not match its digest"),
+        (None, "older version"),
+    ],
+)
+def test_what_a_checkpoint_tells_of_itself_is_verified(
+    whole, started, edit, told, capsys
+):
+    """The step of the last record decides which records a run goes on from."""
+    path = started / "run/checkpoints/6/digest/metadata"
     head = json.loads(path.read_text())
-    del head["run"]
-    path.write_text(json.dumps(head))
-    with pytest.raises(CheckpointError, match="does not tell its run"):
-        read(started / "run", 6)
+    if edit is None:
+        del head["own_sha256"]
+    path.write_text(json.dumps(head | (edit or {})))
+    for look in (lambda: read(started / "run", 6), lambda: checked(started / "run")):
+        with pytest.raises(CheckpointError, match=told):
+            look()
+    train(EXPERIMENT, started)
+    assert "continuing from step 4 instead" in capsys.readouterr().err
+    assert contents(started) == contents(whole)
+
+
+def checked(run):
+    with RunDirectory(run).saved() as checkpoints:
+        checkpoints.check(6)
+
+
+def test_a_checkpoint_of_other_parents_is_of_another_run(tmp_path):
+    """Those of all seeds, and of one that was pinned."""
+    train(walks(first=walk()), tmp_path / "parent")
+    parent = str(tmp_path / "parent/first")
+    for name, member in (("each", {}), ("one", {"seed": 1})):
+        child = walk(parent, parent_member=FrozenDict(member))
+        train(walks(child=child), tmp_path / name)
+    place = tmp_path / "one/child/checkpoints/4"
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "each/child/checkpoints/4", place)
+    with pytest.raises(CheckpointError, match="is of another run"):
+        read(tmp_path / "one/child", 4)
+
+
+def test_who_looks_whether_a_directory_is_in_use_is_in_nobodys_way(tmp_path):
+    looks = f"""
+from pathlib import Path
+from parity_jax.runs.files import is_locked
+place = Path({str(tmp_path)!r})
+print("ready", flush=True)
+while True:
+    is_locked(place)
+"""
+    with lock(tmp_path):
+        pass
+    command = [sys.executable, "-c", looks]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            for _ in range(200):
+                with lock(tmp_path):
+                    pass
+        finally:
+            process.kill()

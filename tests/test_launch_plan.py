@@ -1,10 +1,14 @@
 """From a grid to jobs: names, growth, splits, chains, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 from flax.core import FrozenDict
+from small_runs import train, walk, walks
 from small_sweeps import (
     ROOT,
     arguments,
@@ -19,6 +23,7 @@ from launch import status, sweep
 from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
 from parity_jax.axes import member_labels
+from parity_jax.runs import curves
 from parity_jax.runs.files import read_json
 from parity_jax.runs.sweep import Sweep
 
@@ -269,6 +274,110 @@ def test_a_swept_field_is_called_as_no_other_dimension_is():
     ):
         grid = FrozenDict({name: ("1", "2")})
         assert Sweep(("a.py",), grid, False, None, ()).short_names == {name: short}
+
+
+CHILDREN = """
+import sys
+
+sys.path.insert(0, {tests!r})
+
+from small_runs import walk, walks
+
+
+def get_config(scale="a"):
+    return walks(child=walk({parent!r}))
+"""
+
+
+def test_a_job_without_a_parent_is_found_before_any_is_launched(tmp_path):
+    """The job that was traced for all has one."""
+    train(walks(first=walk()), tmp_path / "parent")
+    parent = str(tmp_path / "parent/first")
+    file = tmp_path / "children.py"
+    file.write_text(CHILDREN.format(tests=str(ROOT / "tests"), parent=parent))
+    grid = ["--grid=seed=0,1,2,3", "--split=seed:2"]
+    for more in (["--dry_run"], []):
+        command = [f"--config={file}", f"--workdir={tmp_path}/sweep", *grid, *more]
+        code, _, told = typed(sweep, *command)
+        assert code == 2 and "seed=2..3: runs.child.parent_member.seed" in told, told
+    scales = [f"--config={file}:a", f"--workdir={tmp_path}/sweep", "--grid=scale=a,b"]
+    code, _, told = typed(sweep, *scales)
+    assert code == 2 and "scale='a': has no effect beside --config=" in told, told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_what_only_the_end_of_a_sweep_would_find_is_found_at_once(
+    tmp_path, monkeypatch
+):
+    workdir = tmp_path / "sweep"
+    (tmp_path / "file").write_text("")
+    reports = [
+        (workdir / "report", "must not be in"),
+        ("gs://bucket/report", "must be on a file system"),
+        (tmp_path / "file/report", "file must be a directory"),
+    ]
+    for report, said in reports:
+        code, _, told = swept(workdir, f"--report={report}", "--engine=local")
+        assert code == 2 and told.count("\n") == 1 and said in told, told
+    monkeypatch.setitem(curves.PACKAGES, "wandb", "no_such_package")
+    for more in (["--dry_run"], ["--engine=local"]):
+        code, _, told = swept(workdir, "--config.log=wandb", *more)
+        assert code == 2 and "log='wandb': is not installed" in told, told
+    assert not workdir.exists()
+
+
+def test_what_has_no_engine_is_not_started_again(tmp_path):
+    workdir = tmp_path / "sweep"
+    planned(workdir)
+    code, out, told = typed(status, workdir, "--relaunch=planned")
+    assert code == 2 and out == "" and "has no engine that starts jobs" in told, told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_ENABLE_X64", "maybe"), ("MPLBACKEND", "paper"), ("XLA_FLAGS", "--fast")],
+)
+@pytest.mark.parametrize("module", ["sweep", "status", "job"])
+def test_an_environment_that_cannot_be_is_one_line(module, name, value):
+    command = [sys.executable, "-m", f"launch.{module}", "x", "0"]
+    env = os.environ | {name: value}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: cannot start: "), line
+    assert value in line
+
+
+COMMANDS = {
+    "srun": "exit 0",
+    "squeue": "exit 0",
+    "sbatch": """
+case "$(cat "$1" "${@: -1}" 2>/dev/null)" in
+*report*) echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1 ;;
+esac
+echo "Submitted batch job 77"
+""",
+    "scancel": 'echo "$@" >> "$(dirname "$0")/cancelled"',
+}
+
+
+def test_jobs_are_taken_back_where_their_report_is_refused(tmp_path, monkeypatch):
+    """Slurm took the array, and not the job that waits for it."""
+    pytest.importorskip("submitit")
+    for name, script in COMMANDS.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/bash\n{script}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    workdir = tmp_path / "sweep"
+    slurm = ["--engine=slurm", "--slurm=time=10", f"--report={tmp_path}/report"]
+    code, _, told = swept(workdir, *slurm, "--grid=task.num_bits=4,5")
+    assert code == 2 and "QOSMaxSubmitJobPerUserLimit" in told, told
+    cancelled = (tmp_path / "bin/cancelled").read_text().split()
+    assert cancelled == ["77_0", "77_1"]
+    assert not (workdir / "sweep.json").exists()
 
 
 def test_a_job_that_will_be_refused_is_before_any_is_launched(tmp_path):

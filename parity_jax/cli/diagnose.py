@@ -40,7 +40,7 @@ from parity_jax.analysis.diagnosis import (
 from parity_jax.analysis.diagnosis_figure import draw_diagnosis
 from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.cli.arguments import opened, reading, run_parser
-from parity_jax.config import label_text, require, unknown_value
+from parity_jax.config import MAX_SIZE, label_text, require, unknown_value
 from parity_jax.evaluate import MAX_SAMPLES
 from parity_jax.experiment import MAX_SEED
 from parity_jax.models import Model
@@ -80,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", default="", help="a new directory")
     args = parser.parse_args(argv)
-    require(args.prompts >= 1, "prompts", args.prompts, "must be positive")
+    allowed = f"must be in [1, {MAX_SIZE}]"
+    require(1 <= args.prompts <= MAX_SIZE, "prompts", args.prompts, allowed)
     allowed = f"must be in [1, {MAX_SAMPLES}]"
     require(1 <= args.samples <= MAX_SAMPLES, "samples", args.samples, allowed)
     if args.estimator not in ESTIMATORS:

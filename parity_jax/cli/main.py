@@ -62,18 +62,30 @@ def run(argv: Sequence[str]) -> int:
     debug = any(text.lower() in DEBUG for text in rest)
     if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal that has few signs
         sys.stdout.reconfigure(errors="backslashreplace")
+    names = ("parity_jax.cli.door", f"parity_jax.cli.{command}")
+    if code := imported(names, debug):
+        return code
+    door, module = map(importlib.import_module, names)
+    return door.through_the_door(lambda: module.main(rest), debug)
+
+
+def imported(names: Sequence[str], debug: bool) -> int:
+    """Import what a command needs; its exit code, told in a line, if that fails.
+
+    The environment may say what JAX or others do not take, and the door is of them.
+    """
     try:
         with stopping_at_once():
             check_xla_flags(os.environ.get("XLA_FLAGS", ""))
-            door = importlib.import_module("parity_jax.cli.door")
-            module = importlib.import_module(f"parity_jax.cli.{command}")
-    except Exception as error:  # the door is not there yet
+            for name in names:
+                importlib.import_module(name)
+    except Exception as error:
         if debug:
             traceback.print_exc()
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"error: cannot start: {line}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1  # of JAX_.. or MPLBACKEND
-    return door.through_the_door(lambda: module.main(rest), debug)
+    return 0
 
 
 def check_xla_flags(text: str) -> None:

@@ -54,7 +54,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_place(output: Path, directories: Sequence[Path]) -> None:
-    """ConfigError for an output that is, or is inside of, what is reported."""
+    """ConfigError for an output that is, or is inside of, what is reported, or that
+    can be no directory.
+    """
+    for place in (output, *output.absolute().parents):
+        is_free = place.is_dir() or not place.exists()
+        require(is_free, "output", str(output), f"{place} must be a directory")
     around = {output.resolve(), *output.resolve().parents}
     for directory in directories:
         allowed = f"must not be in {directory}, which it reports"

@@ -178,6 +178,9 @@ def built(module: ModuleType, config: str, overrides: Sequence[Override]) -> Exp
     """The config that an experiment's module gives, with the overrides."""
     file, _, scale = config.partition(":")
     scales = [o.value for o in overrides if o.path == SCALE]
+    for given in scales:
+        require(given is not None, SCALE, given, "needs a value")
+        require(not scale, SCALE, given, f"has no effect beside --config={config}")
     with early():
         experiment = read_experiment(module, file, [scale or None, *scales][-1])
     return apply(experiment, [o for o in overrides if o.path != SCALE])
@@ -258,8 +261,8 @@ def main(argv: Sequence[str]) -> None:
                     rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
                     check_code()
                 if own.profile:  # all is checked: now something may be written
-                    made_folder("--profile", own.profile)
-                    profile.enter_context(jax.profiler.trace(own.profile))
+                    traces = made_folder("--profile", own.profile)
+                    profile.enter_context(jax.profiler.trace(str(traces)))
 
             finished = run_experiment(
                 experiment, workdir, own.only, own.quiet, stops, rehearsed
@@ -284,10 +287,10 @@ def tell_costs(
     say = partial(print, flush=True)  # it takes a while between lines
     select([*experiment.runs], own.only)
     show(experiment, say)
+    home = own_home(own.workdir)
     if own.target:
-        forecast_for(experiment, own.only, own.target, say, check_code)
+        forecast_for(experiment, own.only, own.target, say, home, check_code)
     else:
-        home = own_home(own.workdir)
         forecast(experiment, own.only, say, home, check_code)
 
 
@@ -340,12 +343,14 @@ def check_profile(text: str, dry_run: bool) -> None:
     require(is_free, "--profile", text, "must be a directory")
 
 
-def made_folder(name: str, text: str) -> None:
-    """Make the directory; ConfigError if it cannot be."""
+def made_folder(name: str, text: str) -> Path:
+    """The directory, made; ConfigError if it cannot be."""
+    path = local_path(name, text)
     try:
-        local_path(name, text).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(name, text, f"cannot be made: {error.strerror}") from None
+    return path
 
 
 def check_working_directory(config: str, begun_in: Path) -> None:

@@ -5,6 +5,7 @@ A config is a frozen dataclass beside what it configures. A bad value raises
 """
 
 from parity_jax.config.checks import (
+    MAX_SIZE,
     ConfigError,
     MissingCodeError,
     RunError,
@@ -36,6 +37,7 @@ from parity_jax.config.convert import (
 from parity_jax.config.labels import Label, label_text, number_text, parse_label
 
 __all__ = [
+    "MAX_SIZE",
     "ConfigError",
     "Configured",
     "Label",

@@ -71,7 +71,7 @@ def family_class(family: type[Configured], kind: Any) -> type[Configured]:
         require(fits and dataclasses.is_dataclass(found), "kind", kind, allowed)
         return found
     allowed = f"must be one of {', '.join(known)}, or package.module:Class"
-    require(kind in known, "kind", kind, allowed)
+    require(isinstance(kind, str) and kind in known, "kind", kind, allowed)
     return known[kind]
 
 

@@ -81,12 +81,18 @@ def apply(config: Any, overrides: Sequence[Override]) -> Any:
 
 
 def _require_effect(plain: dict[str, Any], path: str, value: str | None) -> None:
-    """ConfigError for a number of a run that is an axis of its members as well."""
+    """ConfigError for what no run reads: a number of it that is an axis as well, a
+    task or model of the experiment where all have their own.
+    """
     match path.split("."):
         case ["runs", run, "hypers", name]:
             axes = plain.get("axes", {}) | plain["runs"][run].get("axes", {})
             allowed = f"has no effect beside the axis {name}"
             require(name not in axes, path, value, allowed)
+        case [("task" | "model") as part, *_]:
+            runs = plain.get("runs", {})
+            is_read = not runs or any(run[part] is None for run in runs.values())
+            require(is_read, path, value, f"has no effect: every run has its {part}")
 
 
 def _places(node: Any, name: str, path: str = "") -> list[str]:

@@ -2,12 +2,13 @@
 
 A checkpoint holds every leaf of every member's `StageState` as a NumPy array under its
 path ("params.blocks_0.mlp.up.kernel"), so that it can be read without the code that
-wrote it and restored on any hardware, and a SHA-256 digest that is verified on reading.
+wrote it and restored on any hardware, and SHA-256 digests that are verified on reading.
 Where several processes hold the arrays each saves its shards, with a digest of each.
 Whatever Orbax raises for a damaged file or a full disk becomes a `CheckpointError`.
 """
 
 import hashlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -86,6 +87,7 @@ class Checkpoints:
             arrays = by_path(states) | by_path({"metrics": metrics})
             head["shards"] = shard_index(arrays)
         head["members"] = ends_of(arrays)
+        head["own_sha256"] = digest_of_head(head)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave(head)
         )
@@ -126,8 +128,10 @@ class Checkpoints:
     def _head(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(digest=ocp.args.JsonRestore())
         head = dict(self._manager.restore(step, args=args)["digest"])
-        if "recorded" not in head:
-            raise ValueError("tells no record")
+        if "own_sha256" not in head:
+            raise ValueError("has no digest of what it tells of itself (older version)")
+        if head["own_sha256"] != digest_of_head(head):
+            raise ValueError("what it tells of itself does not match its digest")
         return head
 
     def _arrays(
@@ -169,8 +173,6 @@ class Checkpoints:
 
     def _require_own(self, where: Path, run: Any) -> None:
         """Fields that came later, with a default, are not asked for."""
-        if not isinstance(run, Mapping):
-            raise CheckpointError(f"{where}: does not tell its run (an older version)")
         found = differences(run, _restricted(self.run, run))
         if found:
             raise CheckpointError(f"{where}: is of another run: {lines_of(found)}")
@@ -205,6 +207,12 @@ class Checkpoints:
         """Let go of the directory; call `wait` before to hear about failed saves."""
         with suppress(Exception):  # of a failed save, which `save` or `wait` raise
             self._manager.close()
+
+
+def digest_of_head(head: Mapping[str, Any]) -> str:
+    """SHA-256 over all that a checkpoint tells of itself and its arrays."""
+    told = {name: value for name, value in head.items() if name != "own_sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def is_intact(step: int, head: Mapping[str, Any], arrays: Arrays) -> bool:

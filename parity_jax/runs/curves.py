@@ -11,12 +11,14 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from parity_jax.config import RunError, label_text, require, to_dict
+from parity_jax.config import RunError, label_text, require, to_dict, unknown_value
 from parity_jax.runs.directory import RunDirectory
-from parity_jax.runs.files import read_json, write_json
+from parity_jax.runs.files import read_as, write_json
 from parity_jax.runs.metrics_file import SPLITS, Record
 from parity_jax.runs.resolve import ResolvedRun
 
@@ -34,6 +36,39 @@ class Tool(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a tool is known to have: the records until this one, and then the rest."""
+
+    id: str  # W&B's, of the run
+    step: int = -1
+    split: str = SPLITS[-1]
+    is_finished: bool = False  # also what it is told when a run is complete
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """It grows from record to record."""
+        return self.step, SPLITS.index(self.split)
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise unknown_value("split", self.split, SPLITS)
+
+
+def told_file(directory: RunDirectory, tool: str) -> Path:
+    """Where it is remembered."""
+    return directory.curves(tool) / "told.json"
+
+
+def has_all(directory: RunDirectory, tool: str) -> bool:
+    """Whether a tool was told everything of a run that has ended."""
+    file, last = told_file(directory, tool), directory.metrics.last()
+    if last is None or not file.exists():
+        return False
+    told: Told = read_as(Told, file)
+    return told.is_finished and (told.step, told.split) == (last.step, last.split)
 
 
 def check_tools(names: Sequence[str]) -> None:
@@ -87,6 +122,7 @@ class TensorBoard:
         make = importlib.import_module("tensorboardX").SummaryWriter
         place = directory.curves("tensorboard")
         shutil.rmtree(place, ignore_errors=True)
+        self.file, self.told = told_file(directory, "tensorboard"), Told("")
         self.members = [label_text(label) for label in run.labels]
         self.writers = {
             name: make(str(place / name)) for name in (*self.members, MEDIAN)
@@ -98,6 +134,7 @@ class TensorBoard:
             for name, value in points.items():
                 writer.add_scalar(name, value, record.step)
             writer.flush()
+        self.told = replace(self.told, step=record.step, split=record.split)
 
     def finish(self, rows: Mapping[str, dict[str, float]], last: Record | None) -> None:
         """A row of the HPARAMS tab for each member; its scores are curves already."""
@@ -106,10 +143,12 @@ class TensorBoard:
         for member, numbers in rows.items():
             for summary in hparams(numbers, scores.get(member, {})):
                 self.writers[member].file_writer.add_summary(summary)
+        self.told = replace(self.told, is_finished=True)
 
     def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
+        write_json(self.file, to_dict(self.told))
 
 
 class WeightsAndBiases:
@@ -123,21 +162,16 @@ class WeightsAndBiases:
     def __init__(self, run: ResolvedRun, directory: RunDirectory):
         wandb = importlib.import_module("wandb")
         self.members = [label_text(label) for label in run.labels]
-        place = directory.curves("wandb")
-        self.table, self.file = wandb.Table, place / "told.json"
-        self.told: dict[str, Any] = {
-            "id": uuid.uuid4().hex,
-            "step": -1,
-            "split": SPLITS[-1],
-        }
+        self.table, self.file = wandb.Table, told_file(directory, "wandb")
+        self.told = Told(id=uuid.uuid4().hex)
         if self.file.exists():
-            self.told = read_json(self.file)
-        place.mkdir(exist_ok=True)
-        write_json(self.file, self.told)
+            self.told = replace(read_as(Told, self.file), is_finished=False)
+        self.file.parent.mkdir(exist_ok=True)
+        write_json(self.file, to_dict(self.told))
         experiment = directory.path.resolve().parent.name
         try:
             self.run = wandb.init(
-                id=self.told["id"],
+                id=self.told.id,
                 resume="allow",
                 dir=str(directory.path),
                 name=f"{experiment}/{directory.name}",
@@ -151,17 +185,16 @@ class WeightsAndBiases:
             hint = "WANDB_MODE=offline needs no account"
             raise RunError(f"wandb: {text} ({hint})") from error
         self.run.define_metric("*", step_metric="step")
-        self.is_finished = False
 
     def tell(self, record: Record) -> None:
-        place = (record.step, SPLITS.index(record.split))
-        if place <= (self.told["step"], SPLITS.index(self.told["split"])):
+        told = replace(self.told, step=record.step, split=record.split)
+        if told.place <= self.told.place:
             return
         points: dict[str, Any] = {"step": record.step}
         for curve, values in curves(record, self.members).items():
             points |= {f"{name}/{curve}": value for name, value in values.items()}
         self.run.log(points)
-        self.told |= {"step": record.step, "split": record.split}
+        self.told = told
 
     def finish(self, rows: Mapping[str, dict[str, float]], last: Record | None) -> None:
         """A table with a row for each member."""
@@ -170,8 +203,8 @@ class WeightsAndBiases:
         columns = list(dict.fromkeys(column for row in found for column in row))
         data = [[row.get(column) for column in columns] for row in found]
         self.run.log({"members": self.table(columns=columns, data=data)})
-        self.is_finished = True
+        self.told = replace(self.told, is_finished=True)
 
     def close(self) -> None:
-        self.run.finish(exit_code=0 if self.is_finished else 1)
-        write_json(self.file, self.told)
+        self.run.finish(exit_code=0 if self.told.is_finished else 1)
+        write_json(self.file, to_dict(self.told))

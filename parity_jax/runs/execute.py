@@ -32,7 +32,7 @@ from parity_jax.hosts import any_of, is_first, meet
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
 from parity_jax.platform import is_out_of_memory
 from parity_jax.population import Population, check_devices
-from parity_jax.runs.curves import check_tools, followed
+from parity_jax.runs.curves import check_tools, followed, has_all
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
@@ -126,8 +126,9 @@ def run_experiment(
 
 def undrawn(run: ResolvedRun, directory: RunDirectory, log: Sequence[str]) -> list[str]:
     """The tools that were not there to draw the curves of a run that has ended."""
-    missing = [tool for tool in log if not directory.curves(tool).exists()]
-    return missing if missing and is_complete(run, directory) else []
+    if not log or not is_complete(run, directory):
+        return []
+    return [tool for tool in log if not has_all(directory, tool)]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from parity_jax.mesh import MEMBER
 from parity_jax.platform import made_for
 from parity_jax.population import Population, check_devices
 from parity_jax.program import memory_limit, memory_needed
+from parity_jax.runs.curves import check_tools
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.execute import check_start, left_to_do
 from parity_jax.runs.resolve import (
@@ -42,6 +43,7 @@ def forecast(
     from fresh parameters: after training responses may be longer, or shorter.
     """
     runs = resolve(experiment)
+    check_tools(experiment.log)
     names = select([*runs], only)
     check_files(runs, names, home)
     programs: dict[str, Population] = {}
@@ -110,12 +112,16 @@ def forecast_for(
     only: list[str],
     name: str,
     say: Callable[[str], None],
+    home: ExperimentDirectory | None = None,
     check_code: Callable[[], None] = lambda: None,
 ) -> None:
     """One line for each run, compiled for a target and not run; nothing is written."""
     target, runs = chosen(name), resolve(experiment)
+    check_tools(experiment.log)
+    names = select([*runs], only)
+    check_files(runs, names, home)
     devices = devices_of(name)
-    for run_name in select([*runs], only):
+    for run_name in names:
         run = runs[run_name]
         with under_run(run_name), in_own_code(run), made_for(target.platform):
             program = make_program(run, devices)

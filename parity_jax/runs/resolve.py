@@ -99,7 +99,8 @@ class ResolvedRun:
     def decisive(self) -> dict[str, Any]:
         """What decides the numbers of every member at every step, as plain data."""
         names = ("task", "model", "stage", "hypers", "parent")
-        order = {"order of axes": [*self.axes], "axes": to_dict(self.axes)}
+        order: dict[str, Any] = {"order of axes": [*self.axes]}
+        order |= {"axes": to_dict(self.axes), "pins": sorted(self.parent.member)}
         return {name: to_dict(getattr(self, name)) for name in names} | order
 
     @property
