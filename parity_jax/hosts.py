@@ -28,6 +28,7 @@ from parity_jax.config import ConfigError, require
 HEARTBEAT_SECONDS = 30
 START_SECONDS = 300  # in which all processes have to be there
 LEAVE_SECONDS = 10  # in which they all have to come to the end
+MAX_PORT = 2**16 - 1
 POLL = 0.2  # seconds between looks at a thread that waits for them
 LOST = "another process of this run is gone; the same command continues"
 
@@ -109,8 +110,8 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
         allowed = f"must be in [0, {num_processes - 1}]"
         require(is_right, "--process_id", process_id, allowed)
         host, _, port = coordinator.rpartition(":")
-        is_right = bool(host) and port.isdecimal()
-        allowed = "must be HOST:PORT of the first process"
+        is_right = bool(host) and port.isdecimal() and 0 < int(port) <= MAX_PORT
+        allowed = f"must be HOST:PORT of the first process, PORT at most {MAX_PORT}"
         require(is_right, "--coordinator", coordinator, allowed)
         address = coordinator
     if num_processes == 1:
