@@ -106,6 +106,9 @@ def tiny_flags(experiment: Experiment) -> list[str]:
         Path(run["parent"]).is_dir() for run in plain["runs"].values() if run["parent"]
     ):
         plain.pop("model")  # its sizes are those of the weights
+    for part in ("task", "model"):
+        if all(run[part] is not None for run in plain["runs"].values()):
+            plain.pop(part, None)  # nobody reads it
     flags += _sizes(plain, "config")
     for name, run in plain["runs"].items():
         flags += _steps(plain["runs"], name, run)

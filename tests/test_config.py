@@ -295,6 +295,11 @@ def priced(stage):
     return {"stage": stage, "hypers": Hypers(length_price=0.1)}
 
 
+def weighted(stage, *weights):
+    rollout = RolloutConfig(4, 2, ("e2e", "cot"), weights)
+    return dataclasses.replace(stage, rollout=rollout)
+
+
 TWO = PolicyGradientConfig(RolloutConfig(4, 2))
 # What cannot be, of runs together: known before anything is built.
 IMPOSSIBLE = {
@@ -341,6 +346,11 @@ IMPOSSIBLE = {
         with_run("grpo", **priced(STAR)),
         "runs.grpo.hypers.length_price",
         "0 with STaR",
+    ),
+    "rewards that STaR cannot keep": (
+        with_run("grpo", stage=weighted(STAR, 0.6, 0.3)),
+        "runs.grpo.stage.rollout.reward_weights",
+        "must add up to 1 with STaR, not 0.9",
     ),
     "a price that the std divides away": (
         with_run("grpo", **priced(TWO)),

@@ -17,6 +17,7 @@ from parity_jax import theory
 from parity_jax.analysis import load_metrics
 from parity_jax.analysis.diagnosis import diagnose, draw_samples, share_of
 from parity_jax.analysis.kinds import kinds_of_length
+from parity_jax.cli.diagnose import markdown
 from parity_jax.cli.main import run
 from parity_jax.runs import run_experiment
 from parity_jax.tasks import ParityConfig
@@ -62,6 +63,10 @@ def test_verdicts(found):
     }
     assert "none of 8192 samples" in found["none"].sentence
     assert not found["none"].star_shares and found["none"].flow_time is None
+    assert found["none"].threshold is found["none"].first_token_tells is None
+    page = markdown("x", {"none": found["none"]})
+    assert "| right if long | no sample |" in page and "nan" not in page
+    assert "turns long at a share that samples of one kind do not tell |" in page
 
 
 def test_numbers_are_the_theorys(found):

@@ -88,8 +88,9 @@ class Diagnosis:
     length_long: float | None  # median, tokens
     length_short: float | None
     greedy: dict[str, float]  # accuracy, p_long, length (mean)
-    first_token_tells: bool
-    threshold: float  # of P(long), above which greedy decoding is long
+    # Of samples of both kinds; else none.
+    first_token_tells: bool | None
+    threshold: float | None  # of P(long), above which greedy decoding is long
     success: dict[str, tuple[float, float]]  # pass@k, maj@k: measured, predicted
     # Of those that can grow; else none.
     star_shares: list[float]  # P(long) after 0, 1, .. rounds
@@ -148,8 +149,6 @@ def diagnose(
     p_long = share_of(is_long.sum(1), ones_B)
     long = share_of((right & is_long).sum(1), is_long.sum(1))
     short = share_of((right & ~is_long).sum(1), (~is_long).sum(1))
-    tells = first_token_tells(drawn)
-    threshold = 1 / 2 if tells else 1 / 3
     greedy_scores = {
         "accuracy": float(greedy.right.mean()),
         "p_long": float(greedy.is_long.mean()),
@@ -157,11 +156,15 @@ def diagnose(
     }
     verdict, sentence = judge(greedy_scores, p_long, long, short)
     p, star_shares, star_rounds, flow_time = p_long.value, [], None, None
-    if verdict in ("solve", "lengthen"):
+    tells, threshold = None, None
+    if long.count and short.count:
+        tells = first_token_tells(drawn)
+        threshold = 1 / 2 if tells else 1 / 3
+    if threshold is not None and verdict in ("solve", "lengthen"):
         rates = (nonzero(long), nonzero(short))
         star_shares = [float(star_share(p, n, *rates)) for n in range(ROUNDS + 1)]
         star_rounds = int(star_rounds_to(threshold, p, *rates))
-        flow_time = time_of(estimator, num_generations, p, *rates, tells)
+        flow_time = time_of(estimator, num_generations, p, *rates, bool(tells))
     return Diagnosis(
         num_prompts,
         num_samples,
@@ -292,4 +295,6 @@ def median_of(values: np.ndarray) -> float | None:
 
 def shown(share: Share) -> str:
     """A share and its interval as text."""
+    if not share.count:
+        return "no sample"
     return f"{share.value:.3g} ({share.low:.3g} to {share.high:.3g})"

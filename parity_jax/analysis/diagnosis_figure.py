@@ -72,4 +72,5 @@ def draw_success(ax: Axes, diagnosis: Diagnosis, color: str) -> None:
 def draw_star(ax: Axes, diagnosis: Diagnosis, color: str) -> None:
     """The predicted rounds, and where greedy decoding turns long."""
     ax.plot(diagnosis.star_shares, "o--", color=color, lw=1, ms=3)
-    ax.axhline(diagnosis.threshold, color=GREY, lw=1, ls=":")
+    if diagnosis.threshold is not None:
+        ax.axhline(diagnosis.threshold, color=GREY, lw=1, ls=":")

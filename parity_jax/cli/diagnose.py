@@ -60,6 +60,11 @@ from parity_jax.tasks.text.verify import Verifier
 from parity_jax.types import Params
 
 CHOICES = {"adapter": Adapter, "verifier": Verifier, "form": Form}  # of an HF folder
+AT = {  # of P(long), by whether the first token of a response tells its kind
+    True: "1/2, the first token tells the kind",
+    False: "1/3",
+    None: "a share that samples of one kind do not tell",
+}
 KINDS = ("task", "length")  # how long answers are told from short ones
 
 
@@ -182,7 +187,7 @@ def markdown(head: str, found: Mapping[str, Diagnosis]) -> str:
     """One page: the verdict of every member and the numbers behind it."""
     lines = [f"# Is there anything to amplify? {head}", ""]
     for label, each in found.items():
-        at = "1/2, the first token tells the kind" if each.first_token_tells else "1/3"
+        at = AT[each.first_token_tells]
         rows = {
             "P(long)": f"{shown(each.p_long)}; greedy decoding turns long at {at}",
             "kinds": "as the task has them"

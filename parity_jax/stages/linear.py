@@ -52,7 +52,7 @@ from parity_jax.stages.rollout import (
     rollout_metrics,
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator
-from parity_jax.stages.star import check_unpriced, flatten_groups, is_kept
+from parity_jax.stages.star import check_kept, flatten_groups, is_kept
 from parity_jax.tasks.parity import token_signs
 from parity_jax.tasks.task import Task
 from parity_jax.types import (
@@ -126,7 +126,7 @@ class LinearStarConfig(StageConfig):
 
     def check(self, model: ModelConfig, hypers: Hypers) -> None:
         check_linear(model)
-        check_unpriced(hypers)
+        check_kept(self.rollout, hypers)
         check_noise(self.rollout, hypers)
 
 

@@ -54,13 +54,18 @@ class RolloutConfig:
         require(matches, "reward_weights", self.reward_weights, allowed)
         allowed, are_finite = "must be finite", all(map(isfinite, self.reward_weights))
         require(are_finite, "reward_weights", self.reward_weights, allowed)
-        totals = dict.fromkeys(self.rewards, 0.0)
-        for name, weight in zip(self.rewards, self.reward_weights, strict=True):
-            totals[name] += weight
-        is_felt = any(totals.values())
+        is_felt = any(self.weights.values())
         allowed = "must not all be 0: nothing would be rewarded"
         require(is_felt, "reward_weights", self.reward_weights, allowed)
         require_count(self, "num_unique_prompts", "fresh")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, which may be named more than once."""
+        totals = dict.fromkeys(self.rewards, 0.0)
+        for name, weight in zip(self.rewards, self.reward_weights, strict=True):
+            totals[name] += weight
+        return totals
 
     @property
     def num_responses(self) -> int:

@@ -35,8 +35,10 @@ from parity_jax.stages.rollout import (
     rollout_metrics,
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
-from parity_jax.tasks.task import Task
+from parity_jax.tasks.task import BINARY, Task
 from parity_jax.types import NOTHING_KEPT, Data, Key, Params, StageState
+
+KEPT = 1 - 1e-5  # the least reward of a sample that is kept
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class StarConfig(StageConfig):
         return make_star(self, task, model, evaluate)
 
     def check(self, model: ModelConfig, hypers: Hypers) -> None:
-        check_unpriced(hypers)
+        check_kept(self.rollout, hypers)
         check_noise(self.rollout, hypers)
 
 
@@ -171,11 +173,17 @@ def make_star(cfg: StarConfig, task: Task, model: Model, evaluate: Evaluate) -> 
     )
 
 
-def check_unpriced(hypers: Hypers) -> None:
-    """ConfigError for a price of length, which leaves no sample with reward 1."""
+def check_kept(cfg: RolloutConfig, hypers: Hypers) -> None:
+    """ConfigError where no sample can have reward 1: a price of length, or weights of
+    0/1 rewards that do not add up to it.
+    """
     allowed = "must be 0 with STaR: it keeps samples whose reward is 1"
     price = hypers.length_price
     require(price == 0, "length_price", price, allowed)
+    if {*cfg.rewards} <= {*BINARY}:
+        most, weights = sum(max(w, 0) for w in cfg.weights.values()), cfg.reward_weights
+        allowed = f"must add up to 1 with STaR, not {most:g}: {allowed.split(': ')[1]}"
+        require(most >= KEPT, "stage.rollout.reward_weights", weights, allowed)
 
 
 def flatten_groups(rollout: Rollout) -> Rollout:
@@ -202,4 +210,4 @@ def is_kept(samples: Rollout) -> Array:
 
     Rewards are weighted sums: weights that add up to 1 may not in float32.
     """
-    return samples.reward[:, 0] >= 1 - 1e-5
+    return samples.reward[:, 0] >= KEPT
