@@ -32,7 +32,7 @@ from parity_jax.config.overrides import PREFIX, Override
 from parity_jax.experiment import Experiment
 from parity_jax.hypers import AXES
 from parity_jax.runs.resolve import ResolvedRun, resolve
-from parity_jax.runs.sweep import Sweep, SweepJob
+from parity_jax.runs.sweep import Sweep, SweepJob, swept_edits
 
 Box = dict[str, tuple[Any, ...]]  # members: the product of values of axes
 
@@ -229,9 +229,7 @@ def jobs_of(
     box: Box,
 ) -> tuple[list[SweepJob], Built]:
     """The jobs of an experiment: one, or one for each of its chains."""
-    edits = [Override(name, value) for name, value in chosen.items()]
-    for name, values in box.items():
-        edits.append(Override(f"axes.{name}", ",".join(map(number_text, values))))
+    edits = swept_edits(chosen, box)
     swept = {edit.path for edit in edits}
     for given in asked.overrides:
         short = given.path.removeprefix("axes.")

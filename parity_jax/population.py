@@ -196,6 +196,10 @@ def layout(
         allowed = f"must be all {jax.device_count()} devices of these processes"
         require(mesh.size == jax.device_count(), "mesh", used, allowed)
     if spread.size > 1:
+        both = f"{cfg.vmap_width} with mesh.fsdp={spread.fsdp}, "
+        both += f"mesh.tensor={spread.tensor}"
+        allowed = "must be 0 or 1, or without a mesh"
+        require(cfg.vmap_width <= 1, "population.vmap_width", both, allowed)
         return Layout(mesh, 1)
     return Layout(mesh, cfg.vmap_width or (1 if on_cpu else num_members))
 

@@ -32,6 +32,7 @@ from parity_jax.stages import (
     PolicyGradientConfig,
     PretrainConfig,
     RolloutConfig,
+    SgdConfig,
     StarConfig,
     dapo,
     dr_grpo,
@@ -134,6 +135,29 @@ BAD = [
         "must be 0.0001 with scale_rewards='none'",
     ),
     (RolloutConfig, {"num_prompts": 0}, "num_prompts", "at least 1"),
+    (RolloutConfig, {"num_prompts": 2**30}, "num_generations", "times num_prompts"),
+    (RolloutConfig, {"num_unique_prompts": 10**9}, "num_unique_prompts", "at most"),
+    (SgdConfig, {"average_power": 2**31}, "average_power", "at most 1000000"),
+    (
+        PolicyGradientConfig,
+        {
+            "rollout": to_dict(RolloutConfig(1, 1)),
+            "baseline": "batch",
+            "scale_rewards": "none",
+        },
+        "rollout.num_generations",
+        "a batch of one prompt",
+    ),
+    (
+        PolicyGradientConfig,
+        {
+            "rollout": to_dict(RolloutConfig(1, 1)),
+            "baseline": "none",
+            "scale_rewards": "batch",
+        },
+        "rollout.num_generations",
+        "a batch of one prompt",
+    ),
     (RolloutConfig, {"rewards": ()}, "rewards", "at least one"),
     (RolloutConfig, {"rewards": ("e2e", "cot")}, "reward_weights", "one weight"),
     (RolloutConfig, {"reward_weights": (0.0,)}, "reward_weights", "must not all be 0"),
@@ -346,6 +370,20 @@ IMPOSSIBLE = {
         with_run("grpo", **priced(STAR)),
         "runs.grpo.hypers.length_price",
         "0 with STaR",
+    ),
+    "a parent of what starts from 0": (
+        dataclasses.replace(
+            tiny_experiment(),
+            model=LinearConfig(),
+            runs=FrozenDict(
+                first=RunConfig(stage=LinearPretrainConfig(), num_steps=2),
+                child=RunConfig(
+                    stage=LinearPretrainConfig(), num_steps=2, parent="first"
+                ),
+            ),
+        ),
+        "runs.child.parent",
+        "must be empty",
     ),
     "rewards that STaR cannot keep": (
         with_run("grpo", stage=weighted(STAR, 0.6, 0.3)),

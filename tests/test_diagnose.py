@@ -88,6 +88,14 @@ def test_numbers_are_the_theorys(found):
     assert half == pytest.approx((1 + 0.9**7) / 2, abs=0.04)
 
 
+def test_a_share_is_in_its_interval():
+    """Also where rounding would leave it outside: its error bar would be negative."""
+    for n in range(1, 300):
+        for right in (0, 1):
+            found = share_of(np.full(n, right), np.ones(n))
+            assert 0 <= found.low <= found.value <= found.high <= 1
+
+
 def test_intervals_count_what_is_independent():
     rng = np.random.default_rng(0)
     right_BxK = rng.random((400, 4)) < 0.3
@@ -150,9 +158,10 @@ def test_members_that_diverged_are_told(tmp_path, capsys):
     [
         ("--prompts=0", "prompts=0: must be in [1, "),
         ("--prompts=99999999999", "prompts=99999999999: must be in [1, "),
+        ("--generations=1000000000000", "generations=1000000000000: must be in [2, "),
         ("--samples=0", "samples=0: must be in [1, 1024]"),
         ("--estimator=ppo", "estimator='ppo'"),
-        ("--generations=1", "generations=1: must be >= 2"),
+        ("--generations=1", "generations=1: must be in [2, "),
         ("--seed=-1", "seed=-1"),
         ("--output=/", "output='/': must not exist yet"),
     ],

@@ -132,6 +132,20 @@ def test_a_sweep_is_one_dataset(finished):
     assert same["sequences"].values.tolist() == alone["sequences"].values.tolist()
 
 
+def test_a_job_in_the_place_of_another_is_not_read(finished, tmp_path, capsys):
+    """Its scores would stand under the values of the other."""
+    workdir = shutil.copytree(finished, tmp_path / "sweep")
+    first, second = workdir / "num_bits=4", workdir / "num_bits=5"
+    first.rename(tmp_path / "first")
+    second.rename(first)
+    (tmp_path / "first").rename(second)
+    told = "task.num_bits is 5 there, 4 here"
+    with pytest.raises(RunError, match=f"num_bits=4: is not of this job: .*{told}"):
+        load_sweep(workdir, "run")
+    assert run(["report", str(workdir), f"--output={tmp_path / 'out'}"]) == 1
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_scales_and_values_that_are_text_stay_apart(tmp_path):
     for name, rate in (("a", 1e-2), ("b", 2e-2)):
         one = walk(hypers=Hypers(learning_rate=rate))
@@ -189,6 +203,10 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
         for name in ("run", "child", "other")
         for bits in (4, 5)
     ]
+    picture = (output / "sweep.png").read_bytes()
+    assert run(["report", str(finished), f"--output={output}"]) == 0
+    assert not (output / "sweep.png").exists()  # of the report before
+    (output / "sweep.png").write_bytes(picture)
     rows = read_json(output / "sweep.scores.json")
     assert rows[0]["scores"]["greedy/accuracy"].keys() == {"seed=0", "seed=1", "seed=2"}
     assert (output / "sweep.png").stat().st_size > 1000
@@ -196,6 +214,7 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
         ("--score=accuracy", "--score='accuracy'"),
         ("--over=num_bits,width", "--over='width'"),
         ("--over=num_bits", "must be two swept fields"),
+        ("--over=", "--score='greedy/accuracy': has no effect: no DIR is a sweep of"),
     ):
         command = ["report", str(finished), f"--output={tmp_path / 'no'}", *over, wrong]
         assert run(command) == 2

@@ -51,6 +51,15 @@ def test_a_line_for_each_experiment(folder, capsys):
     assert said.err == ""
 
 
+def test_a_file_too_deep_for_python_hides_no_other(folder, capsys):
+    (folder / "a_deep.py").write_text("x = " + "-" * 200_000 + "1")
+    assert main.run(["list", str(folder)]) == 0
+    said = capsys.readouterr()
+    told = dict(line.split(None, 1) for line in said.out.splitlines())
+    assert told["a_deep.py"] == "(cannot be read: nested too deeply)"
+    assert told["b_plain.py"] == "Said first." and said.err == ""
+
+
 def test_the_lab_book(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main.run(["list"]) == 0

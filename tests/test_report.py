@@ -292,6 +292,9 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     assert not (tmp_path / "results").exists()
 
 
+UNKNOWN = b'<?xml version="1.0" encoding="none"?><svg/>'
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_damaged_figure_is_one_line(run_dir, tmp_path, say, again):
     """One of a run, and one that an earlier report left."""
@@ -305,7 +308,7 @@ def test_a_damaged_figure_is_one_line(run_dir, tmp_path, say, again):
         said = say("report", directory, f"--output={tmp_path / 'new'}")
         refused(said, 1, "c9_x/figure.png: damaged")
     (directory / "figure.png").write_bytes(whole)
-    for content in (b"<svg", b"", b"<html></html>"):
+    for content in (b"<svg", b"", b"<html></html>", UNKNOWN):
         (directory / "figure.svg").write_bytes(content)
         said = say("report", directory, f"--output={tmp_path / 'new'}")
         refused(said, 1, "c9_x/figure.svg: damaged")

@@ -120,7 +120,7 @@ class ListConfig(CopyConfig):
         ("unpaid", r"\.rewards\['cot'\]=0.0: must be 1 for solution.short"),
         ("cot", r"\.rewards\['cot'\]=1.0: must be 0 for a worked solution of which"),
         ("generous", r"\.rewards\['e2e'\]=1.0: must be 0 for some responses"),
-        ("short_len", "short_len=1: must hold short solutions .*: 2 tokens"),
+        ("short_len", r"short_len=1: must be in \[2, max_len=4\]"),
         ("key", "sample_prompts='the same prompts': must draw other"),
         ("counts", "sample_prompts='another result': must depend on nothing but"),
         ("mixture", "demonstrate share of long ones=0.*: must be 0.0 with p_cot=0.0"),

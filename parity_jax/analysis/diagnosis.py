@@ -72,8 +72,9 @@ class Share:
         centre = (value + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = np.sqrt(value * (1 - value) / n + (Z / (2 * n)) ** 2)
         half *= Z / (1 + Z**2 / n)
-        low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
-        return cls(float(value), low, high, count)
+        low, high = float(centre - half), float(centre + half)
+        low, high = min(low, value), max(high, value)  # which rounding may have crossed
+        return cls(float(value), max(0.0, low), min(1.0, high), count)
 
 
 @dataclass(frozen=True)

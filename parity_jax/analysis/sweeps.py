@@ -56,7 +56,7 @@ def _merged(
         raise unknown_value("run", run, names)
     parts = []
     for job in sweep.jobs:
-        files = home.experiment(job).run(run)
+        files = home.checked(job).run(run)
         if run in job.steps and files.metrics.last(split) is not None:
             data = chosen(load_metrics(files.path, split).reset_coords("sequences"))
             parts.append(data.expand_dims(_fields(sweep, job)))

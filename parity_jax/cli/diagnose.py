@@ -65,6 +65,7 @@ AT = {  # of P(long), by whether the first token of a response tells its kind
     False: "1/3",
     None: "a share that samples of one kind do not tell",
 }
+MAX_GENERATIONS = 2**20  # of a group whose gain is summed
 KINDS = ("task", "length")  # how long answers are told from short ones
 
 
@@ -93,7 +94,8 @@ def main(argv: Sequence[str]) -> None:
         raise unknown_value("estimator", args.estimator, ESTIMATORS)
     if args.kinds not in KINDS:
         raise unknown_value("kinds", args.kinds, KINDS)
-    require(args.generations >= 2, "generations", args.generations, "must be >= 2")
+    allowed, num = f"must be in [2, {MAX_GENERATIONS}]", args.generations
+    require(2 <= num <= MAX_GENERATIONS, "generations", num, allowed)
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
     path = local_path("directory", args.directory)

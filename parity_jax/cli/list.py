@@ -45,6 +45,8 @@ def described(path: Path) -> str | None:
     except SyntaxError as error:
         where = f", line {error.lineno}" if error.lineno else ""
         return f"(cannot be read: {error.msg}{where})"
+    except (RecursionError, MemoryError):  # both are Python's parser's
+        return "(cannot be read: nested too deeply)"
     except (OSError, ValueError, RunError) as error:
         return f"(cannot be read: {error})"
     if "get_config" not in top_level_names(module):

@@ -23,7 +23,6 @@ from parity_jax.analysis.report import experiments, gather, gather_sweeps, write
 from parity_jax.cli.arguments import Parser, stoppable
 from parity_jax.config import require
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.sweep import is_sweep
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,11 +41,11 @@ def main(argv: Sequence[str]) -> None:
         directories = [local_path("DIR", d) for d in args.directories]
         check_place(output, directories)
         entries = gather(experiments(directories), output)
-        for name in ("score", "over"):
-            value, allowed = getattr(args, name), "has no effect: no DIR is a sweep"
-            is_used = not value or any(map(is_sweep, directories))
-            require(is_used, f"--{name}", value, allowed)
         sweeps = gather_sweeps(directories, args.score or "greedy/accuracy", over)
+        for name in ("score", "over"):
+            value, is_drawn = getattr(args, name), any(each.figure for each in sweeps)
+            allowed = "has no effect: no DIR is a sweep of two fields"
+            require(is_drawn or not value, f"--{name}", value, allowed)
         write(entries, output, sweeps)
     held = sum(claim["holds"] for entry in entries for claim in entry.claims)
     total = sum(len(entry.claims) for entry in entries)

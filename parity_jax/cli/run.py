@@ -53,7 +53,7 @@ from parity_jax.config import (
     require,
     to_dict,
 )
-from parity_jax.config.overrides import Override, apply, parse
+from parity_jax.config.overrides import SCALE, Override, apply, parse
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first, join, require_same
 from parity_jax.models.huggingface import FolderError
@@ -66,8 +66,6 @@ from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import settings
 from parity_jax.runs.resolve import select
 from parity_jax.runs.targets import chosen, compile_only
-
-SCALE = "scale"
 
 
 def define_flags() -> flags.FlagValues:

@@ -26,6 +26,7 @@ from parity_jax.config.convert import (
 from parity_jax.config.labels import parse_int, parse_number
 
 PREFIX = "config."
+SCALE = "scale"  # is no field: what get_config is asked for
 
 
 class Override(NamedTuple):

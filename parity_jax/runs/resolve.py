@@ -234,6 +234,9 @@ def check_parts(run: ResolvedRun) -> None:
         check_hypers(hypers)
         run.task.check(hypers)
         run.stage.check(run.model, hypers)
+    where = run.parent.sibling or run.parent.path
+    allowed = "must be empty: the stage starts from no other's parameters"
+    require(run.stage.starts_from_parents or not where, "parent", where, allowed)
     num = run.stage.sequences_per_step
     allowed = "must be a whole number, at least 1"
     require(type(num) is int and num >= 1, "stage.sequences_per_step", num, allowed)

@@ -8,7 +8,7 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from parity_jax.config import RunError, to_dict
+from parity_jax.config import RunError, differences, lines_of, number_text, to_dict
+from parity_jax.config.overrides import SCALE, Override, apply
 from parity_jax.runs.directory import ExperimentDirectory
 from parity_jax.runs.files import lock, read_as, write_json
 
@@ -34,6 +35,16 @@ class SweepJob:
     chain: str  # the first run of its chain; empty: all runs
     steps: FrozenDict[str, int]  # its runs and where each will end
     members: int
+
+
+def swept_edits(
+    fields: Mapping[str, str], axes: Mapping[str, Sequence[Any]]
+) -> list[Override]:
+    """What tells a job from the others of its sweep, as overrides of a config."""
+    edits = [Override(name, value) for name, value in fields.items()]
+    for name, values in axes.items():
+        edits.append(Override(f"axes.{name}", ",".join(map(number_text, values))))
+    return edits
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,17 @@ class SweepDirectory:
     def experiment(self, job: SweepJob) -> ExperimentDirectory:
         """Where a job's experiment is."""
         return ExperimentDirectory(self.path / job.directory)
+
+    def checked(self, job: SweepJob) -> ExperimentDirectory:
+        """The same; RunError if another one is there, of other swept values."""
+        home = self.experiment(job)
+        edits = [e for e in swept_edits(job.fields, job.axes) if e.path != SCALE]
+        if home.has_config():
+            there = home.read_config()
+            found = differences(to_dict(there), to_dict(apply(there, edits)))
+            if found:
+                raise RunError(f"{home.path}: is not of this job: {lines_of(found)}")
+        return home
 
     def experiments(self) -> dict[str, ExperimentDirectory]:
         """The experiments' directories by name, in the order of the jobs."""

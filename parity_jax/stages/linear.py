@@ -26,6 +26,7 @@ from jax import Array
 from parity_jax.config import (
     ConfigError,
     kind_of,
+    require,
     require_finite,
     require_positive,
 )
@@ -65,6 +66,8 @@ from parity_jax.types import (
     StageState,
 )
 
+MAX_POWER = 1_000_000  # of an iterate's weight in the average
+
 
 @dataclass(frozen=True)
 class SgdConfig:
@@ -79,6 +82,8 @@ class SgdConfig:
         require_positive(self, "batch_size")
         for name in ("max_step_size", "max_chain_step_size", "average_power"):
             require_finite(self, name)
+        power, allowed = self.average_power, f"must be at most {MAX_POWER}"
+        require(power <= MAX_POWER, "average_power", power, allowed)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class LinearPretrainConfig(StageConfig):
     """Next-token prediction of the linear model (paper section 6)."""
 
     kind: ClassVar[str] = "linear_pretrain"
+    starts_from_parents: ClassVar[bool] = False  # its SGD begins at w = 0
     sgd: SgdConfig = field(default_factory=SgdConfig)
     num_updates: int = 1000  # of one step
 

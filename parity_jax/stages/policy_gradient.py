@@ -104,6 +104,10 @@ class PolicyGradientConfig(StageConfig):
         allowed = "must be at least 2 for a baseline, std or filter within the group"
         enough = groups >= 2 or not needs_group
         require(enough, "rollout.num_generations", groups, allowed)
+        needs_batch = "batch" in (self.baseline, self.scale_rewards)
+        allowed = "must be at least 2 for a baseline or std of a batch of one prompt"
+        enough = self.rollout.num_responses >= 2 or not needs_batch
+        require(enough, "rollout.num_generations", groups, allowed)
         allowed = (
             "must be 'none' with baseline='leave_one_out': one success among G gives "
             "the others a tiny std and the advantage explodes"

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from parity_jax.config import (
+    MAX_SIZE,
     ConfigError,
     import_object,
     in_code_of,
@@ -30,6 +31,7 @@ from parity_jax.tasks.contract import check_finite, check_reward
 from parity_jax.tasks.task import BINARY, FiniteTask, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
 
+MAX_POOL = 2**24  # unique prompts, of which 8 times as many are drawn
 POOL = 0x9E3779B9  # folded into the member's key: the fixed pool is outside all steps
 
 
@@ -48,6 +50,9 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_prompts", "num_generations")
+        allowed = f"times num_prompts={self.num_prompts} must be at most {MAX_SIZE}"
+        few = self.num_responses <= MAX_SIZE
+        require(few, "num_generations", self.num_generations, allowed)
         require(bool(self.rewards), "rewards", (), "must name at least one reward")
         allowed = f"must give one weight for each of rewards={self.rewards}"
         matches = len(self.reward_weights) == len(self.rewards)
@@ -58,6 +63,8 @@ class RolloutConfig:
         allowed = "must not all be 0: nothing would be rewarded"
         require(is_felt, "reward_weights", self.reward_weights, allowed)
         require_count(self, "num_unique_prompts", "fresh")
+        num, allowed = self.num_unique_prompts, f"must be at most {MAX_POOL}"
+        require(num <= MAX_POOL, "num_unique_prompts", num, allowed)
 
     @property
     def weights(self) -> dict[str, float]:

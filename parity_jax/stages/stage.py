@@ -1,7 +1,7 @@
 """The contract of a training stage: pure functions of one member."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Stage(NamedTuple):
 
 class StageConfig(Configured):
     """A frozen dataclass that makes a stage, with the rules of its algorithm."""
+
+    starts_from_parents: ClassVar[bool] = True  # a parent's parameters are trained on
 
     @property
     def sequences_per_step(self) -> int:

@@ -31,8 +31,8 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     for end_id in fmt.end_ids:
         inside = 0 <= end_id < task.vocab_size and end_id != fmt.pad_id
         require(inside, f"{name} end_ids", end_id, allowed)
-    allowed = f"must be in [1, max_len={fmt.max_len}]"
-    inside = 1 <= fmt.short_len <= fmt.max_len
+    allowed = f"must be in [2, max_len={fmt.max_len}]: a token and the end"
+    inside = 2 <= fmt.short_len <= fmt.max_len
     require(inside, f"{name} short_len", fmt.short_len, allowed)
     for reward in BINARY:
         required = "must have the rewards 'e2e' and 'cot'"

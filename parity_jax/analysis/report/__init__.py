@@ -36,8 +36,11 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     for sweep in sweeps:
         write_json(output / f"{sweep.name}.scores.json", sweep.table)
+        picture = output / f"{sweep.name}.png"
         if sweep.figure:
-            write_bytes(output / f"{sweep.name}.png", sweep.figure)
+            write_bytes(picture, sweep.figure)
+        else:  # one that an earlier report left
+            picture.unlink(missing_ok=True)
     for entry in entries:
         home = ExperimentDirectory(output / entry.name)
         home.path.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def small_svg(path: Path) -> bytes:
     content = path.read_bytes()
     try:
         root = ET.fromstring(content)
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError) as error:  # LookupError: of the encoding
         raise RunError(f"{path}: damaged: {error}") from None
     if not root.tag.endswith("svg"):
         raise RunError(f"{path}: damaged: is no SVG")
