@@ -12,6 +12,7 @@ from jax import Array
 from scipy.stats import hypergeom
 
 from parity_jax.config import (
+    MAX_SIZE,
     ConfigError,
     expanded,
     number_text,
@@ -52,6 +53,10 @@ class EvaluateConfig:
         require_positive(self, "num_prompts", "num_samples")
         allowed = f"must be at most {MAX_SAMPLES}"
         few = self.num_samples <= MAX_SAMPLES
+        each = 1 + len(self.temperatures) * self.num_samples
+        most = f"times {each} responses to each must be at most {MAX_SIZE}"
+        num = self.num_prompts
+        require(num * each <= MAX_SIZE, "num_prompts", num, most)
         size = self.batch_size
         require(size >= 0, "batch_size", size, "must be 0 (all) or positive")
         require(few, "num_samples", self.num_samples, allowed)

@@ -135,6 +135,7 @@ BAD = [
         "must be 0.0001 with scale_rewards='none'",
     ),
     (RolloutConfig, {"num_prompts": 0}, "num_prompts", "at least 1"),
+    (EvaluateConfig, {"num_prompts": 2**31 - 1}, "num_prompts", "times 4 responses"),
     (RolloutConfig, {"num_prompts": 2**30}, "num_generations", "times num_prompts"),
     (RolloutConfig, {"num_unique_prompts": 10**9}, "num_unique_prompts", "at most"),
     (SgdConfig, {"average_power": 2**31}, "average_power", "at most 1000000"),

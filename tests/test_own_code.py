@@ -302,6 +302,10 @@ class OddTaskConfig(ParityConfig):
         odd.__dict__ |= task.__dict__
         if mode == "reward":
             odd.rewards = task.rewards | {"cot": five}
+        if mode == "third":
+            odd.rewards = task.rewards | {"log": lambda *args: jnp.log(five(*args) - 5)}
+        if mode == "endless":
+            odd.format = dataclasses.replace(task.format, end_ids=())
         return odd
 
 
@@ -314,6 +318,8 @@ class OddTaskConfig(ParityConfig):
         ("all", "demonstrate mask='another': must be true up to and including"),
         ("none", "demonstrate mask='another'"),
         ("reward", "rewards['cot']=[5.0]: must be 0 or 1"),
+        ("third", "rewards['log']\": must be finite for every response, not [-inf]"),
+        ("endless", "end_ids=(): must name at least one"),
     ],
 )
 def test_values_of_an_own_task_are_looked_at(mode, part):

@@ -27,6 +27,7 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     computed. An exception in the task's own code is a UserCodeError.
     """
     name, fmt = kind_of(type(cfg)), task.format
+    require(bool(fmt.end_ids), f"{name} end_ids", (), "must name at least one")
     allowed = "must be in [0, vocab_size) and differ from the pad id"
     for end_id in fmt.end_ids:
         inside = 0 <= end_id < task.vocab_size and end_id != fmt.pad_id
@@ -107,6 +108,9 @@ def check_values(name: str, task: Task) -> None:
     for reward, value in rewards.items():
         wrong = [v for v in np.unique(value).tolist() if v not in (0, 1)]
         require(not wrong, f"{name}.rewards[{reward!r}]", wrong, "must be 0 or 1")
+    for reward, function in task.rewards.items():
+        if reward not in BINARY:
+            check_finite(f"{name}.rewards[{reward!r}]", function, task)
 
 
 def shape_of_responses(task: Task) -> jax.ShapeDtypeStruct:

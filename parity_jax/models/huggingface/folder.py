@@ -49,7 +49,7 @@ TOKENIZER = (
 )
 TYPES = ("F32", "BF16", "F16", "F64")  # as safetensors calls them
 # Fields of a model that its weights do not depend on.
-FREE = ("dtype", "scan", "remat", "init_std")
+FREE = ("dtype", "scan", "remat", "init_std", "gradient_rows")
 
 
 class FolderError(OSError):

@@ -140,8 +140,9 @@ def load(
     leaves = {path_text(k): x for k, x in tree_flatten_with_path(template)[0]}
     found, wanted = own_names(cfg, names), [*pieces(cfg, leaves)]
     embedding = wanted[0].theirs
-    has_both = cfg.tie_embedding and {HEAD, embedding} <= {*found}
-    if has_both and np.array_equal(read(found[HEAD]), read(found[embedding])):
+    if cfg.tie_embedding and {HEAD, embedding} <= {*found}:
+        is_tied = np.array_equal(read(found[HEAD]), read(found[embedding]))
+        require(is_tied, "tensor", HEAD, f"must be {embedding}: the config ties them")
         found.pop(HEAD)
     for piece in wanted:
         require(piece.theirs in found, "tensor", piece.theirs, "is missing")
