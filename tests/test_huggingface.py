@@ -749,3 +749,14 @@ def test_a_model_that_knows_more_tokens_than_its_task(tmp_path, say, monkeypatch
     code, printed, error = say("play", tmp_path / "run")
     assert (code, error) == (0, "")
     assert re.search(r"<\d\d>", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gradient_rows", 4), ("scan", True), ("dtype", "bfloat16"), ("init_std", 0.5)],
+)
+def test_what_weights_do_not_depend_on_may_be_set(folder, name, value):
+    task = ParityConfig(4).make()
+    cfg = HfFolder(folder).model(task, **{name: value})
+    assert getattr(cfg, name) == value
+    HfFolder(folder).check(cfg, task)
