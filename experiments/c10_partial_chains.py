@@ -98,7 +98,7 @@ def claims(results: Results) -> list[Claim]:
     """Without leap-2 chains and with most of them; and all shares over the formula."""
     end = last(results["pretrain"])
     accuracy, p_cot, p_leap = end["greedy/accuracy"], end["p_cot"], end["p_leap"]
-    mean, most = accuracy.mean("seed"), {"p_leap": [-1]}
+    mean, most = accuracy.mean("seed", skipna=False), {"p_leap": [-1]}
     predicted = xr.apply_ufunc(greedy_accuracy, p_cot, p_leap)
     p_long = end["t1/p_long"].mean("seed")
     return [

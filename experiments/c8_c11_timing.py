@@ -104,7 +104,7 @@ def claims(results: Results) -> list[Claim]:
     """What RL makes of the last and the first checkpoint, of rare chains, of none."""
     before, after = results["grpo"].isel(step=0, drop=True), last(results["grpo"])
     growth = after["greedy/length_mean"] - before["greedy/length_mean"]
-    is_grown = growth.sel(p_cot=RARE).mean("seed") > 0.5
+    is_grown = growth.sel(p_cot=RARE).mean("seed", skipna=False) > 0.5
     num_bits = results.experiment.task.num_bits
     chain_known = {"p_cot": [FREQUENT], "parent_step": after["parent_step"][-1:]}
     scores = {
@@ -142,10 +142,13 @@ def diagnosed(results: Results, num_bits: int) -> Claim:
     turned = first_step(is_long)
     end = int(scores["step"][-1])
     agree = (foretold <= end) == is_long.isel(step=-1, drop=True)
+    agree = agree.where(last(scores)["greedy/length_mean"].notnull())
     finite = foretold.where(np.isfinite(foretold))
     seen = {"updates foretold": finite, "updates seen": turned}
     return Claim.of(
-        "C8-diagnosis", seen=seen, agreement=Check.at_least(agree.mean(), 0.9)
+        "C8-diagnosis",
+        seen=seen,
+        agreement=Check.at_least(agree.mean(skipna=False), 0.9),
     )
 
 

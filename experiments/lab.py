@@ -86,7 +86,7 @@ def first_zero(growth: xr.DataArray, axis: str) -> xr.DataArray:
 
     def zero(growth: np.ndarray) -> float:
         i = int(np.argmax(growth < 0))
-        if i == 0:  # all of it is negative, or nothing
+        if i == 0 or np.isnan(growth[:i]).any():  # all of it is negative, or nothing
             return np.nan
         share = growth[i - 1] / (growth[i - 1] - growth[i])
         return at[i - 1] + share * (at[i] - at[i - 1])
@@ -115,7 +115,7 @@ def gate_crossing(
     likelier = np.maximum(eps_2, 1 - eps_2)  # a step that is not learned is a coin
     gate = np.log(likelier) - logit(end[score])
     slope = xr.cov(x, gate, "p_cot") / x.var(ddof=1)
-    return expit(x.mean() - gate.mean("p_cot") / slope - np.log(2))
+    return expit(x.mean() - gate.mean("p_cot", skipna=False) / slope - np.log(2))
 
 
 def draw_star_map(rounds: Axes, over: Axes, p_long: xr.DataArray) -> None:
@@ -139,9 +139,13 @@ def draw_star_map(rounds: Axes, over: Axes, p_long: xr.DataArray) -> None:
 
 
 def star_gap(p_long: xr.DataArray) -> xr.DataArray:
-    """The largest gap, over the rounds of STaR, of P(long) to 2p / (1 + p)."""
-    before = p_long.shift(step=1)
-    return abs(p_long - 2 * before / (1 + before)).max("step")
+    """The largest gap, over the rounds of STaR, of P(long) to 2p / (1 + p).
+
+    NaN where a round has none.
+    """
+    before = p_long.isel(step=slice(None, -1)).values
+    after = p_long.isel(step=slice(1, None))
+    return abs(after - 2 * before / (1 + before)).max("step", skipna=False)
 
 
 def greedy_crossing(end: xr.Dataset) -> xr.DataArray:

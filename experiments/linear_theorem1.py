@@ -91,11 +91,12 @@ def greedy_agreement(run: xr.Dataset) -> dict[str, float]:
     """How many members have a clear margin, and how many inputs follow Theorem 1."""
     is_long = run["p_cot"] > 1 / 3
     share = xr.where(is_long, run["exact/greedy_right"], 1 - run["exact/greedy_long"])
-    clear = abs(run["exact/margin_mean"]) > CLEAR * run["exact/margin_std"]
+    # a margin that is not a number is none that excuses
+    clear = ~(abs(run["exact/margin_mean"]) <= CLEAR * run["exact/margin_std"])
     return {
         "clear members": int(clear.sum()),
         "members": int(clear.size),
-        "least share, clear": float(share.where(clear).min()),
+        "least share, clear": float(share.where(clear, 1).min(skipna=False)),
         "least share, all": float(share.min()),
     }
 

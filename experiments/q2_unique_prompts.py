@@ -94,7 +94,9 @@ def over_pools(results: Results, algorithm: str) -> xr.Dataset:
 
 def num_solved(end: xr.Dataset) -> xr.DataArray:
     """Share of members that are right on 99% of fresh prompts, by pool."""
-    return (end["greedy/accuracy"] >= 0.99).mean(["p_cot", "seed"])
+    accuracy = end["greedy/accuracy"]
+    is_right = (accuracy >= 0.99).where(accuracy.notnull())
+    return is_right.mean(["p_cot", "seed"], skipna=False)
 
 
 def claims(results: Results) -> list[Claim]:
@@ -103,7 +105,10 @@ def claims(results: Results) -> list[Claim]:
     for algorithm in POOLS:
         end = over_pools(results, algorithm)
         enough = end.sel(pool=end["pool"] >= ENOUGH)
-        accuracy, p_long = end["greedy/accuracy"], enough["t1/p_long"].mean("seed")
+        accuracy, p_long = (
+            end["greedy/accuracy"],
+            enough["t1/p_long"].mean("seed", skipna=False),
+        )
         found[algorithm] = Check.at_least(enough["greedy/accuracy"], 0.99)
         seen[f"{algorithm}, smaller pools"] = accuracy.sel(pool=end["pool"] < ENOUGH)
         same[algorithm] = Check.within(p_long, p_long.isel(pool=-1, drop=True), 0.15)

@@ -166,11 +166,13 @@ def claims(results: Results) -> list[Claim]:
     right = {c: before[f"t1/right_{c}"] for c in MIXED}
     return [
         Claim.of("Q3", seen=seen, **checks),
-        Claim.of("Q3-star", seen=right, shift=Check.within(star.mean(), 0, 0.1)),
+        Claim.of(
+            "Q3-star", seen=right, shift=Check.within(star.mean(skipna=False), 0, 0.1)
+        ),
         Claim.of(
             "Q3-response",
             seen={name: each for name, each in shift.items() if name != "response"},
-            shift=Check.below(shift["response"].mean(), 0),
+            shift=Check.below(shift["response"].mean(skipna=False), 0),
         ),
         Claim.of(
             "Q3-price",
@@ -183,9 +185,15 @@ def claims(results: Results) -> list[Claim]:
 
 def answer(results: Results) -> Answer:
     """Where the threshold is for each kind, and what 1/|y| chooses."""
-    crossing = {c: float(greedy_crossing(last(results[c])).mean()) for c in THRESHOLDS}
+    crossing = {
+        c: float(greedy_crossing(last(results[c])).mean(skipna=False))
+        for c in THRESHOLDS
+    }
     said = ", ".join(f"{c} {x:.2f}" for c, x in crossing.items())
-    shift = {n: float(change(full_share(results[n])).mean()) for n in (*NORMS, "star")}
+    shift = {
+        n: float(change(full_share(results[n])).mean(skipna=False))
+        for n in (*NORMS, "star")
+    }
     kept = ", ".join(f"{n} {x:+.2f}" for n, x in shift.items())
     return Answer(
         "Does the two-component mixture capture many chains; where is the threshold?",

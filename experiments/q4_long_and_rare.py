@@ -148,7 +148,7 @@ def fits(found: xr.Dataset) -> dict[float, Fit]:
 def claims(results: Results) -> list[Claim]:
     """Powers of d of both costs."""
     found = measured(results)
-    lines, updates = fits(found), found["updates"].mean("seed")
+    lines, updates = fits(found), found["updates"].mean("seed", skipna=False)
     powers = {f"kappa={kappa:g}": [*line.slope] for kappa, line in lines.items()}
     extra = {
         f"kappa={kappa:g}": line.slope[0] - lines[0.0].slope[0]
@@ -183,7 +183,8 @@ def answer(results: Results) -> Answer:
     found, lines = measured(results), fits(measured(results))
     powers = ", ".join(f"{k:g}: {line.slope[0]:.1f}" for k, line in lines.items())
     end = found.isel(bits=-1)
-    updates = ", ".join(f"{x:.0f}" for x in end["updates"].mean("seed").values)
+    needed = end["updates"].mean("seed", skipna=False).values
+    updates = ", ".join("no number of" if np.isnan(x) else f"{x:.0f}" for x in needed)
     rarest = float(end["p_cot"].min())
     learned = ", ".join(f"{x / 1e3:.0f}" for x in end["high"].mean("seed").values)
     return Answer(

@@ -172,19 +172,23 @@ def claims(results: Results) -> list[Claim]:
     for kind in NOISE:
         crossing, predicted = thresholds(results, kind)
         seen[f"{kind}, of each seed"] = crossing
-        checks[kind] = Check.within(crossing.mean("seed"), predicted, 0.03)
+        checks[kind] = Check.within(
+            crossing.mean("seed", skipna=False), predicted, 0.03
+        )
     accuracy, expected = step_accuracy(results)
     critical = float(theory.critical_step_noise(results.experiment.task.num_bits))
     growth = {reward: gate_growth(results[f"grpo_{reward}"]) for reward in REWARDS}
     star = {}
     for reward in REWARDS:
         p_long, path = star_paths(results, reward)
-        star[reward] = Check.within(p_long.mean("seed"), path, 0.06)
+        star[reward] = Check.within(p_long.mean("seed", skipna=False), path, 0.06)
     lengthens, signal = reward_growth(results)
     kept, share = erring_star(results)
     return [
         Claim.of("Q5", seen=seen, **checks),
-        Claim.within("Q5-accuracy", accuracy.mean("seed"), expected, 0.03),
+        Claim.within(
+            "Q5-accuracy", accuracy.mean("seed", skipna=False), expected, 0.03
+        ),
         Claim.of(
             "Q5-shortens",
             seen={"growth": growth["cot"], "of each seed": turning_noise(results)},
@@ -197,18 +201,18 @@ def claims(results: Results) -> list[Claim]:
         Claim.of(
             "Q5-reward",
             seen={"growth": lengthens},
-            below=Check.above(lengthens.where(signal > 0.15).min(), 0),
-            above=Check.below(lengthens.where(signal < -0.15).max(), 0),
+            below=Check.above(lengthens.where(signal > 0.15, 1).min(skipna=False), 0),
+            above=Check.below(lengthens.where(signal < -0.15, -1).max(skipna=False), 0),
         ),
-        Claim.within("Q5-reward-star", kept.mean("seed"), share, 0.06),
+        Claim.within("Q5-reward-star", kept.mean("seed", skipna=False), share, 0.06),
     ]
 
 
 def answer(results: Results) -> Answer:
     """How the threshold moves, and what stops RL."""
     moved, _ = thresholds(results, "step")
-    clean, noisy = (float(moved.isel(q=i).mean()) for i in (0, -1))
-    turns = float(turning_noise(results).mean())
+    clean, noisy = (float(moved.isel(q=i).mean(skipna=False)) for i in (0, -1))
+    turns = float(turning_noise(results).mean(skipna=False))
     critical = float(theory.critical_step_noise(results.experiment.task.num_bits))
     growth, signal = reward_growth(results)
     sides = growth.where(abs(signal) > 0.15)

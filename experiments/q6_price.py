@@ -175,7 +175,7 @@ def slowed(results: Results) -> tuple[xr.DataArray, xr.DataArray]:
     growth, num_bits = p_long_growth(results["tiny"]), results.experiment.task.num_bits
     drives = [tiny_drive(num_bits, p) for p in growth["length_price"].values.tolist()]
     drive = xr.DataArray(drives, {"length_price": growth["length_price"]})
-    free = growth.sel(length_price=0.0).mean("seed")
+    free = growth.sel(length_price=0.0).mean("seed", skipna=False)
     return growth / free, drive / drive.sel(length_price=0.0)
 
 
@@ -193,7 +193,7 @@ def claims(results: Results) -> list[Claim]:
         found.append(Claim.of(id, seen=seen, **checks))
     measured, predicted = slowed(results)
     priced = {"length_price": slice(1, None)}
-    ratio = measured.mean("seed").isel(priced)
+    ratio = measured.mean("seed", skipna=False).isel(priced)
     end, (low, high) = last(results["leap"]), leap_window(results)
     price, task = end["length_price"], results.runs["leap"].task
     inside = end.sel(length_price=(price > low) & (price < high))
@@ -221,7 +221,8 @@ def answer(results: Results) -> Answer:
     near = []
     for form in PENALTY:
         means = [
-            float(critical_price(results[f"{k}_{form}"]).mean()) for k in ALGORITHMS
+            float(critical_price(results[f"{k}_{form}"]).mean(skipna=False))
+            for k in ALGORITHMS
         ]
         low, high, where = min(means), max(means), turning_point(results, form)
         near.append(f"{form} {low:.2f} to {high:.2f} (theory {where:.2f})")

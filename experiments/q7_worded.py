@@ -167,11 +167,12 @@ def answer(results: Results) -> Answer:
         f"{int(results[run]['step'][-1])} {unit} of {ALGORITHMS[run]}"
         for run, unit in (("grpo", "updates"), ("star", "rounds"))
     ]
-    gap = float(star_gap(results["star"]["t1/p_long"]).max())
+    gap = float(star_gap(results["star"]["t1/p_long"]).max(skipna=False))
+    turns = float(crossings(results).mean(skipna=False))
     return Answer(
         "Do the claims hold where the task is told in words?",
-        f"The gate turns at p_cot = {float(crossings(results).mean()):.3f} (theory "
-        f"1/3); at {' and '.join(rare)} greedy accuracy is {float(accuracy.min()):.2f} "
+        f"The gate turns at p_cot = {turns:.3f} (theory 1/3); "
+        f"at {' and '.join(rare)} greedy accuracy is {float(accuracy.min()):.2f} "
         f"to {float(accuracy.max()):.2f} before RL, {' and '.join(ends)}; STaR's map "
         f"is met within {gap:.2f}.",
     )

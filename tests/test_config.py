@@ -188,6 +188,12 @@ BAD = [
         "'none' with baseline='leave_one_out'",
     ),
     (PolicyGradientConfig, {"kl_estimator": "k1"}, "kl_estimator", "k2 or k3"),
+    (
+        PolicyGradientConfig,
+        {"importance_sampling_level": "sequence"},
+        "importance_sampling_level",
+        "must be 'token' with one update per rollout",
+    ),
     (StarConfig, {"batch_size": 100}, "batch_size", "divide the 2048 samples"),
     (EvaluateConfig, {"num_prompts": 0}, "num_prompts", "at least 1"),
     (EvaluateConfig, {"temperatures": (1.0, 0.0)}, "temperatures", "finite and >="),

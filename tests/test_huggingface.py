@@ -234,6 +234,11 @@ def test_a_tokenizer_of_any_task(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(os.path.join(tests, "outside"))
     from toy_task import CopyConfig
 
+    def spelled(texts):
+        task = CopyConfig(3).make()
+        task.to_text = lambda tokens: "".join(texts[t] for t in np.asarray(tokens))
+        return task
+
     task = CopyConfig(3).make()
     task.format = dataclasses.replace(task.format, pad_id=1, end_ids=(3, 0))
     tokenizer, options = to_tokenizer(task)
@@ -242,6 +247,9 @@ def test_a_tokenizer_of_any_task(monkeypatch, tmp_path):
     assert (options["pad_token"], options["eos_token"]) == (words[1], words[3])
     config = to_hf_config(MODELS["gpt2"], task, CopyConfig(3))
     assert (config["pad_token_id"], config["eos_token_id"]) == (1, [3, 0])
+    for texts, told in (("_.##", r"to_text\(\[3\]\)='#'"), ("_. 1", r"\[2\]\)=''")):
+        with pytest.raises(ConfigError, match=f"{told}: must be a text of its own"):
+            to_tokenizer(spelled(texts))
 
 
 @pytest.mark.parametrize(
@@ -466,6 +474,8 @@ def test_bad_imports_cost_one_line(tmp_path, say):
         return line
 
     assert "must be JSON" in said(2, "--task={")
+    twice = '{"kind": "parity", "num_bits": 9, "num_bits": 4}'
+    assert "must be JSON: 'num_bits' stands twice" in said(2, f"--task={twice}")
     assert "must be a mapping" in said(2, "--task=3")
     assert "task.num_bitz" in said(2, '--task={"kind": "parity", "num_bitz": 3}')
     assert "model.num_positions=12: must be 0 or at least 20" in said(

@@ -41,6 +41,20 @@ def test_where_growth_first_falls_below_zero(lab):
     np.testing.assert_allclose(found, [1.5, np.nan, np.nan])
 
 
+def test_a_member_that_diverged_fulfils_nothing(lab):
+    """What is not a number stays so: no mean or maximum goes without it."""
+    p = np.array([[0.1, 0.2 / 1.1, np.nan, np.nan], [0.1, 0.2 / 1.1, 0.4 / 1.3, 0.47]])
+    p_long = xr.DataArray(p, {"step": range(4)}, ("seed", "step"))
+    gap = lab.star_gap(p_long).values
+    assert np.isnan(gap[0]) and gap[1] < 0.01
+    growth = xr.DataArray([0.4, np.nan, 0.2, -0.2], {"price": range(4)}, "price")
+    assert np.isnan(lab.first_zero(growth, "price"))
+    stop = xr.DataArray([[0.6, 0.5, 0.4], [0.6, np.nan, 0.4]], dims=("seed", "p_cot"))
+    end = xr.Dataset({"t1/p_stop_begun": stop}, {"p_cot": [0.25, 0.34, 0.42]})
+    crossing = lab.gate_crossing(end).values
+    assert np.isfinite(crossing[0]) and np.isnan(crossing[1])
+
+
 def test_where_half_of_the_answers_are_long(lab):
     long = xr.DataArray(
         [[0.0, 0.25, 1.0]], {"p_cot": [0.2, 0.3, 0.4]}, ("seed", "p_cot")

@@ -57,12 +57,16 @@ class Broken(Copy):
             prompt = prompt._replace(token=prompt.token.at[:, 0].set(bit))
         if self.wrong == "raises":
             raise ZeroDivisionError("in my task")
-        return prompt
+        return prompt.token if self.wrong == "no prompt" else prompt
 
     def demonstrate(self, key, prompt, hypers, data=()):
         if self.wrong == "mixture":
             hypers = dataclasses.replace(hypers, p_cot=0.5)
+        if self.wrong == "square":
+            hypers = dataclasses.replace(hypers, p_cot=hypers.p_cot**2)
         batch = super().demonstrate(key, prompt, hypers)
+        if self.wrong == "no batch":
+            return tuple(batch)
         if self.wrong == "mask":
             return batch._replace(mask=batch.mask.at[:, 0].set(False))
         if self.wrong == "false":
@@ -75,6 +79,8 @@ class Broken(Copy):
 
     def solution(self, prompt, data=()):
         solution = super().solution(prompt)
+        if self.wrong == "no solution" and type(prompt.token) is not jax.Array:
+            return [*solution]
         if self.wrong == "endless":
             return solution._replace(worked=jnp.maximum(solution.worked, 2))
         if self.wrong == "behind":
@@ -84,6 +90,12 @@ class Broken(Copy):
     def is_long(self, response_BxGxT):
         is_long = super().is_long(response_BxGxT)
         return ~is_long if self.wrong == "is_long" else is_long
+
+    def diagnostics(self, prompt, response_BxGxT, data=()):
+        one_BxG = jnp.ones(response_BxGxT.shape[:2])
+        if self.wrong == "triple":
+            return {"one": (one_BxG, one_BxG, one_BxG)}
+        return None if self.wrong == "no pairs" else {}
 
     def to_text(self, token_T):
         text = super().to_text(token_T)
@@ -124,6 +136,12 @@ class ListConfig(CopyConfig):
         ("key", "sample_prompts='the same prompts': must draw other"),
         ("counts", "sample_prompts='another result': must depend on nothing but"),
         ("mixture", "demonstrate share of long ones=0.*: must be 0.0 with p_cot=0.0"),
+        ("square", "demonstrate share of long ones=0.*: must be 0.3 with p_cot=0.3, w"),
+        ("no batch", "demonstrate='tuple': must be a Batch"),
+        ("no prompt", "sample_prompts='.*': must be a Prompt"),
+        ("no solution", "solution='list': must be a Solution"),
+        ("triple", r"diagnostics\['one'\]=.*: must be named by a text, a pair of"),
+        ("no pairs", "diagnostics='NoneType': must be a dict"),
         ("mask", "demonstrate mask='another': must be true up to"),
         ("false", r"\.rewards\['e2e'\]=0.0: must be 1 for demonstrations"),
         ("endless", r"solution.worked='no end': must contain one of end_ids=\(1,\)"),

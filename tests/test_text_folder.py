@@ -8,9 +8,9 @@ from small_texts import small_text, text_experiment, tiny_folder, write_rows
 from transformers import AutoTokenizer
 
 from parity_jax.config import ConfigError
-from parity_jax.models.huggingface import HfFolder
+from parity_jax.models.huggingface import HfFolder, to_tokenizer
 from parity_jax.runs import resolve
-from parity_jax.tasks import TextConfig
+from parity_jax.tasks import ParityConfig, TextConfig
 from parity_jax.tasks.text import FileSource, TemplateConfig, TokenizerConfig
 from parity_jax.tasks.text.tokenizer import from_folder
 
@@ -82,6 +82,20 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
                 '{"eos_token": {"x": 1}}'
             ),
             "tokenizer_config.json: eos_token={'x': 1}: must be a text",
+        ),
+        (lambda p: (p / "config.json").write_text("[]"), "damaged: must be a mapping"),
+        *(
+            (
+                lambda p, ids=ids: (p / "generation_config.json").write_text(
+                    f'{{"eos_token_id": {ids}}}'
+                ),
+                "generation_config.json: eos_token_id=",
+            )
+            for ids in ("-1", "true", "[1, 1099511627776]", '"1"')
+        ),
+        (
+            lambda p: (p / "chat_template.jinja").write_bytes(b"\xff"),
+            "chat_template.jinja cannot be read",
         ),
     ],
 )
@@ -160,6 +174,28 @@ def test_a_template_that_fails_is_told(folder, tmp_path, template, told):
     with pytest.raises(ConfigError, match=r"^template\.form='chat': ") as error:
         from_folder(str(tmp_path)).chat("hi")
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["null", '[{"name": "x", "template": "y"}]'])
+def test_a_template_of_a_chat_matters_to_chats(folder, tmp_path, template):
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_text((HfFolder(folder).path / name).read_text())
+    options = f'{{"eos_token": "<|end|>", "chat_template": {template}}}'
+    (tmp_path / "tokenizer_config.json").write_text(options)
+    tokenizer = from_folder(str(tmp_path))
+    assert tokenizer.json and tokenizer.encode(["hi"])
+    with pytest.raises(ConfigError, match=r"^template\.form='chat': "):
+        tokenizer.chat("hi")
+
+
+def test_words_that_a_tokenizer_does_not_know_cost_one_line(tmp_path):
+    """One of a task's own words, which knows no others."""
+    tokenizer, options = to_tokenizer(ParityConfig(4).make())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    cfg = replace(small_text(tmp_path), tokenizer=TokenizerConfig(folder=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"tokenizer\.folder.*has no tokens: "):
+        cfg.resolved()
 
 
 def test_a_date_does_not_come_from_the_clock(folder, tmp_path):

@@ -7,16 +7,21 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from small_texts import gsm8k_like, path_of, small_text, write_rows
+from small_texts import gsm8k_like, path_of, small_text, text_experiment, write_rows
 from tiny import tiny_gpt2
 
-from parity_jax.config import ConfigError, from_dict, to_dict
+from parity_jax.config import ConfigError, UserCodeError, from_dict, to_dict
+from parity_jax.models import RecurrentConfig
+from parity_jax.runs import resolve
 from parity_jax.tasks import TaskConfig, TextConfig
 from parity_jax.tasks.text import (
     FileSource,
     GsmSymbolicSource,
     Row,
+    SourceConfig,
+    Splits,
     TemplateConfig,
+    Text,
     TokenizerConfig,
     WordedSource,
     marked,
@@ -176,7 +181,11 @@ def test_learned_positions_are_refused_for_prompts_of_several_lengths(tmp_path):
     [
         ({"prompt": "{question}"}, "prompt='{question}': must be a text with {prompt}"),
         ({"long": "{"}, "must be a text with {solution}"),
-        ({"short": "{solution} {answer}"}, "must not hold the {solution}"),
+        ({"short": "{solution} {answer}"}, "no braces but it or {prompt};"),
+        ({"prompt": "{prompt} {answer}"}, "with {prompt}, and no braces but it;"),
+        ({"prompt": "{prompt:{answer}}"}, "must be a text with {prompt}"),
+        ({"prompt": "{prompt:d}"}, "must be a text with {prompt}"),
+        ({"long": "{solution!x}"}, "must be a text with {solution}"),
     ],
 )
 def test_a_bad_template_is_refused(fields, told):
@@ -285,9 +294,118 @@ def test_numbers_of_gsm8k():
         assert gsm8k("5", f"#### {given}") == (0.0, "unreadable")
     for response in ("5", "5 ###"):
         assert gsm8k("5", response) == (0.0, "unreadable")
+    for given in ("4\n2", "4 2", "4, 2", "4,2", "42,", "$$42", ",42", "1,0042", "4 $2"):
+        assert gsm8k("42", f"#### {given}") == (0.0, "unreadable")
     assert number_of("9" * 101) is None
     assert exact("on", "off\n#### on ").value == 1
     assert exact("on", "#### on.").value == exact("on", "on").value == 0
+
+
+@pytest.mark.parametrize(
+    ("verifier", "template", "said"),
+    [
+        # as exact tells answers apart, numbers are texts
+        (
+            "exact",
+            {},
+            {"#### 7": "7", "#### 7.0": "7.0", "#### 1, 2": "1, 2", "7": None},
+        ),
+        ("gsm8k", {}, {"#### $7.0": "7", "#### 7 apples": None, "7": None}),
+        # without ####: what stands behind the template's own mark
+        (
+            "tokens",
+            {"short": "So: {answer}.", "long": "{solution} So: {answer}."},
+            {"It is. So: 7.": "7", "So: 7.0.": "7.0", "#### 7": None},
+        ),
+        (
+            "tokens",
+            {"short": "{answer}", "long": "{solution}"},
+            {"It is 7": "is 7", "": None},
+        ),
+        ("tokens", {"short": "{{x}} {answer}"}, {"{x} 7": "7", "7": None}),
+        ("math", {}, {"is \\boxed{7}": "7", "#### 7": "7", "7": None}),
+    ],
+)
+def test_what_a_response_answers(tmp_path, verifier, template, said):
+    """Answers are as many as the verifier tells apart."""
+    cfg = small_text(tmp_path, template=TemplateConfig(**template), verifier=verifier)
+    task = object.__new__(Text)
+    task.config = cfg
+    assert {text: task.answer_of(text, "no 8") for text in said} == said
+
+
+def test_rows_that_changed_are_read_again(tmp_path):
+    """In one process, by what the files hold."""
+    cfg, rows = small_text(tmp_path), gsm8k_like()
+    before = cfg.resolved().content
+    rows[0] = {**rows[0], "question": rows[0]["question"].replace("Ida", "Ada")}
+    write_rows(tmp_path / "rows.jsonl", rows)
+    after = cfg.resolved()
+    assert after.content != before
+    assert "Ada" in after.make().splits.train[0].prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSource(SourceConfig):
+    """Rows with one thing wrong."""
+
+    wrong: str = ""
+
+    def splits(self):
+        rows = [Row(f"p{n}", f"it is {n}", f"{n}") for n in range(4)]
+        if self.wrong == "raises":
+            raise KeyError("mine")
+        if self.wrong == "number":
+            rows[2] = Row("p2", "it is", 2)
+        if self.wrong == "empty":
+            rows[2] = Row("p2", "it is", " ")
+        if self.wrong == "tuple":
+            return rows[:3], rows[3:]
+        return Splits(tuple(rows[:3]), tuple(rows[3:]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "told"),
+    [
+        ("raises", UserCodeError, "OwnSource.splits: KeyError: 'mine'"),
+        ("number", ConfigError, "must be a Row of three texts"),
+        ("empty", ConfigError, "must have a prompt and an answer"),
+        ("tuple", ConfigError, "must return parity_jax's Splits"),
+    ],
+)
+def test_rows_of_ones_own_are_looked_at(wrong, error, told):
+    tokens = TokenizerConfig(vocab_size=258)
+    assert TextConfig(OwnSource(), tokens).resolved().content.num_train == 3
+    with pytest.raises(error) as info:
+        TextConfig(OwnSource(wrong), tokens).resolved()
+    assert told in str(info.value) and "OwnSource.splits" in str(info.value)
+
+
+@pytest.mark.parametrize("model", [tiny_gpt2(), RecurrentConfig(1, 16)])
+def test_models_of_one_length_are_refused_at_once(tmp_path, model):
+    with pytest.raises(ConfigError, match="prompts are not of one length"):
+        resolve(text_experiment(small_text(tmp_path), model=model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (lambda: TokenizerConfig(vocab_size=2**40), "must be at most 1048576"),
+        (lambda: TextConfig(max_response=10**12), "must be at most 1048576"),
+        (lambda: WordedSource(seed=-1), "must be in [0, 2147483647]"),
+        (lambda: GsmSymbolicSource(seed=2**31), "must be in [0, 2147483647]"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(fields, told):
+    with pytest.raises(ConfigError) as error:
+        fields()
+    assert told in str(error.value)
+
+
+def test_what_no_text_can_hold_is_no_prompt(tmp_path):
+    task = small_text(tmp_path).make()
+    with pytest.raises(ValueError, match="must be a text that UTF-8 can hold"):
+        task.read_prompt("a\udcff")
 
 
 def test_rows_of_gsm_symbolic():

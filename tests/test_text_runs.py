@@ -282,6 +282,8 @@ def test_what_samples_add_up_to():
         "maj@3": 1,  # of the second row "4" came first
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+    mixed = [answer("4"), answer("4"), right, answer("5")]  # other tokens, one text
+    assert summary([{"greedy": wrong, "samples": mixed}])["maj@4"] == 0
     alone = summary([{"greedy": wrong, "samples": []}])
     assert alone["greedy/length_mean_correct"] is None
 

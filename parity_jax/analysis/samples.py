@@ -47,13 +47,13 @@ def answered_rows(
         }
         columns = {name: np.asarray(x).tolist() for name, x in batch.items()}
         for b in range(min(BATCH, num - start)):
-            texts = [response_text(task, ids) for ids in np.asarray(token[b])]
-            answers = [
-                {"response": text, "answer": task.answer_of(text)}
-                | {name: column[b][g] for name, column in columns.items()}
-                for g, text in enumerate(texts)
-            ]
             row = task.splits.rows[int(np.asarray(prompt.row)[b])]
+            answers = []
+            for g, ids in enumerate(np.asarray(token[b])):
+                each = {name: column[b][g] for name, column in columns.items()}
+                text = response_text(task, ids)
+                given = task.answer_of(text, row.answer) if each["ended"] else None
+                answers.append({"response": text, "answer": given} | each)
             head = {"row": start + b, "prompt": row.prompt, "gold": row.answer}
             yield head | {"greedy": answers[0], "samples": answers[1:]}
 
@@ -68,7 +68,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Shares and lengths over all rows; None of nothing.
 
     pass   one of a row's samples is right
-    maj    the most frequent answer of its samples is right (a tie: the one seen first)
+    maj    the most frequent answer of its samples is right (a tie: the one seen first);
+           samples that have not ended give none
     """
     found: dict[str, float | None] = {}
     groups = {"greedy": [[row["greedy"]] for row in rows]}
@@ -112,4 +113,5 @@ def vote(answers: Sequence[dict[str, Any]]) -> bool:
     if not given:
         return False
     winner = given.most_common(1)[0][0]
-    return any(a["correct"] for a in answers if a["answer"] == winner)
+    right = [a["correct"] for a in answers if a["answer"] == winner]
+    return sum(right) > len(right) / 2  # other tokens may read the same

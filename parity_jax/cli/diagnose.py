@@ -9,14 +9,15 @@ parity-jax diagnose HF_DIR --data=FILE [--adapter=plain] [--verifier=exact]
 MODEL is the directory of a run, or the folder of a Hugging Face model: then FILE has
 the questions (--adapter: plain, gsm8k, math), --form is how they are put (plain, chat),
 --verifier says what is right (exact, gsm8k, math) and --max_response how many tokens an
-answer may have (0: those of the longest solution). Of every prompt come the greedy
-answer and so many samples at temperature 1; long ones show their work, as the task has
-it, or with --kinds=length are the longer of two kinds. Told are P(long), how often long
-and short answers are right (with intervals of 95%), pass@k and maj@k beside those of
-equal prompts, how far greedy decoding is from its threshold, the rounds of STaR until
-it is long, the time of the policy gradient (updates x learning rate of the gate's
-logit) of --estimator (grpo, dr_grpo, reinforce) in groups of --generations, and what
-RL will do. With --output, OUT gets diagnosis.json, diagnosis.md and diagnosis.png;
+answer may have (0: those of the longest solution); rows that are longer, or whose
+answer the verifier cannot read, are left out and counted. Of every prompt come the
+greedy answer and so many samples at temperature 1; long ones show their work, as the
+task has it, or with --kinds=length are the longer of two kinds. Told are P(long), how
+often long and short answers are right (with intervals of 95%), pass@k and maj@k beside
+those of equal prompts, how far greedy decoding is from its threshold, the rounds of
+STaR until it is long, the time of the policy gradient (updates x learning rate of the
+gate's logit) of --estimator (grpo, dr_grpo, reinforce) in groups of --generations, and
+what RL will do. With --output, OUT gets diagnosis.json, diagnosis.md and diagnosis.png;
 else nothing is written. Exit code 0: done, 2: a bad argument, 1: a damaged directory
 (one line says what), 75: stopped by a signal.
 """
@@ -109,9 +110,10 @@ def main(argv: Sequence[str]) -> None:
     with reading():
         subject = of_folder(path, args) if is_folder else of_run(args)
         found = diagnosed(subject, args)
-        page = markdown(subject.name, found)
+        page = markdown(subject.name, found, subject.num_dropped)
         members = {label: plain(each) for label, each in found.items()}
         data = {"directory": str(path), "step": subject.step, "members": members}
+        data["num_dropped"] = subject.num_dropped
         if output:
             write(output, data, page, found)
     print(json.dumps(data, indent=2, allow_nan=False) if args.json else page, end="")
@@ -125,6 +127,7 @@ class Subject(NamedTuple):
     task: Task
     model: Model
     members: dict[str, Params]  # by label
+    num_dropped: int | None = None  # questions of a file that are left out
 
 
 def of_run(args: argparse.Namespace) -> Subject:
@@ -142,19 +145,22 @@ def of_folder(path: Path, args: argparse.Namespace) -> Subject:
     for name, choice in CHOICES.items():
         if getattr(args, name) not in get_args(choice):
             raise unknown_value(name, getattr(args, name), get_args(choice))
-    task = TextConfig(
+    task_cfg = TextConfig(
         FileSource(args.data, args.data, adapter=args.adapter),
         TokenizerConfig(folder=str(path)),
         TemplateConfig(form=args.form),
         verifier=args.verifier,
         max_response=args.max_response,
         bad_rows="drop",
-    ).make()
-    folder = HfFolder(path)
+    ).resolved()
+    task, folder = task_cfg.make(), HfFolder(path)
     config = folder.model(task, scan=True)
+    config.check(task_cfg)
     model = config.make(task)
     params = folder.load(config, jax.eval_shape(model.init, jax.random.key(0)))
-    return Subject(str(path), None, task, model, {path.name: params})
+    assert task_cfg.content is not None  # it is resolved
+    num_dropped = task_cfg.content.num_dropped
+    return Subject(str(path), None, task, model, {path.name: params}, num_dropped)
 
 
 def diagnosed(subject: Subject, args: argparse.Namespace) -> dict[str, Diagnosis]:
@@ -185,9 +191,14 @@ def plain(diagnosis: Diagnosis) -> dict[str, Any]:
     return data
 
 
-def markdown(head: str, found: Mapping[str, Diagnosis]) -> str:
+def markdown(
+    head: str, found: Mapping[str, Diagnosis], num_dropped: int | None = None
+) -> str:
     """One page: the verdict of every member and the numbers behind it."""
     lines = [f"# Is there anything to amplify? {head}", ""]
+    if num_dropped:
+        why = "they are too long, or have an answer that the verifier cannot read"
+        lines += [f"Left out are {num_dropped} rows of the file: {why}.", ""]
     for label, each in found.items():
         at = AT[each.first_token_tells]
         rows = {

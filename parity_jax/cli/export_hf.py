@@ -72,8 +72,16 @@ def export(snapshot: Snapshot, out: Path) -> str:
 
 
 def imported_origin(directory: RunDirectory) -> Imported | None:
-    """The Hugging Face model that a run and its parents go back to, if they do."""
-    entry = ancestry(directory)[-1].get("imported")
+    """The Hugging Face model that a run and its parents go back to, if they do.
+
+    A warning says of a parent that is not there any more that it is not known.
+    """
+    oldest = ancestry(directory)[-1]
+    if oldest["content"] == "not found":
+        told = f"{oldest['run']} is not there any more: if its weights came from a"
+        told += " Hugging Face model, its family and its tokenizer are not known here"
+        print(f"warning: {told}", file=sys.stderr)
+    entry = oldest.get("imported")
     return None if entry is None else Imported(**entry)
 
 

@@ -26,6 +26,7 @@ from parity_jax.config import (
     require,
     to_dict,
     under,
+    unique,
 )
 from parity_jax.experiment import Experiment, RunConfig
 from parity_jax.models import ModelConfig
@@ -69,9 +70,9 @@ def read_task(text: str, config: Mapping[str, Any]) -> TaskConfig:
     value = extra.get("task") if isinstance(extra, dict) else None
     if text:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ConfigError("task", text, "must be JSON") from None
+            value = json.loads(text, object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError("task", text, f"must be JSON: {error}") from None
     require(value is not None, "task", text, "is needed: the model does not tell it")
     with under("task"):
         return from_dict(TaskConfig, value)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import Configured
+from parity_jax.config import Configured, in_code_of, require
 from parity_jax.platform import platform
 from parity_jax.policy import TokenScores, in_pieces, tempered, token_scores
 from parity_jax.tasks.task import Task, TaskConfig
@@ -51,6 +51,18 @@ class Model(NamedTuple):
     # So many long responses are trained on at once, to accumulate; 0: as many as suit
     # the platform (`blocks.gradient_rows`)
     gradient_rows: int = 0
+
+
+def require_one_length(task: Task, name: str, value: str, allowed: str) -> None:
+    """ConfigError of a field unless all prompts of a task are of one length."""
+
+    def drawn(key: Key, data: Any) -> Prompt:
+        return task.sample_prompts(key, 1, data)
+
+    with in_code_of("sample_prompts"):
+        prompt = jax.eval_shape(drawn, jax.random.key(0), task.data)
+    is_even = getattr(prompt, "mask", None) is None
+    require(is_even, name, value, f"{allowed}: prompts are not of one length")
 
 
 class ModelConfig(Configured):

@@ -17,9 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from parity_jax.config import require, require_positive
-from parity_jax.models.model import MAX_DEPTH, Model, ModelConfig, applied
-from parity_jax.tasks.task import Task
+from parity_jax.config import kind_of, require, require_positive
+from parity_jax.models.model import (
+    MAX_DEPTH,
+    Model,
+    ModelConfig,
+    applied,
+    require_one_length,
+)
+from parity_jax.tasks.task import Task, TaskConfig
 from parity_jax.types import Key, Params, Prompt
 
 LONGEST = 6.0  # a channel forgets 1 / (1 + e^6) of its state a token at first, or more
@@ -38,6 +44,11 @@ class RecurrentConfig(ModelConfig):
         require_positive(self, "depth", "width")
         at_most = f"must be at most {MAX_DEPTH}"
         require(self.depth <= MAX_DEPTH, "depth", self.depth, at_most)
+
+    def check(self, task: TaskConfig) -> None:
+        kind = kind_of(type(self))
+        allowed = "must be a transformer with positions='rotary'"
+        require_one_length(task.make(), "model.kind", kind, allowed)
 
     def make(self, task: Task) -> Model:
         return make_recurrent(self, task)

@@ -35,7 +35,13 @@ from parity_jax.models.attention import (
     num_positions,
     residual_std,
 )
-from parity_jax.models.model import MAX_DEPTH, Model, ModelConfig, applied
+from parity_jax.models.model import (
+    MAX_DEPTH,
+    Model,
+    ModelConfig,
+    applied,
+    require_one_length,
+)
 from parity_jax.platform import platform
 from parity_jax.tasks.task import Task, TaskConfig
 from parity_jax.types import Key, Params, Prompt, path_text
@@ -163,6 +169,8 @@ class TransformerConfig(ModelConfig):
             size, allowed = getattr(self, name), f"must be 0 or at least {needed}"
             enough = size == 0 or size >= needed
             require(enough, f"model.{name}", size, f"{allowed}, which the task needs")
+        if self.positions == "learned":
+            require_one_length(made, "model.positions", "learned", "must be rotary")
 
     def make(self, task: Task) -> Model:
         max_len = self.num_positions or task.prompt_len + task.format.max_len

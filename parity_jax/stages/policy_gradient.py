@@ -122,6 +122,10 @@ class PolicyGradientConfig(StageConfig):
             "use k2 or k3, or kl_in='reward'"
         )
         require(not idle, "kl_estimator", self.kl_estimator, allowed)
+        otherwise = "with one update per rollout: every ratio is 1 there"
+        require_default(
+            self, self.num_updates > 1, otherwise, "importance_sampling_level"
+        )
 
     @property
     def num_updates(self) -> int:
@@ -180,8 +184,12 @@ def dapo(**overrides: Any) -> PolicyGradientConfig:
 
 
 def gspo(**overrides: Any) -> PolicyGradientConfig:
-    """GSPO: one ratio per response; its clip is about epsilon = 3e-4, high = 4e-4."""
-    return PolicyGradientConfig(importance_sampling_level="sequence", **overrides)
+    """GSPO: one ratio per response, four updates per rollout as in its paper.
+
+    Its clip is about epsilon = 3e-4, epsilon_high = 4e-4.
+    """
+    preset: dict[str, Any] = dict(importance_sampling_level="sequence")
+    return PolicyGradientConfig(**preset | {"num_minibatches": 4} | overrides)
 
 
 class Minibatch(NamedTuple):

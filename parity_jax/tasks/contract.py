@@ -13,8 +13,8 @@ from jax import Array
 from parity_jax.config import ConfigError, in_code_of, kind_of, require
 from parity_jax.hypers import Hypers
 from parity_jax.responses import response_mask
-from parity_jax.tasks.task import BINARY, Reward, Task, TaskConfig
-from parity_jax.types import Prompt
+from parity_jax.tasks.task import BINARY, Reward, Solution, Task, TaskConfig
+from parity_jax.types import Batch, Prompt
 
 B, G = 3, 2  # sizes that cannot be taken for each other
 NUM_DRAWN = 32  # prompts whose values are looked at
@@ -48,15 +48,18 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
 
     key, T = jax.random.key(0), fmt.max_len
     prompt = shape_of("sample_prompts", sampled, key, task.data)
+    require_type(f"{name}.sample_prompts", prompt, Prompt)
     with named(f"{name}.sample_prompts"):
         chex.assert_shape(prompt.token, (B, task.prompt_len))
         chex.assert_type(prompt.token, int)
     numbers = Hypers()
     batch = shape_of("demonstrate", task.demonstrate, key, prompt, numbers, task.data)
+    require_type(f"{name}.demonstrate", batch, Batch)
     with named(f"{name}.demonstrate"):
         chex.assert_shape([batch.response, batch.mask], (B, T))
         chex.assert_type([batch.response, batch.mask], [int, bool])
     solution = shape_of("solution", task.solution, prompt, task.data)
+    require_type(f"{name}.solution", solution, Solution)
     with named(f"{name}.solution"):
         chex.assert_shape(solution.short, (B, T))
         chex.assert_shape(solution.worked, (B, None, T))
@@ -68,10 +71,22 @@ def check_task(cfg: TaskConfig, task: Task) -> None:
     for reward, function in task.rewards.items():
         check_reward(f"{name}.rewards[{reward!r}]", function, task)
     found = shape_of("diagnostics", task.diagnostics, prompt, response, task.data)
-    with named(f"{name}.diagnostics"):
+    where = f"{name}.diagnostics"
+    require_type(where, found, dict)
+    for score, pair in found.items():
+        is_pair = isinstance(score, str) and isinstance(pair, tuple) and len(pair) == 2
+        allowed = "must be named by a text, a pair of numbers and whether they count"
+        require(is_pair, f"{where}[{score!r}]", pair, allowed)
+    with named(where):
         chex.assert_shape([x for pair in found.values() for x in pair], (B, G))
     if ":" in name:
         check_values(name, task)
+
+
+def require_type(where: str, value: Any, kind: type) -> None:
+    """ConfigError for a result that is no `kind`."""
+    allowed = f"must be a {kind.__name__}"
+    require(isinstance(value, kind), where, type(value).__name__, allowed)
 
 
 def check_values(name: str, task: Task) -> None:
@@ -167,7 +182,7 @@ def named(where: str) -> Iterator[None]:
     """A failed assertion as a ConfigError of one line."""
     try:
         yield
-    except AssertionError as error:
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = " ".join(lines).removeprefix("[Chex] ")
         sizes = f"B={B} prompts, G={G} responses of each"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from parity_jax.config import Configured
+from parity_jax.config import Configured, UserCodeError
 from parity_jax.hypers import Hypers
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
@@ -129,8 +129,16 @@ class TaskConfig(Configured):
 
 
 def typed_prompt(task: Task, line: str) -> np.ndarray:
-    """`task.read_prompt`; ValueError too for a length that prompts do not have."""
-    token_L = task.read_prompt(line)
+    """`task.read_prompt`; ValueError too for a length that prompts do not have.
+
+    UserCodeError for anything else that it raises.
+    """
+    try:
+        token_L = task.read_prompt(line)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{type(task).__name__}.read_prompt", error) from error
     is_whole = isinstance(task, FiniteTask) or len(token_L) == task.prompt_len
     if not is_whole:
         raise ValueError(f"must have {task.prompt_len} tokens, not {len(token_L)}")

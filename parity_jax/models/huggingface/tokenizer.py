@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from parity_jax.config import require
 from parity_jax.tasks import Task, vocabulary
 
 NO_PREFIX = "\x00"  # of no word: the decoder puts a blank before every word but one
@@ -14,8 +15,13 @@ def to_tokenizer(task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
     """tokenizer.json and tokenizer_config.json of a task's vocabulary.
 
     One word for each token, as `to_text` writes it; spaces between words are allowed.
+    ConfigError for two tokens of one text, or one of none.
     """
     words, fmt = vocabulary(task), task.format
+    for token, word in enumerate(words):
+        twice = words.index(word) < token
+        allowed = "must be a text of its own for every token, and of more than blanks"
+        require(bool(word) and not twice, f"to_text([{token}])", word, allowed)
     by_length = sorted(words, key=len, reverse=True)
     split = {
         "type": "Split",

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from parity_jax.config import Configured, require, require_positive
+from parity_jax.config import MAX_SIZE, Configured, require, require_positive
 from parity_jax.tasks.text.rows import Adapter, Row, Splits, optional, read_rows
 from parity_jax.tasks.text.worded import Wording, worded_rows
+
+SEEDS = f"must be in [0, {MAX_SIZE}]"
 
 
 class SourceConfig(Configured):
@@ -14,6 +16,10 @@ class SourceConfig(Configured):
     def splits(self) -> Splits:
         """The rows of training and of test; the same at every call."""
         raise NotImplementedError
+
+    def files(self) -> tuple[str, ...]:
+        """What `splits` reads: it is called again when one of them has changed."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class FileSource(SourceConfig):
     test_file: str = ""  # empty: the last num_test rows of train_file
     num_test: int = 0  # test rows that are used; 0: all of test_file
     adapter: Adapter = "plain"
+
+    def files(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.train_file, self.test_file) if name)
 
     def splits(self) -> Splits:
         require(bool(self.train_file), "train_file", "", "must name a file")
@@ -59,6 +68,7 @@ class GsmSymbolicSource(SourceConfig):
 
     def __post_init__(self) -> None:
         require_positive(self, "num_train", "num_test")
+        require(0 <= self.seed <= MAX_SIZE, "seed", self.seed, SEEDS)
 
     def splits(self) -> Splits:
         gym = optional("reasoning_gym", "gsm_symbolic")
@@ -90,6 +100,7 @@ class WordedSource(SourceConfig):
 
     def __post_init__(self) -> None:
         require_positive(self, "num_bits", "num_train", "num_test")
+        require(0 <= self.seed <= MAX_SIZE, "seed", self.seed, SEEDS)
         few = 0 <= self.distractors <= self.num_bits
         allowed = f"must be in [0, num_bits={self.num_bits}]"
         require(few, "distractors", self.distractors, allowed)

@@ -8,6 +8,7 @@ right is said by a verifier.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +21,10 @@ from jax import Array
 
 from parity_jax.config import (
     ConfigError,
+    expanded,
     import_object,
+    in_code_of,
+    kind_of,
     require,
     require_default,
     require_finite,
@@ -33,6 +37,7 @@ from parity_jax.tasks.text.host import HostReward
 from parity_jax.tasks.text.paid import check_paid
 from parity_jax.tasks.text.pool import Job, ProcessPool, RewardError
 from parity_jax.tasks.text.rows import (
+    Row,
     Splits,
     digest_of,
     last_boxed,
@@ -62,12 +67,14 @@ from parity_jax.tasks.text.tokenizer import (
     trained,
 )
 from parity_jax.tasks.text.verify import (
+    HERE,
     Verifier,
     after_mark,
     number_of,
 )
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
+MAX_TOKENS = 2**20  # of a prompt or a response
 UNUSED = ("p_leap", "emit_noise", "step_noise", "short_noise")
 
 
@@ -109,8 +116,9 @@ class TextConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         for name in ("max_prompt", "max_response"):
-            value = getattr(self, name)
-            require(value >= 0, name, value, "must be 0 (the longest) or positive")
+            value, allowed = getattr(self, name), "must be 0 (the longest) or positive"
+            require(value >= 0, name, value, allowed)
+            require(value <= MAX_TOKENS, name, value, f"must be at most {MAX_TOKENS}")
         inside = 1 <= self.num_processes <= 1024
         require(inside, "num_processes", self.num_processes, "must be in [1, 1024]")
         require_finite(self, "timeout_seconds", low=0.05)
@@ -127,10 +135,11 @@ class TextConfig(TaskConfig):
         if self.verifier == "math":
             optional("math_verify", "verifier=math")
         with under("task"):
-            found = corpus(dataclasses.replace(self, content=None)).content
+            made = corpus(dataclasses.replace(self, content=None))
+            found = made.content
             self.check_content(found)
             for name in self.text_rewards:
-                check_reward(self, name)
+                check_reward(self, name, made.splits.train[0])
         return dataclasses.replace(self, content=found)
 
     def make(self) -> "Text":
@@ -153,10 +162,9 @@ class TextConfig(TaskConfig):
 
 
 @lru_cache(maxsize=64)
-def check_reward(cfg: TextConfig, name: str) -> None:
+def check_reward(cfg: TextConfig, name: str, row: Row) -> None:
     """ConfigError for a reward of a user's own that fails on a right answer."""
     import_object(name, "text_rewards")  # its file is hashed like other own code
-    row = cfg.source.splits().train[0]
     job = Job(name, row.prompt, demonstrations(cfg.template, row)[1], row.answer)
     pool = ProcessPool.shared(cfg.num_processes, cfg.timeout_seconds)
     try:
@@ -177,11 +185,45 @@ class Corpus(NamedTuple):
     content: Content
 
 
-@lru_cache(maxsize=4)
 def corpus(cfg: TextConfig) -> Corpus:
-    """What a config means; read and encoded once in a process."""
+    """What a config means; read and encoded once, and again if its files change."""
+    return read_corpus(cfg, digests((*cfg.source.files(), *cfg.tokenizer.files())))
+
+
+def digests(files: Sequence[str]) -> tuple[str | None, ...]:
+    """sha256 of files; None for one that cannot be read, which its reader tells."""
+
+    def digest(name: str) -> str | None:
+        path = expanded("file", name)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return tuple(map(digest, files))
+
+
+def splits_of(source: SourceConfig) -> Splits:
+    """The rows of a source; ConfigError or UserCodeError for one of the user's own."""
+    where = f"{kind_of(type(source))}.splits"
+    if ":" not in where:
+        return source.splits()
+    with in_code_of(where):
+        found = source.splits()
+    require(isinstance(found, Splits), where, found, "must return parity_jax's Splits")
+    for row in (row for part in found for row in part):
+        is_row = isinstance(row, Row) and all(isinstance(text, str) for text in row)
+        require(is_row, where, row, "must be a Row of three texts")
+        is_said = bool(row.prompt.strip() and row.answer.strip())
+        require(is_said, where, row, "must have a prompt and an answer")
+    return Splits(*map(list, found))
+
+
+@lru_cache(maxsize=4)
+def read_corpus(cfg: TextConfig, digests: tuple[str | None, ...]) -> Corpus:
+    """The rows of files of these digests, and their tokens."""
     with under("source"):
-        splits = cfg.source.splits()
+        splits = splits_of(cfg.source)
     for name, split in splits._asdict().items():
         require(bool(split), f"source {name} rows", 0, "must be at least one")
     rows = splits.rows
@@ -241,7 +283,7 @@ def made_tokenizer(cfg: TextConfig, splits: Splits) -> Tokenizer:
         text
         for row in splits.train
         for text in (
-            cfg.template.prompt.format(**row._asdict()),
+            cfg.template.prompt.format(prompt=row.prompt),
             *demonstrations(cfg.template, row),
         )
     ]
@@ -440,16 +482,25 @@ class Text:
     def to_text(self, token_T: Array | np.ndarray) -> str:
         return self.tokenizer.decode(np.asarray(token_T).tolist())
 
-    def answer_of(self, response: str) -> str | None:
-        """What a response answers, to be shown and counted; None if it does not."""
+    def answer_of(self, response: str, gold: str) -> str | None:
+        """What a response that has ended answers, as its verifier tells answers apart.
+
+        None if it gives none. gold: the right one, as many of whose words are taken
+        from the end where nothing marks an answer.
+        """
         if self.config.verifier == "math":
             return last_boxed(response) or after_mark(response)
-        if self.config.template.is_marked:
-            answer = after_mark(response)
-            number = number_of(answer or "")
-            return answer or None if number is None else f"{number.normalize():f}"
-        words = response.split()
-        return words[-1] if words else None
+        if self.config.verifier in HERE:
+            given = after_mark(response)
+            number = number_of(given or "")
+            if self.config.verifier == "exact" or not given:
+                return given or None
+            return None if number is None else f"{number.normalize():f}"
+        before, after = self.config.template.around_answer
+        if before:
+            _, mark, given = response.rpartition(before)
+            return given.strip().removesuffix(after).strip() or None if mark else None
+        return " ".join(response.split()[-len(gold.split()) :]) or None
 
     def from_text(self, text: str) -> np.ndarray:
         if not text:

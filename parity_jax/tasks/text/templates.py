@@ -29,16 +29,23 @@ class TemplateConfig:
     short: str = "#### {answer}"
 
     def __post_init__(self) -> None:
-        for name, needed in (("prompt", "prompt"), ("long", "solution")):
-            check_template(name, getattr(self, name), needed)
-        check_template("short", self.short, "answer")
-        is_open = "{solution}" not in self.short
-        require(is_open, "short", self.short, "must not hold the {solution}")
+        check_template("prompt", self.prompt, "prompt")
+        check_template("long", self.long, "solution", "prompt", "answer")
+        check_template("short", self.short, "answer", "prompt")
 
     @property
     def is_marked(self) -> bool:
         """Whether a short demonstration begins with something that is no answer."""
-        return bool(self.short.partition("{")[0].strip())
+        return bool(self.around_answer[0])
+
+    @property
+    def around_answer(self) -> tuple[str, str]:
+        """What a short demonstration begins and ends with, without blanks around it."""
+        literal = [""]  # between fields
+        for text, field, _, _ in string.Formatter().parse(self.short):
+            literal[-1] += text
+            literal += [""] * (field is not None)
+        return literal[0].strip(), literal[-1].strip()
 
     @property
     def greedy_threshold(self) -> float:
@@ -57,20 +64,27 @@ def unmarked(**fields: Any) -> TemplateConfig:
     return TemplateConfig(**texts | fields)
 
 
-def check_template(name: str, text: str, needed: str) -> None:
+def check_template(name: str, text: str, needed: str, *others: str) -> None:
     """ConfigError for braces that name anything else, or do not name what they must."""
-    allowed = f"must be a text with {{{needed}}}; {{{{ and }}}} are braces themselves"
+    others_text = "".join(f" or {{{other}}}" for other in others)
+    allowed = f"must be a text with {{{needed}}}"
+    allowed += (
+        f", and no braces but it{others_text}; {{{{ and }}}} are braces themselves"
+    )
     try:
-        found = [field for _, field, _, _ in string.Formatter().parse(text)]
+        found = [*string.Formatter().parse(text)]
     except ValueError:
         raise ConfigError(name, text, allowed) from None
-    names = {field for field in found if field is not None}
-    require(needed in names <= {*Row._fields}, name, text, allowed)
+    fields = [each[1:] for each in found if each[1] is not None]
+    names = {field for field, _, _ in fields}
+    is_plain = all(not spec and conversion is None for _, spec, conversion in fields)
+    is_right = needed in names <= {needed, *others} and is_plain
+    require(is_right, name, text, allowed)
 
 
 def prompt_text(cfg: TemplateConfig, tokenizer: Tokenizer, question: str) -> str:
     """What the model reads."""
-    text = cfg.prompt.format(prompt=question, solution="", answer="")
+    text = cfg.prompt.format(prompt=question)
     return tokenizer.chat(text.strip()) if cfg.form == "chat" else text
 
 

@@ -6,14 +6,17 @@ They are of the package `tokenizers`, which is imported when one is needed.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import ConfigError, expanded, require
+from parity_jax.config import MAX_SIZE, ConfigError, expanded, require
 from parity_jax.tasks.text.rows import optional
 
 PAD, END = "<pad>", "<end>"
+MAX_VOCAB = 2**20  # tokens of byte-pair encoding that is trained here
+# What is read of a folder.
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+OPTIONS = ("generation_config.json", "config.json", "tokenizer_config.json")
 DATE = "26 Jul 2024"  # of templates that would else ask the clock
 
 
@@ -30,6 +33,12 @@ class TokenizerConfig:
         require(one, "folder", self.folder, allowed)
         size, allowed = self.vocab_size, "must be at least 258: pad, end and all bytes"
         require(size == 0 or size >= 258, "vocab_size", size, allowed)
+        require(size <= MAX_VOCAB, "vocab_size", size, f"must be at most {MAX_VOCAB}")
+
+    def files(self) -> tuple[str, ...]:
+        """What is read of the folder."""
+        names = (TOKENIZER, TEMPLATE, *OPTIONS) if self.folder else ()
+        return tuple(f"{self.folder}/{name}" for name in names)
 
 
 class Tokenizer:
@@ -41,7 +50,7 @@ class Tokenizer:
         pad_id: int,
         end_ids: tuple[int, ...],
         bos_id: int | None = None,
-        chat_template: str = "",
+        chat_template: Any = "",
         special: dict[str, str] | None = None,
     ):
         self._inner, self.pad_id, self.end_ids = inner, pad_id, end_ids
@@ -57,7 +66,9 @@ class Tokenizer:
     def json(self) -> str:
         """tokenizer.json, of the special tokens that are used here as well."""
         special = {"pad": self.pad_id, "end": self.end_ids, "bos": self.bos_id}
-        return self._inner.to_str() + json.dumps(special) + self.chat_template
+        chat = self.chat_template
+        text = chat if isinstance(chat, str) else json.dumps(chat)
+        return self._inner.to_str() + json.dumps(special) + text
 
     def files(self) -> dict[str, str]:
         """What `transformers` reads of one that was trained here."""
@@ -73,8 +84,20 @@ class Tokenizer:
         }
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of every text; none is put before or behind it."""
-        found = self._inner.encode_batch([*texts], add_special_tokens=False)
+        """Tokens of every text; none is put before or behind it.
+
+        ConfigError for texts that the tokenizer cannot take.
+        """
+        try:
+            for text in texts:
+                text.encode()
+            found = self._inner.encode_batch([*texts], add_special_tokens=False)
+        except UnicodeEncodeError:
+            allowed = "must be a text that UTF-8 can hold"
+            raise ConfigError("text", text, allowed) from None
+        except Exception as error:  # the package raises nothing more special
+            told = f"some text has no tokens: {error}"
+            raise ConfigError("tokenizer.folder", "", told) from None
         return [encoding.ids for encoding in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -90,6 +113,9 @@ class Tokenizer:
     def chat(self, message: str) -> str:
         """A user's message up to where the model answers, by the model's template."""
         require(bool(self.chat_template), "template.form", "chat", "has no template")
+        is_one = isinstance(self.chat_template, str)
+        allowed = "chat_template of tokenizer_config.json must be one text"
+        require(is_one, "template.form", "chat", allowed)
         sandbox = optional("jinja2.sandbox", "template.form=chat")
         options = {"trim_blocks": True, "lstrip_blocks": True}
         world = sandbox.ImmutableSandboxedEnvironment(
@@ -137,7 +163,6 @@ def trained(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(inner, pad_id=0, end_ids=(1,))
 
 
-@lru_cache(maxsize=2)
 def from_folder(folder: str) -> Tokenizer:
     """The tokenizer of a Hugging Face folder; ConfigError names what is missing.
 
@@ -147,7 +172,7 @@ def from_folder(folder: str) -> Tokenizer:
     """
     path = expanded("tokenizer.folder", folder)
     lib = optional("tokenizers", "tokenizer.folder")
-    file = path / "tokenizer.json"
+    file = path / TOKENIZER
     require(file.is_file(), "tokenizer.folder", folder, "has no tokenizer.json")
     try:
         inner = lib.Tokenizer.from_str(file.read_text(encoding="utf-8"))
@@ -156,8 +181,7 @@ def from_folder(folder: str) -> Tokenizer:
         raise ConfigError("tokenizer.folder", folder, text) from None
     inner.no_truncation()
     inner.no_padding()
-    files = ("generation_config.json", "config.json", "tokenizer_config.json")
-    generation, model, options = (mapping(path / name) for name in files)
+    generation, model, options = (mapping(path / name) for name in OPTIONS)
     special = {
         name: text_of(folder, name, options.get(name))
         for name in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -165,20 +189,28 @@ def from_folder(folder: str) -> Tokenizer:
     }
     ids = {name: inner.token_to_id(text) for name, text in special.items()}
     ends = [ids.get("eos_token")]
-    for config in (generation, model):
+    for name, config in zip(OPTIONS, (generation, model), strict=False):
         value = config.get("eos_token_id")
-        ends += value if isinstance(value, list) else [value]
-    end_ids = tuple(dict.fromkeys(e for e in ends if isinstance(e, int)))
+        given = value if isinstance(value, list) else [value]
+        for token in given:
+            is_id = type(token) is int and 0 <= token <= MAX_SIZE
+            told = f"{name}: eos_token_id={value!r}: must be tokens, or null"
+            require(token is None or is_id, "tokenizer.folder", folder, told)
+        ends += given
+    end_ids = tuple(dict.fromkeys(e for e in ends if e is not None))
     require(bool(end_ids), "tokenizer.folder", folder, "names no token that ends")
     others = [ids.get("pad_token"), ids.get("unk_token"), *range(len(end_ids) + 1)]
     pad_id = next(t for t in others if t is not None and t not in end_ids)
-    first = inner.encode("a", add_special_tokens=True).ids[:1]
+    first = inner.encode("", add_special_tokens=True).ids[:1]
     bos_id = ids.get("bos_token")
     begins = bos_id is not None and first == [bos_id]
-    jinja, chat = path / "chat_template.jinja", options.get("chat_template", "")
+    jinja, chat = path / TEMPLATE, options.get("chat_template") or ""
     if jinja.is_file():
-        chat = jinja.read_text(encoding="utf-8")
-    require(isinstance(chat, str), "chat_template", chat, "must be one template")
+        try:
+            chat = jinja.read_text(encoding="utf-8")
+        except ValueError as error:
+            told = f"{TEMPLATE} cannot be read: {error}"
+            raise ConfigError("tokenizer.folder", folder, told) from None
     return Tokenizer(inner, pad_id, end_ids, bos_id if begins else None, chat, special)
 
 
@@ -188,9 +220,11 @@ def mapping(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("tokenizer.folder", str(path), f"damaged: {error}") from None
-    return value if isinstance(value, dict) else {}
+    allowed = "damaged: must be a mapping"
+    require(isinstance(value, dict), "tokenizer.folder", str(path), allowed)
+    return dict(value)
 
 
 def text_of(folder: str, name: str, token: Any) -> str:

@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple
 Verifier = Literal["tokens", "exact", "gsm8k", "math"]
 State = Literal["judged", "unreadable", "timeout", "died"]
 MARK = "####"
-NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)")
+NUMBER = re.compile(
+    r"(?P<sign>[-+]?) *\$? *(?P<size>(\d+|\d{1,3}(,\d{3})+)(\.\d*)?|\.\d+) *\$?"
+)
 MAX_DIGITS = 100  # of an answer that is compared as a number
 
 
@@ -20,10 +22,11 @@ class Verdict(NamedTuple):
 
 
 def number_of(text: str) -> Decimal | None:
-    """A number written with or without `,` and `$`; None for anything else."""
-    plain = re.sub(r"[,$\s]", "", text)
-    is_number = len(plain) <= MAX_DIGITS and plain.isascii() and NUMBER.fullmatch(plain)
-    return Decimal(plain) if is_number else None
+    """One number, with or without `,` between thousands and `$`; None for others."""
+    found = NUMBER.fullmatch(text.strip()) if text.isascii() else None
+    if found is None or len(found["size"]) > MAX_DIGITS:
+        return None
+    return Decimal(found["sign"] + found["size"].replace(",", ""))
 
 
 def after_mark(response: str) -> str | None:

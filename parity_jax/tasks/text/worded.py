@@ -128,7 +128,7 @@ def worded_rows(
     named: bool,
     seed: int,
 ) -> list[Row]:
-    """So many independent questions; no two are alike while there are enough."""
+    """So many independent questions; of few people some are drawn again."""
     people = num_bits + num_asides
     allowed = (
         f"num_bits + distractors must be at most {len(NAMES)}, the names there are"
