@@ -260,9 +260,20 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
         refused(say("report", other, output), 1, "c9_x/claims.json: damaged")
     claim = {"id": "C1", "claim": "", "holds": True, "relation": "within"}
     claim |= dict.fromkeys(("measured", "expected", "tolerance"), 0)
-    for damage in ({"holds": "yes"}, {"id": 1}, {"relation": {"length": "equal"}}):
+    for damage in (
+        {"holds": "yes"},
+        {"id": 1},
+        {"relation": {"length": "equal"}},
+        {"measured": {"seed=0": {"seed=1": 0}}},
+        {"expected": {"seed=0": "0"}},
+        {"tolerance": [0]},
+    ):
         write_json(other / "claims.json", [claim | damage])
         refused(say("report", other, output), 1, "must be a list of claims")
+    for damage in ({"id": "\ud800"}, {"measured": 10**400}):
+        write_json(other / "claims.json", [claim | damage])
+        refused(say("report", other, output), 1, "c9_x/claims.json: damaged")
+        assert not output.exists()
     write_claims(other / "claims.json", [TOY])
     for text in ("[]", '{"question": "?"}', '{"question": "?", "answer": ""}'):
         (other / "answer.json").write_text(text)

@@ -234,7 +234,12 @@ def test_samples_of_a_checkpoint(workdir, tmp_path, capsys):
     assert main.run(["inspect", run, "--prompts=1"]) == 0
     assert "wrong from" not in capsys.readouterr().out  # work may be another
     assert main.run([*typed[:2], f"--samples={tmp_path}/no/file"]) == 2
-    assert "must be a file in a folder that is there" in capsys.readouterr().err
+    assert "must be a new file in a folder that is there" in capsys.readouterr().err
+    held = file.read_text()
+    assert main.run(typed) == 2 and file.read_text() == held
+    assert "must be a new file" in capsys.readouterr().err
+    assert main.run([*typed[:2], f"--samples={file}2"]) == 0
+    assert "3 rows answered at step" in capsys.readouterr().out  # by each member
 
 
 def test_a_checkpoint_of_text_outside(workdir, tmp_path, capsys, monkeypatch):

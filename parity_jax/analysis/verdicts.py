@@ -54,9 +54,14 @@ def is_check(check: tuple[Any, Any, Any, Any]) -> bool:
     """Whether all are numbers, but for a relation that there is."""
     measured, relation, expected, tolerance = check
     known = relation in ("within", "equal", *COMPARE)
-    numbers = [*numbers_of(measured), *numbers_of(expected), tolerance]
-    is_right = all(x is None or is_number(x) for x in numbers)
-    return known and is_right and tolerance is not None and tolerance >= 0
+    is_right = is_number(tolerance) and tolerance >= 0
+    return known and is_right and is_measured(measured) and is_measured(expected)
+
+
+def is_measured(value: Any) -> bool:
+    """Whether a value is a number or None, a list of such, or one for every member."""
+    parts = [*value.values()] if isinstance(value, dict) else [*numbers_of(value)]
+    return all(x is None or is_number(x) for x in parts)
 
 
 def checks_of(claim: dict[str, Any]) -> list[tuple[Any, Any, Any, Any]]:

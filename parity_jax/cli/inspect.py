@@ -7,11 +7,11 @@ parity-jax inspect DIR --samples=FILE [--rows=N] [--num_samples=8] [--json]
 DIR is the directory of a run (runs/headline/grpo), or of an experiment or a sweep: then
 its runs are told in a line each; or the folder of a Hugging Face model. --evaluate
 scores the checkpoint again, on the prompts of the run's own evaluation. The first wrong
-token of a response stands in brackets. Nothing is written, but --samples: FILE gets the
-greedy and the sampled answers to the test rows of a task of text, a line of JSON each,
-always drawn alike, so that those of two checkpoints can be compared line by line; what
-they sum up to is printed. Exit code 0: done, 2: a bad argument, 1: a damaged directory
-(one line says what), 75: stopped by a signal.
+token of a response stands in brackets. Nothing is written, but --samples: FILE, a new
+one, gets the greedy and the sampled answers to the test rows of a task of text, a line
+of JSON each, always drawn alike, so that those of two checkpoints can be compared line
+by line; what they sum up to is printed. Exit code 0: done, 2: a bad argument, 1: a
+damaged directory (one line says what), 75: stopped by a signal.
 """
 
 import json
@@ -95,9 +95,9 @@ def main(argv: Sequence[str]) -> None:
 def write_samples(snapshot: Snapshot, args: Any) -> None:
     """Write the answers to the test rows, and print what they sum up to."""
     file = local_path("samples", args.samples)
-    allowed = "must be a file in a folder that is there"
-    is_file = file.parent.is_dir() and not file.is_dir()
-    require(is_file, "samples", args.samples, allowed)
+    allowed = "must be a new file in a folder that is there"
+    is_new = file.parent.is_dir() and not file.exists()
+    require(is_new, "samples", args.samples, allowed)
     rows, summaries = sampled_rows(snapshot, args.rows or 0, args.num_samples or 8)
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     if args.json:
@@ -110,7 +110,8 @@ def write_samples(snapshot: Snapshot, args: Any) -> None:
     ]
     table = [[*row] for row in zip(names, *columns, strict=True)]
     out = Printer()
-    out.line(f"{len(rows)} rows answered at step {snapshot.step}: {file}", "bold")
+    num = len({row["row"] for row in rows})
+    out.line(f"{num} rows answered at step {snapshot.step}: {file}", "bold")
     out.table(["score", *summaries], table)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from parity_jax.config import (
+    MAX_SIZE,
     require,
     require_count,
     require_default,
@@ -122,6 +123,9 @@ class TransformerConfig(ModelConfig):
             ("gradient_rows", "automatic"),
         ):
             require_count(self, name, zero)
+        most = MAX_SIZE // 4  # of which four are the layer's
+        fits = self.mlp_width > 0 or self.width <= most
+        require(fits, "width", self.width, f"must be at most {most} without mlp_width")
         divides = self.head_size > 0 or self.width % heads == 0
         require(divides, "num_heads", heads, f"must divide width={self.width}")
         divides = heads % (self.num_kv_heads or heads) == 0

@@ -132,12 +132,16 @@ def read_json(path: Path) -> Any:
     try:
         is_plain(path)
         text = path.read_text()
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=unique,
             parse_constant=refuse_number,
             parse_float=finite,
+            parse_int=whole,
         )
+        if "\\ud" in text.lower():  # half a surrogate pair, perhaps
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise RunError(f"{path}: missing") from None
     except NotADirectoryError:
@@ -156,6 +160,11 @@ def refuse_number(text: str) -> float:
 def finite(text: str) -> float:
     """A number of JSON; ValueError for one that is beyond all floats."""
     return float(text) if is_finite(float(text)) else refuse_number(text)
+
+
+def whole(text: str) -> int:
+    """A whole number of JSON; ValueError for one that is beyond all floats."""
+    return int(text) if is_finite(int(text)) else int(refuse_number(text))
 
 
 def read_text(path: Path) -> str:
