@@ -201,6 +201,21 @@ def test_a_model_of_a_folder_on_questions_of_a_file(tmp_path, capsys):
     assert found["num_prompts"] == 4 and found["greedy"]["accuracy"] == 0
     assert found["verdict"] == "long" and found["greedy"]["length"] == 40
     assert found["doubt"] is not None and data["step"] is None
+    assert data["num_dropped"] == 0
+    rows = gsm8k_like()
+    rows[2] |= {"answer": rows[2]["answer"].replace("#### ", "#### about ")}
+    odd = write_rows(tmp_path / "odd.jsonl", rows)
+    typed = ["diagnose", folder, f"--data={odd}", *given[1:], *few]
+    assert run([*typed, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_dropped"] == 1
+    assert run(typed) == 0
+    assert "Rows of the file that are left out: 1; they are" in capsys.readouterr().out
+    config = tmp_path / "model" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"vocab_size": 300', '"vocab_size": 200'))
+    assert run(["diagnose", folder, *given, *few]) == 2
+    assert "model.vocab_size=200: must be 0 or at least" in capsys.readouterr().err
+    config.write_text(whole)
     assert run(["diagnose", folder, *few]) == 2
     assert "data='': must name a file of questions" in capsys.readouterr().err
     assert run(["diagnose", folder, f"--data={tmp_path}/none.jsonl", *few]) == 2

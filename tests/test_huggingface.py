@@ -457,9 +457,15 @@ def test_a_member_goes_out_and_starts_another_run(tmp_path, say):
     )
     children = tiny_experiment(runs=FrozenDict({"child": child}))
     run_experiment(children, tmp_path / "other", quiet=True)
-    start = open_snapshot(RunDirectory(tmp_path / "other" / "child"), 0, {"seed": 1})
+    child = tmp_path / "other" / "child"
+    start = open_snapshot(RunDirectory(child), 0, {"seed": 1})
     for name, array in subtree(start.arrays, "params").items():
         np.testing.assert_array_equal(array, expected[name])
+    shutil.rmtree(back)
+    command = ["export_hf", child, "--member=seed=1"]
+    code, _, error = say(*command, tmp_path / "orphan")
+    assert code == 0
+    assert error.startswith(f"warning: {back} is not there any more: if its weights")
 
 
 def test_bad_imports_cost_one_line(tmp_path, say):

@@ -159,7 +159,7 @@ def of_folder(path: Path, args: argparse.Namespace) -> Subject:
     model = config.make(task)
     params = folder.load(config, jax.eval_shape(model.init, jax.random.key(0)))
     assert task_cfg.content is not None  # it is resolved
-    num_dropped = task_cfg.content.num_dropped
+    num_dropped = task_cfg.content.num_dropped // 2  # the file is both splits
     return Subject(str(path), None, task, model, {path.name: params}, num_dropped)
 
 
@@ -198,7 +198,7 @@ def markdown(
     lines = [f"# Is there anything to amplify? {head}", ""]
     if num_dropped:
         why = "they are too long, or have an answer that the verifier cannot read"
-        lines += [f"Left out are {num_dropped} rows of the file: {why}.", ""]
+        lines += [f"Rows of the file that are left out: {num_dropped}; {why}.", ""]
     for label, each in found.items():
         at = AT[each.first_token_tells]
         rows = {
