@@ -56,7 +56,7 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
     try:
         life = record.read(warnings.append)
         step = sum(max(run.last_step(), 0) for run in runs.values())
-        unverified = verify(runs.values())
+        unverified = verify(home, job, runs.values())
         is_done = all(has_ended(run, job.steps[name]) for name, run in runs.items())
         accuracy = last_accuracy(runs.values())
         diverged = max(map(num_diverged, runs.values()))
@@ -87,9 +87,12 @@ def has_ended(run: RunDirectory, steps: int) -> bool:
     return run.read_finished() is not None and run.planned_steps() == steps
 
 
-def verify(runs: Iterable[RunDirectory]) -> str:
-    """RunError unless the files of finished runs agree; why they were not compared."""
+def verify(home: SweepDirectory, job: SweepJob, runs: Iterable[RunDirectory]) -> str:
+    """RunError unless its experiment is a job's, and the files of finished runs agree;
+    why they were not compared.
+    """
     try:
+        home.checked(job)
         for run in runs:
             run.verified_finish()
     except CodeNotFoundError as error:

@@ -16,6 +16,7 @@ import pytest
 from small_runs import contents
 
 from parity_jax.cli.main import COMMANDS, run
+from parity_jax.runs import RunDirectory
 from parity_jax.runs.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -555,12 +556,31 @@ def test_an_analysis_says_what_it_needs_before_anything_is_trained(
 ):
     text = "from tiny_run import get_config\n\ndef claims(results):\n"
     file = write(place / "needy.py", text + "    results['grpo']['t0.5/p_long']\n")
-    code, said = in_process(
-        capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'run'}"
-    )
-    assert code == 2 and not (tmp_path / "run").exists()
-    last = said.splitlines()[-1]
-    assert "needy.py: claims, rehearsed" in last and "t0.5/p_long" in last
+    at = f"--workdir={tmp_path / 'run'}"
+    for typed in ([at], [at, "--dry_run"], ["--dry_run"], ["--dry_run", "--only=grpo"]):
+        code, said = in_process(capsys, "run", f"--config={file}", *typed)
+        is_whole = "--only=grpo" not in typed  # else the analysis has to wait
+        assert code == 2 * is_whole and not (tmp_path / "run").exists()
+        last = said.splitlines()[-1] if said else ""
+        assert ("needy.py: claims, rehearsed" in last) == is_whole
+        assert ("t0.5/p_long" in last) == is_whole
+
+
+def test_an_analysis_waits_for_a_command_that_works_on_its_runs(
+    place, tmp_path, capsys, fresh_imports
+):
+    """It would tell of what is there no more; claims of before are left alone."""
+    file, workdir = place / "tiny_run.py", tmp_path / "run"
+    typed = ["run", f"--config={file}", f"--workdir={workdir}", "--quiet"]
+    assert run(typed) == 0
+    (workdir / "claims.json").unlink()
+    with RunDirectory(workdir / "grpo").locked():
+        capsys.readouterr()
+        assert run(typed) == 0
+    told = f"warning: {workdir}: another command works on its runs, and will make "
+    assert capsys.readouterr().err == f"{told}claims and figure\n"
+    assert not (workdir / "claims.json").exists()
+    assert run(typed) == 0 and (workdir / "claims.json").exists()
 
 
 def test_an_analysis_may_read_training_metrics(place, tmp_path, capsys, fresh_imports):

@@ -23,6 +23,7 @@ from parity_jax.evaluate import EvaluateConfig
 from parity_jax.hypers import Hypers
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import ExperimentDirectory, RunDirectory
+from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.tasks import ParityConfig
 
 AXES = FrozenDict({"temperature": (0.5, 1.0), "beta": (0.0, 0.1)})
@@ -109,6 +110,29 @@ def test_the_layout_may_change_while_a_run_trains(finished, tmp_path, capsys):
     )
     end, whole = read(tmp_path / "run", 4), read(finished / "run", 4)
     np.testing.assert_allclose(end["params.w"], whole["params.w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(MetricsFile, "rewind"), (RunDirectory, "reopen")]
+)
+def test_a_kill_as_a_run_goes_on_loses_nothing(tmp_path, monkeypatch, owner, name):
+    """One that ended between two records, and forgets the last one as it goes on."""
+    step = getattr(owner, name)
+
+    def killed(*args):
+        step(*args)
+        raise KeyboardInterrupt
+
+    def run(num_steps):
+        return walks(run=walk(num_steps=num_steps, log_every=5, checkpoint_every=1))
+
+    train_until(3, run(20), tmp_path)
+    assert train(run(3), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, killed)
+        train(run(20), tmp_path)
+    assert train(run(20), tmp_path)
+    assert RunDirectory(tmp_path / "run").read_finished().step == (20, 20)
 
 
 def changed_run(**fields):

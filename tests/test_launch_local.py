@@ -140,6 +140,11 @@ def test_a_job_in_the_place_of_another_is_not_read(finished, tmp_path, capsys):
     second.rename(first)
     (tmp_path / "first").rename(second)
     told = "task.num_bits is 5 there, 4 here"
+    found = rows(SweepDirectory(workdir), {})
+    assert [each.state for each in found[:2]] == ["failed", "failed"]
+    assert told in found[0].note
+    assert run(["inspect", str(workdir)]) == 1
+    assert told in capsys.readouterr().err
     with pytest.raises(RunError, match=f"num_bits=4: is not of this job: .*{told}"):
         load_sweep(workdir, "run")
     assert run(["report", str(workdir), f"--output={tmp_path / 'out'}"]) == 1

@@ -1,13 +1,20 @@
 """--only: some runs of an experiment, and processes that share its directory."""
 
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 from kills import start
-from small_runs import train, walk, walks
+from small_runs import contents, train, walk, walks
 
 from parity_jax.config import ConfigError
-from parity_jax.runs import ExperimentDirectory, RunDirectory, RunError
+from parity_jax.runs import (
+    ExperimentDirectory,
+    RunDirectory,
+    RunError,
+    run_experiment,
+)
 
 
 def test_a_run_with_its_parent_elsewhere_trains_alone(tmp_path):
@@ -33,6 +40,27 @@ def test_runs_that_cannot_be_alone_are_refused(tmp_path):
     assert not place.exists()
 
 
+def test_what_another_command_did_meanwhile_is_seen(tmp_path):
+    """While this one planned, before it had the locks."""
+    one = walks(first=walk(), second=walk())
+    other = replace(one, evaluate=replace(one.evaluate, num_prompts=7))
+
+    def together(mine, theirs, place):
+        def rehearse(jobs):
+            train(theirs, place)
+
+        return run_experiment(mine, place, quiet=True, rehearse=rehearse)
+
+    told = r"^evaluate\.num_prompts=7: .* holds another configuration: "
+    with pytest.raises(ConfigError, match=told):
+        together(other, one, tmp_path)
+    longer = walks(first=walk(num_steps=6), second=walk())
+    with pytest.raises(ConfigError, match="is at step 6 already"):
+        together(one, longer, tmp_path / "x")
+    assert together(one, one, tmp_path / "y")
+    assert contents(tmp_path / "y") == contents(tmp_path)
+
+
 def test_processes_work_on_different_runs_at_the_same_time(tmp_path):
     never = 10**9
     schedule = {"num_steps": never, "log_every": never, "eval_every": never}
@@ -50,3 +78,23 @@ def test_processes_work_on_different_runs_at_the_same_time(tmp_path):
     assert RunDirectory(tmp_path / "short").read_finished().step == (4, 4)
     other.kill()
     other.join()
+
+
+def test_steps_are_listed_while_a_writer_deletes(tmp_path):
+    """The newest is always there; what is not whole yet is not counted."""
+    run, place = RunDirectory(tmp_path), tmp_path / "checkpoints"
+    for name in ("0", "1.orbax-checkpoint-tmp-0"):
+        (place / name).mkdir(parents=True)
+    (place / "x").write_text("")
+    assert run.saved_steps() == [0]
+
+    def save():
+        for step in range(1, 2000):
+            (place / str(step)).mkdir()
+            (place / str(step - 1)).rmdir()
+
+    writer = threading.Thread(target=save)
+    writer.start()
+    while writer.is_alive():
+        assert run.saved_steps()
+    assert run.saved_steps() == [1999]

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -57,7 +58,7 @@ from parity_jax.config.overrides import SCALE, Override, apply, parse
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first, join, require_same
 from parity_jax.models.huggingface import FolderError
-from parity_jax.runs import ExperimentDirectory, resolve, run_experiment
+from parity_jax.runs import ExperimentDirectory, completed, resolve, run_experiment
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.execute import Job
 from parity_jax.runs.files import write_bytes, write_json, write_text
@@ -220,6 +221,19 @@ def analyse(module: ModuleType, workdir: Path) -> None:
         write_bytes(home.drawing, svg)
 
 
+def finish(
+    experiment: Experiment, module: ModuleType, home: ExperimentDirectory, command: str
+) -> None:
+    """Analyse runs that have ended, unless somebody works on one of them again."""
+    with home.settled() as is_settled:
+        if is_settled and all(completed(resolve(experiment), home).values()):
+            analyse(module, home.path)
+            write_text(home.command, f"{command}\n")
+        elif is_first():
+            told = "another command works on its runs, and will make claims and figure"
+            print(f"warning: {home.path}: {told}", file=sys.stderr)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run what the arguments say."""
     own, overrides = parse_flags(argv)
@@ -243,9 +257,17 @@ def main(argv: Sequence[str]) -> None:
                 check_same_settings(own.config, before)
 
             check_code()
+
+            def rehearsed(jobs: list[Job], workdir: Path) -> None:
+                rehearse(experiment, workdir, jobs, partial(analyse, module))
+                check_code()
+
             if own.dry_run:
-                with early():
-                    tell_costs(own, experiment, check_code)
+                with early(), TemporaryDirectory() as nowhere:
+                    home = own_home(own.workdir)
+                    place = home.path if home else Path(nowhere)
+                    check = partial(rehearsed, workdir=place)
+                    tell_costs(own, experiment, home, check)
                 return
 
         workdir = local_path("workdir", own.workdir)
@@ -253,43 +275,42 @@ def main(argv: Sequence[str]) -> None:
         with ExitStack() as profile:
             ahead = list[str]()  # runs that were left to do
 
-            def rehearsed(jobs: list[Job]) -> None:
+            def all_checked(jobs: list[Job]) -> None:
                 ahead.extend(job.name for job in jobs)
                 with stops.at_once():
-                    rehearse(experiment, workdir, jobs, lambda at: analyse(module, at))
-                    check_code()
+                    rehearsed(jobs, workdir)
                 if own.profile:  # all is checked: now something may be written
                     traces = made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(str(traces)))
 
             finished = run_experiment(
-                experiment, workdir, own.only, own.quiet, stops, rehearsed
+                experiment, workdir, own.only, own.quiet, stops, all_checked
             )
             if own.profile and not local_path("profile", own.profile).is_dir():
                 told = "all runs had ended, so nothing was run and there is no trace"
                 print(f"warning: --profile={own.profile}: {told}", file=sys.stderr)
         if finished:
             with stops.at_once(), nullcontext() if ahead else early():
-                analyse(module, workdir)
-            command = f"{command_of(own, overrides)}\n"
-            home = ExperimentDirectory(workdir)
-            write_text(home.command, command)
+                command = command_of(own, overrides)
+                finish(experiment, module, ExperimentDirectory(workdir), command)
             if is_first() and not own.quiet:
-                print(made(home))
+                print(made(ExperimentDirectory(workdir)))
 
 
 def tell_costs(
-    own: flags.FlagValues, experiment: Experiment, check_code: Callable[[], None]
+    own: flags.FlagValues,
+    experiment: Experiment,
+    home: ExperimentDirectory | None,
+    check: Callable[[list[Job]], None],
 ) -> None:
     """The resolved config and what it will cost, here or on a target."""
     say = partial(print, flush=True)  # it takes a while between lines
     select([*experiment.runs], own.only)
     show(experiment, say)
-    home = own_home(own.workdir)
     if own.target:
-        forecast_for(experiment, own.only, own.target, say, home, check_code)
+        forecast_for(experiment, own.only, own.target, say, home, check)
     else:
-        forecast(experiment, own.only, say, home, check_code)
+        forecast(experiment, own.only, say, home, check)
 
 
 def own_home(workdir: str | None) -> ExperimentDirectory | None:

@@ -2,7 +2,7 @@
 
 from parity_jax.config import RunError
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
-from parity_jax.runs.execute import run_experiment
+from parity_jax.runs.execute import completed, run_experiment
 from parity_jax.runs.resolve import ResolvedRun, make_program, resolve
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ResolvedRun",
     "RunDirectory",
     "RunError",
+    "completed",
     "make_program",
     "resolve",
     "run_experiment",

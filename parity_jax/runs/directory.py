@@ -26,7 +26,15 @@ from parity_jax.config import (
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first
 from parity_jax.runs.checkpoint import Checkpoints, by_path, ends_of
-from parity_jax.runs.files import lock, read_as, read_json, write_json
+from parity_jax.runs.files import (
+    LOOKS,
+    is_locked,
+    lock,
+    read_as,
+    read_json,
+    stamp_of,
+    write_json,
+)
 from parity_jax.runs.lineage import Lineage
 from parity_jax.runs.metrics_file import MetricsFile
 from parity_jax.runs.resolve import ResolvedRun
@@ -218,8 +226,17 @@ class RunDirectory:
 
     def saved_steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        with closing(Checkpoints(self._checkpoints, {}, read_only=True)) as checkpoints:
-            return checkpoints.steps()
+        for _ in range(LOOKS):  # a writer may delete the one before in this moment
+            names = [p.name for p in self._checkpoints.glob("*") if p.is_dir()]
+            steps = sorted(int(name) for name in names if name.isdecimal())
+            if steps or not self._checkpoints.exists():
+                break
+        return steps
+
+    def stamp(self) -> tuple[Any, ...]:
+        """What changes when somebody works here: times and sizes of its files."""
+        files = (self._config, self._lineage, self._finished, self.metrics.path)
+        return (*map(stamp_of, files), *self.saved_steps())
 
     def trained_steps(self) -> int:
         """Steps that are on disk, as a checkpoint or a record; -1: not even step 0.
@@ -301,6 +318,23 @@ class ExperimentDirectory:
         self.figure = path / "figure.png"
         self.drawing = path / "figure.svg"  # the same figure
 
+    def begin(self, experiment: Experiment, goes_on: bool) -> None:
+        """Write the config; nothing is kept that tells of runs that go on."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path, wait=True):
+            self.write_config(experiment)
+            if goes_on:
+                self.forget_analysis()
+
+    @contextmanager
+    def settled(self) -> Iterator[bool]:
+        """Held while its runs are looked at; whether no process works on one.
+
+        Processes that analyse at a time take turns.
+        """
+        with lock(self.path, wait=True):
+            yield not any(is_locked(run.path) for run in self.runs())
+
     def forget_analysis(self) -> None:
         """Claims, answer and figure are gone: the runs that they tell of go on."""
         made = (self.claims, self.answer, self.figure, self.drawing, self.command)
@@ -360,10 +394,7 @@ class ExperimentDirectory:
         return experiment
 
     def write_config(self, experiment: Experiment) -> None:
-        """Processes that work on different runs at a time take turns."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with lock(self.path, wait=True):
-            write_json(self._config, to_dict(experiment))
+        write_json(self._config, to_dict(experiment))
 
 
 def is_home(path: Path) -> bool:

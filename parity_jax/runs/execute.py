@@ -9,10 +9,10 @@ Damaged files are never used: an older checkpoint is, with a warning, or a RunEr
 what is wrong.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -75,6 +75,15 @@ class Job(NamedTuple):
     program: Population
     names: Mapping[str, list[str]]  # of what it records: "train" and "eval"
 
+    @classmethod
+    def of(
+        cls, name: str, run: ResolvedRun, directory: RunDirectory, program: Population
+    ) -> "Job":
+        """With the names of what the program records."""
+        metrics, scores = program.shapes()[1:]
+        names = {"train": [*metrics], "eval": [*scores]}
+        return cls(name, run, directory, program, names)
+
 
 def run_experiment(
     experiment: Experiment,
@@ -95,6 +104,7 @@ def run_experiment(
     with early():
         runs = resolve(experiment)
         check_tools(experiment.log)
+        before = stamps(runs, home)
         jobs = plan(runs, home, select(list(runs), list(only)))
         if rehearse is not None and jobs:
             rehearse(jobs)
@@ -107,21 +117,35 @@ def run_experiment(
                     pass  # what is recorded is told at once
         for job in jobs:
             locks.enter_context(job.directory.locked())
-        home.write_config(experiment)
-        if jobs:
-            home.forget_analysis()
+        if stamps(runs, home) != before:  # somebody worked here while this one planned
+            left = left_to_do(runs, home, [job.name for job in jobs])
+            jobs = [job for job in jobs if job.name in left]
+        meet("all have looked again")
+        home.begin(experiment, goes_on=bool(jobs))
         for job in jobs:
             if any_of(should_stop()):
                 raise StoppedError(f"stopped before {job.name}")
             with named_if_out_of_memory(job.name, job.run):
                 execute(job, experiment.log, quiet, should_stop)
             check_children(job.name, runs, home)
-    done = {name: is_complete(run, home.run(name)) for name, run in runs.items()}
+    done = completed(runs, home)
     for name, is_done in done.items():
         finished = home.run(name).read_finished()
         if is_done and finished is not None and finished.has_only_diverged:
             raise RunError(f"{name}: all members diverged; their states are saved")
     return all(done.values())
+
+
+def stamps(runs: Iterable[str], home: ExperimentDirectory) -> list[Any]:
+    """What changes when somebody works on one of these runs."""
+    return [home.run(name).stamp() for name in runs]
+
+
+def completed(
+    runs: Mapping[str, ResolvedRun], home: ExperimentDirectory
+) -> dict[str, bool]:
+    """Whether each run has ended, as it is now."""
+    return {name: is_complete(run, home.run(name)) for name, run in runs.items()}
 
 
 def undrawn(run: ResolvedRun, directory: RunDirectory, log: Sequence[str]) -> list[str]:
@@ -159,9 +183,7 @@ def plan(
         check_devices(run.population)
         with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
             program = make_program(run, parts=parts_of(run, made))
-            metrics, scores = program.shapes()[1:]
-        recorded = {"train": [*metrics], "eval": [*scores]}
-        jobs.append(Job(name, run, home.run(name), program, recorded))
+            jobs.append(Job.of(name, run, home.run(name), program))
     check_numbers(runs, {job.name: job.program for job in jobs})
     return jobs
 

@@ -77,6 +77,15 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """When a file was written, in nanoseconds, and its size; None without one."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write atomically: the file is either the old one or the whole new one.
 

@@ -14,7 +14,7 @@ from parity_jax.population import Population, check_devices
 from parity_jax.program import memory_limit, memory_needed
 from parity_jax.runs.curves import check_tools
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
-from parity_jax.runs.execute import check_start, left_to_do
+from parity_jax.runs.execute import Job, check_start, left_to_do
 from parity_jax.runs.resolve import (
     Parts,
     ResolvedRun,
@@ -34,43 +34,53 @@ def forecast(
     only: list[str],
     say: Callable[[str], None],
     home: ExperimentDirectory | None = None,
-    check_code: Callable[[], None] = lambda: None,
+    check: Callable[[list[Job]], None] = lambda jobs: None,
 ) -> None:
     """One line for each run: layout, bytes, programs, seconds; nothing is written.
 
-    `check_code` says what the user's own did that it must not. ConfigError for what
-    cannot be run, in `home` if it is given. Seconds are of one step and one evaluation
-    from fresh parameters: after training responses may be longer, or shorter.
+    `check` may refuse more of the runs that are left to do. ConfigError for what cannot
+    be run, in `home` if it is given. Seconds are of one step and one evaluation from
+    fresh parameters: after training responses may be longer, or shorter.
     """
     runs = resolve(experiment)
     check_tools(experiment.log)
     names = select([*runs], only)
-    check_files(runs, names, home)
-    programs: dict[str, Population] = {}
+    left = check_files(runs, names, home)
+    jobs: list[Job] = []
     made: dict[str, Parts] = {}
     for name in names:
         run = runs[name]
         check_devices(run.population)
         with under_run(name), in_own_code(run):
-            programs[name] = make_program(run, parts=parts_of(run, made))
-            programs[name].shapes()
-    check_code()
-    check_numbers(runs, programs)
-    total = sum(forecast_run(n, runs[n], each, say) for n, each in programs.items())
+            program = make_program(run, parts=parts_of(run, made))
+            jobs.append(job_of(name, run, program, home))
+    check_numbers(runs, {job.name: job.program for job in jobs})
+    check([job for job in jobs if job.name in left])
+    total = sum(forecast_run(job.name, job.run, job.program, say) for job in jobs)
     say(f"in all {total / 60:.1f} min")
+
+
+def job_of(
+    name: str, run: ResolvedRun, program: Population, home: ExperimentDirectory | None
+) -> Job:
+    """A run that is not executed; it is nowhere without a home."""
+    place = RunDirectory(Path(name)) if home is None else home.run(name)
+    return Job.of(name, run, place, program)
 
 
 def check_files(
     runs: dict[str, ResolvedRun], names: list[str], home: ExperimentDirectory | None
-) -> None:
-    """ConfigError for what the files of parents, and of the directory, refuse."""
+) -> list[str]:
+    """The runs that are left to do; ConfigError for what the files of parents, and of
+    the directory, refuse.
+    """
     if home is not None:
-        left_to_do(runs, home, names)
-        return
+        return left_to_do(runs, home, names)
     for name in names:
         if runs[name].parent.path and not runs[name].parent.sibling:
             elsewhere = RunDirectory(Path(runs[name].parent.path))
             check_start(name, runs[name], elsewhere, {})
+    return names
 
 
 def forecast_run(
@@ -113,19 +123,23 @@ def forecast_for(
     name: str,
     say: Callable[[str], None],
     home: ExperimentDirectory | None = None,
-    check_code: Callable[[], None] = lambda: None,
+    check: Callable[[list[Job]], None] = lambda jobs: None,
 ) -> None:
-    """One line for each run, compiled for a target and not run; nothing is written."""
+    """One line for each run, compiled for a target and not run; nothing is written.
+
+    `check` may refuse more of the runs that are left to do.
+    """
     target, runs = chosen(name), resolve(experiment)
     check_tools(experiment.log)
     names = select([*runs], only)
-    check_files(runs, names, home)
-    devices = devices_of(name)
+    left = check_files(runs, names, home)
+    devices, jobs = devices_of(name), list[Job]()
     for run_name in names:
         run = runs[run_name]
         with under_run(run_name), in_own_code(run), made_for(target.platform):
-            program = make_program(run, devices)
-        check_code()
+            jobs.append(job_of(run_name, run, make_program(run, devices), home))
+    check([job for job in jobs if job.name in left])
+    for run_name, run, _, program, _ in jobs:
         row, num = compiled_for(target, program), len(program.labels)
         used = program.layout.mesh.size
         needed, there = row["device_bytes"], row["memory_bytes"]

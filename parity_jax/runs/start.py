@@ -51,6 +51,7 @@ def start(
     """
     if directory.trained_steps() <= 0:
         return fresh_start(run, directory, program, checkpoints, warn)
+    directory.reopen()  # first: what it ended with is changed from here on
     own = checkpoints.read_latest(warn, layout(program))
     if own is None:
         raise RunError(

@@ -9,7 +9,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from flax.core import FrozenDict
 from parity_jax.config import RunError, differences, lines_of, number_text, to_dict
 from parity_jax.config.overrides import SCALE, Override, apply
 from parity_jax.runs.directory import ExperimentDirectory
-from parity_jax.runs.files import lock, read_as, write_json
+from parity_jax.runs.files import CodeNotFoundError, lock, read_as, write_json
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,16 @@ class SweepDirectory:
         return home
 
     def experiments(self) -> dict[str, ExperimentDirectory]:
-        """The experiments' directories by name, in the order of the jobs."""
-        return {job.directory: self.experiment(job) for job in self.read().jobs}
+        """The experiments' directories by name, in the order of the jobs.
+
+        RunError for one that is of another job, as far as its code is found from here.
+        """
+        sweep = self.read()
+        sweep.find_code()
+        for job in sweep.jobs:
+            with suppress(CodeNotFoundError):
+                self.checked(job)
+        return {job.directory: self.experiment(job) for job in sweep.jobs}
 
     @property
     def records(self) -> Path:
