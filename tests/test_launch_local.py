@@ -140,9 +140,9 @@ def test_a_job_in_the_place_of_another_is_not_read(finished, tmp_path, capsys):
     second.rename(first)
     (tmp_path / "first").rename(second)
     told = "task.num_bits is 5 there, 4 here"
-    found = rows(SweepDirectory(workdir), {})
-    assert [each.state for each in found[:2]] == ["failed", "failed"]
-    assert told in found[0].note
+    found = {each.job: each for each in rows(SweepDirectory(workdir), {})}
+    assert {found[p.name].state for p in (first, second)} == {"failed"}
+    assert told in found[first.name].note
     assert run(["inspect", str(workdir)]) == 1
     assert told in capsys.readouterr().err
     with pytest.raises(RunError, match=f"num_bits=4: is not of this job: .*{told}"):
