@@ -68,9 +68,9 @@ def claims(results: Results) -> list[Claim]:
 
 
 def answer(results: Results) -> Answer:
-    accuracy = float(last(results["grpo"])["greedy/accuracy"].min())
+    accuracy = float(last(results["grpo"])["greedy/accuracy"].min(skipna=False))
     question = "Is a reward for every right step enough?"
-    return Answer(question, f"On it GRPO makes {accuracy:.0%} of greedy answers right.")
+    return Answer(question, f"On it GRPO makes {accuracy:.1%} of greedy answers right.")
 
 
 def figure(results: Results) -> plt.Figure:

@@ -13,10 +13,9 @@ Figure     beyond the paper: what demonstrations with mistakes in their chains c
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from flax.core import FrozenDict
-from lab import FAST_SGD, all_at_most, finish, linear_pretrain
+from lab import FAST_SGD, all_at_most, finish, first_zero, linear_pretrain
 
 from parity_jax import theory
 from parity_jax.analysis import Check, Claim, Results, last
@@ -59,12 +58,7 @@ def final_scores(results: Results) -> dict[str, xr.Dataset]:
 
 def crossing(run: xr.Dataset) -> xr.DataArray:
     """The p_cot at which the gate's mean margin crosses 0, interpolated; q by seed."""
-
-    def zero(margin: np.ndarray) -> float:
-        return float(np.interp(0.0, margin, run["p_cot"].values))
-
-    margin = run["exact/margin_mean"]
-    return xr.apply_ufunc(zero, margin, input_core_dims=[["p_cot"]], vectorize=True)
+    return first_zero(-run["exact/margin_mean"], "p_cot")
 
 
 def threshold(run: xr.Dataset) -> xr.DataArray:

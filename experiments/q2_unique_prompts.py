@@ -127,8 +127,10 @@ def answer(results: Results) -> Answer:
     said = []
     for algorithm in POOLS:
         solved = num_solved(over_pools(results, algorithm))
-        pools = solved["pool"].values[solved.values == 1]
-        least = f"{pools.min():g}" if pools.size else "no number of"
+        enough = np.logical_and.accumulate(solved.values[::-1] == 1)[::-1]
+        pools = solved["pool"].values[enough]  # that and all larger ones
+        is_pool = pools.size and np.isfinite(pools.min())  # else there are fresh ones
+        least = f"{pools.min():g}" if is_pool else "no number of"
         said.append(f"{least} ({algorithm})")
     one = float(num_solved(over_pools(results, "grpo")).isel(pool=0))
     return Answer(

@@ -176,7 +176,9 @@ def claims(results: Results) -> list[Claim]:
         ),
         Claim.of(
             "Q3-price",
-            seen={c: last(results["priced"])[f"t1/share_{c}"] for c in MIXED},
+            seen={
+                f"share of {c}": last(results["priced"])[f"t1/share_{c}"] for c in MIXED
+            },
             full=Check.below(priced["full"], 0),
             leap2=Check.above(priced["leap2"], 0),
         ),

@@ -161,9 +161,10 @@ def claims(results: Results) -> list[Claim]:
 def answer(results: Results) -> Answer:
     """Where the gate turns, and what RL makes of it."""
     before, rare = pretrained(results), [f"{p:g}" for p in RARE]
-    accuracy = before["greedy/accuracy"].sel(p_cot=list(RARE))
+    accuracy = before["greedy/accuracy"].sel(p_cot=list(RARE)).values
     ends = [
-        f"{float(last(results[run])['greedy/accuracy'].min()):.2f} or more after "
+        f"{float(last(results[run])['greedy/accuracy'].min(skipna=False)):.2f} or more "
+        f"after "
         f"{int(results[run]['step'][-1])} {unit} of {ALGORITHMS[run]}"
         for run, unit in (("grpo", "updates"), ("star", "rounds"))
     ]

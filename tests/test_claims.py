@@ -312,14 +312,29 @@ def test_numbers_of_any_type_are_written_as_they_were_compared(dtype):
     assert check.measured == check.expected == {"seed=0": 1.0, "seed=1": 0.0}
 
 
+@pytest.mark.parametrize("measured", [None, {"seed=0": 1.0, "seed=1": None}, [None]])
+def test_no_claim_holds_of_a_number_that_is_none(tmp_path, measured):
+    claim = {"id": "C1", "claim": "", "holds": True, "relation": "at least"}
+    claim |= {"expected": 0.99, "tolerance": 0.0}
+    shown = {"accuracy": measured, "sequences": 7}
+    for value in (measured, shown):
+        write_json(tmp_path / "claims.json", [claim | {"measured": value}])
+        with pytest.raises(RunError, match="holds=True of 'C1' does not follow"):
+            read_claims(tmp_path / "claims.json")
+
+
 def test_what_is_seen_hides_no_check():
-    """Of a name that is both, what was held is shown."""
+    """A name is of one thing."""
     checks = {"acc": Check.at_least(1, 0), "low": Check.at_most(0.5, 1)}
-    seen = Claim.of("X", "t", seen={"acc": 5, "more": 2}, **checks)
+    seen = Claim.of("X", "t", seen={"more": 2}, **checks)
     assert seen.measured == {"acc": 1, "low": 0.5, "more": 2}
-    assert Claim.of("X", "t", seen={"low": 7}, low=checks["low"]).measured == {
-        "low": 0.5
+    assert Claim.of("X", "t", seen={"acc": 1.0}, **checks).measured == {
+        "acc": 1,
+        "low": 0.5,
     }
+    for shown, held in (({"acc": 5}, checks), ({"low": 7}, {"low": checks["low"]})):
+        with pytest.raises(ValueError, match=r"claim 'X': seen has '.*' of a check, "):
+            Claim.of("X", "t", seen=shown, **held)
 
 
 def test_a_claim_has_an_id_and_text():

@@ -189,6 +189,17 @@ def test_kinds_by_length_are_those_that_made_them():
     assert not kinds_of_length(np.full((5, 4), 7)).is_long.any()
 
 
+@pytest.mark.parametrize("num", [5, 20])
+def test_longer_answers_are_of_the_longer_kind(num):
+    """The wider of two kinds has both tails, but all long ones are at one end."""
+    rng = np.random.default_rng(0)
+    short, long = rng.integers(19, 22, 600), rng.lognormal(np.log(150), 0.4, 200)
+    length = np.concatenate([short, long.astype(int), rng.integers(2, 10, num)])
+    found = kinds_of_length(length)
+    assert not found.is_long[length < 22].any() and found.is_long[length > 60].all()
+    assert length[found.is_long].min() > length[~found.is_long].max()
+
+
 def test_a_model_of_a_folder_on_questions_of_a_file(tmp_path, capsys):
     """The answers of a random model are wrong and go on for ever."""
     folder = str(tiny_folder(tmp_path / "model"))

@@ -47,6 +47,19 @@ def test_censored_members_count():
     assert flat.slope[1] < 0 < flat.slope[2]
 
 
+def test_a_member_that_diverged_is_not_one_that_needs_more():
+    scores = xr.DataArray(
+        [[0.1, 0.1], [np.nan, 0.1], [0.1, np.nan]],
+        {"step": [0, 1], "sequences": ("step", [0, 64])},
+        ("seed", "step"),
+    )
+    high = reached(scores, 0.5)["high"].values
+    assert high[0] == high[1] == np.inf and np.isnan(high[2])
+    x, low, high = censored(0.9)
+    low[0] = high[0] = np.nan
+    assert np.isnan(interval_fit(x, low, high).slope).all()
+
+
 def test_two_places_bound_no_slope():
     assert np.isnan(interval_fit([1, 2, 3], [1, 1, 1], [2, 2, np.inf]).slope).all()
 

@@ -157,8 +157,9 @@ class Claim:
     ) -> "Claim":
         """All checks together; `seen` is shown beside what they measure.
 
-        Of a name that is both, what was checked is shown. The text is the legend's
-        unless it is given. ValueError without any check, or without an id.
+        The text is the legend's unless it is given. ValueError without any check,
+        without an id, or for a name of `seen` that is a check's with other numbers: one
+        of both would be lost.
         """
         for name, value in (("id", id), ("text", text)):
             if not isinstance(value, str):
@@ -172,6 +173,11 @@ class Claim:
         for name, check in checks.items():
             if not isinstance(check, Check):
                 raise TypeError(f"claim {id!r}: {name}={check!r} is no Check")
+        shown = {name: plain(value) for name, value in (seen or {}).items()}
+        for name in {*checks} & {*shown}:
+            if shown[name] != checks[name].measured:
+                told = f"seen has {name!r} of a check, otherwise"
+                raise ValueError(f"claim {id!r}: {told}")
         only = next(iter(checks.values())) if len(checks) == 1 else None
 
         def part(name: str) -> Any:
@@ -180,10 +186,9 @@ class Claim:
             return {k: getattr(check, name) for k, check in checks.items()}
 
         measured = part("measured")
-        if seen:
+        if shown:
             head = measured if only is None else {next(iter(checks)): measured}
-            shown = {k: plain(v) for k, v in seen.items() if k not in head}
-            measured = head | shown
+            measured = head | {k: v for k, v in shown.items() if k not in head}
         holds = all(check.holds for check in checks.values())
         rest = (part("relation"), part("expected"), part("tolerance"))
         return cls(id, text or LEGEND[id], measured, *rest, holds)

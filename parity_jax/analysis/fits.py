@@ -15,7 +15,8 @@ def reached(scores: xr.DataArray, target: float) -> xr.Dataset:
     """The interval (low, high] of sequences in which a score reaches a target.
 
     high is the first of two evaluations in a row at the target, low the one before it
-    (0 if there is none). If it is not reached low is the last one, high infinite.
+    (0 if there is none). If it is not reached low is the last one, high infinite. Both
+    are NaN where the last score is: the member diverged.
     """
     good = scores >= target
     twice = good & good.shift(step=-1, fill_value=False)
@@ -23,7 +24,8 @@ def reached(scores: xr.DataArray, target: float) -> xr.Dataset:
     before = sequences.shift(step=1, fill_value=0)
     high = sequences.where(twice, np.inf).min("step")
     low = before.where(twice, np.inf).min("step")
-    return xr.Dataset({"low": np.minimum(low, sequences.max("step")), "high": high})
+    found = xr.Dataset({"low": np.minimum(low, sequences.max("step")), "high": high})
+    return found.where(scores.isel(step=-1, drop=True).notnull())
 
 
 class Fit(NamedTuple):
@@ -40,11 +42,11 @@ def interval_fit(x: ArrayLike, low: ArrayLike, high: ArrayLike) -> Fit:
 
     The interval of the slope is that of the likelihood ratio, with Student's quantile
     for as many points as are reached. NaN where high is finite at fewer than 3 values
-    of x, which bound no slope.
+    of x, which bound no slope, or an end is NaN.
     """
     x, low, high = (np.ravel(np.asarray(each, float)) for each in (x, low, high))
     is_reached = np.isfinite(high)
-    if len({*x[is_reached]}) < 3:
+    if len({*x[is_reached]}) < 3 or np.isnan([low, high]).any():
         return Fit(np.nan, np.full(3, np.nan), np.nan, np.nan)
     with np.errstate(divide="ignore"):
         edges = [np.log(each) for each in (low, high)]

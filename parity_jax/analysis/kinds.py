@@ -13,7 +13,7 @@ MIN_SPREAD = 0.05  # of a kind's log length: one token in twenty
 class Kinds(NamedTuple):
     """Which answers are of the longer kind."""
 
-    is_long: np.ndarray  # of the shape of the lengths
+    is_long: np.ndarray  # of the shape of the lengths: all from one length on
     doubt: float  # probability that an answer is of the other kind, on the mean
     # By how much the Bayesian information criterion prefers two kinds to one; where it
     # does not (<= 0) all answers are taken for short.
@@ -38,10 +38,15 @@ def kinds_of_length(length: np.ndarray) -> Kinds:
         if not 0 < long_n.mean() < 1 or total - before < 1e-9 * abs(total):
             break
     evidence = 2 * (total - alone) - 3 * np.log(len(x))
-    is_long = (long_n > 0.5) & (x > x.min())
-    if evidence <= 0:
-        is_long = np.zeros_like(is_long)
-    doubt = np.minimum(long_n, 1 - long_n).mean() if evidence > 0 else 0.0
+    if evidence <= 0 or not 0 < long_n.mean() < 1:
+        return Kinds(np.zeros(np.shape(length), bool), 0.0, float(evidence))
+    centre, other = (np.average(x, weights=w) for w in (1 - long_n, long_n))
+    if other < centre:  # the wider kind has the shorter answers
+        centre, long_n = other, 1 - long_n
+    # from one length on: where spreads differ, the wider kind has both ends
+    longer = x[(x > centre) & (long_n > 0.5)]
+    is_long = x >= longer.min() if longer.size else np.zeros_like(x, bool)
+    doubt = np.where(is_long, 1 - long_n, long_n).mean()
     return Kinds(is_long.reshape(np.shape(length)), float(doubt), float(evidence))
 
 

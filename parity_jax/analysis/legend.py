@@ -31,9 +31,9 @@ PARITY = {
     "turns long within these updates",
     "C9": "at the largest d next-token prediction alone does not reach 95% with more "
     "sequences than GRPO needs in all",
-    "C9-alone": "sequences to 95% of next-token prediction alone grow exponentially "
-    "in d",
-    "C9-rl": "with GRPO after it they grow polynomially",
+    "C9-alone": "sequences to 95% of next-token prediction alone more than double for "
+    "every further bit",
+    "C9-rl": "with GRPO after it they grow more slowly than d^3",
     "C10": "leap-2 chains let pre-training alone generalise at p_cot < 1/3, where it "
     "does not without them",
     "C10-coin": "greedy accuracy follows the blind coin over p_cot and p_leap",

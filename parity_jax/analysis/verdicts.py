@@ -79,8 +79,7 @@ def is_consistent(claim: dict[str, Any]) -> bool:
     """Whether the checks have the verdict, for some numbers that round to these."""
     ends = [verdicts(*check) for check in checks_of(claim)]
     if claim["holds"]:
-        is_something = any(x is not None for x in numbers_of(claim["measured"]))
-        return is_something and all(loosely for loosely, _ in ends)
+        return all(loosely for loosely, _ in ends)
     return not all(strictly for _, strictly in ends)
 
 
@@ -90,8 +89,8 @@ def verdicts(
     """Whether a check may hold, and whether it must, rounding apart."""
     may, must = [], []
     for a, b in pairs_of(measured, expected):
-        if a is None or b is None:  # it was infinite, or another is shown in its place
-            may.append(True)
+        if a is None or b is None:  # it was infinite or no number: no check holds of it
+            may.append(False)
             must.append(False)
             continue
         slack = DIGITS * (1 + max(abs(a), abs(b)))

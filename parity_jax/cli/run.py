@@ -67,6 +67,7 @@ from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import settings
 from parity_jax.runs.resolve import select
 from parity_jax.runs.targets import chosen, compile_only
+from parity_jax.types import DIVERGED
 
 
 def define_flags() -> flags.FlagValues:
@@ -227,11 +228,24 @@ def finish(
     """Analyse runs that have ended, unless somebody works on one of them again."""
     with home.settled() as is_settled:
         if is_settled and all(completed(resolve(experiment), home).values()):
+            tell_diverged(home)
             analyse(module, home.path)
             write_text(home.command, f"{command}\n")
         elif is_first():
             told = "another command works on its runs, and will make claims and figure"
             print(f"warning: {home.path}: {told}", file=sys.stderr)
+
+
+def tell_diverged(home: ExperimentDirectory) -> None:
+    """Says of which runs some members have no numbers."""
+    for run in home.runs() if is_first() else ():
+        finished = run.read_finished()
+        num = finished.status.count(DIVERGED) if finished else 0
+        if finished and num:
+            told = (
+                f"{num} of {len(finished.status)} members diverged: claims and figure"
+            )
+            print(f"warning: {run.path}: {told} lack their numbers", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:

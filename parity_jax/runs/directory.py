@@ -394,6 +394,7 @@ class ExperimentDirectory:
         return experiment
 
     def write_config(self, experiment: Experiment) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, to_dict(experiment))
 
 
