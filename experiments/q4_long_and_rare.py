@@ -116,6 +116,7 @@ def measured(results: Results) -> xr.Dataset:
 
     low, high   brackets of the sequences after which long samples are right
     updates     until 99% of greedy answers are right, NaN if they never are
+    budget      updates that were made
     p_cot       by bits and kappa
     """
     sizes = {
@@ -128,6 +129,7 @@ def measured(results: Results) -> xr.Dataset:
         learned = reached(results[name]["t1/accuracy_long"], LEARNED)
         greedy = results[f"{name}_grpo"]["greedy/accuracy"]
         learned["updates"] = first_step(greedy >= SOLVED)
+        learned["budget"] = greedy["step"][-1] + 0 * learned["updates"].fillna(0)
         shares = np.array([P_COT * (num_bits / least) ** -k for k in KAPPAS])
         chosen = learned.sel(p_cot=xr.DataArray(shares, dims="kappa"), method="nearest")
         chosen = chosen.drop_vars("p_cot").assign_coords(kappa=list(KAPPAS))
@@ -205,11 +207,13 @@ def figure(results: Results) -> plt.Figure:
     draw_learning(axes[0], found)
     draw_long_seen(axes[1], found)
     draw_updates(axes[2], found)
+    drawn = found["low"].notnull().any()
+    for ax in axes[:2] if drawn else ():
+        ax.set_yscale("log")
     for ax in axes:
         ax.minorticks_off()
         ax.set_xticks(found["bits"].values, found["bits"].values)
-    for ax in axes[:2] if found["low"].notnull().any() else ():
-        ax.set_yscale("log")
+    for ax in axes[:2] if drawn else ():
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(EngFormatter())
     figure.suptitle("Long and rare: p_cot = c d^-kappa")
@@ -255,13 +259,16 @@ def draw_long_seen(ax: Axes, found: xr.Dataset) -> None:
 
 
 def draw_updates(ax: Axes, found: xr.Dataset) -> None:
-    """Updates of GRPO to 99% greedy accuracy, growth in ln odds dashed."""
+    """Updates of GRPO to 99% greedy accuracy, open: more; growth in ln odds dashed."""
     for color, kappa in zip(CYCLE, KAPPAS, strict=False):
         at = found.sel(kappa=kappa).transpose("bits", "seed", ...)
         ax.plot(at["bits"], at["updates"], "o", color=color, ms=5, alpha=0.7)
+        more = at["budget"].where(at["updates"].isnull())
+        ax.plot(at["bits"], more, "^", color=color, ms=8, mfc="none")
         scale = float(found["updates"].isel(bits=0).mean())
         steps = updates_in_log_odds(at["p_cot"].values)
         label = f"ln odds, kappa = {kappa:g}"
         overlay(ax, at["bits"], scale * steps / steps[0], label, color)
     title = f"GRPO to {SOLVED:.0%} greedy accuracy"
-    finish(ax, title, "bits d", "updates", xscale="log", ylim=(0, None))
+    xlabel = "bits d (open: not there after so many)"
+    finish(ax, title, xlabel, "updates", xscale="log", ylim=(0, None))
