@@ -229,7 +229,7 @@ def test_numbers_stand_on_both_sides():
         Check.at_least(xr.DataArray([1.0, 2.0], dims="seed"), 0)
     with pytest.raises(TypeError, match="must be real numbers, not 'x'"):
         Check.at_least("x", 0)
-    with pytest.raises(TypeError, match="claim 'X': a=True is no Check"):
+    with pytest.raises(TypeError, match="claim 'X': a must be a Check, not bool"):
         Claim.of("X", "t", a=True)
 
 

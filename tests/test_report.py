@@ -296,7 +296,7 @@ def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     records.write_text(records.read_text().replace("0.5", "0.9"))
     refused(say("report", run_dir, output), 1, "grpo/metrics.jsonl is not as it was")
     (run_dir / "grpo" / "finished.json").unlink()
-    refused(say("report", run_dir, output), 1, "grpo has not finished")
+    refused(say("report", run_dir, output), 1, "grpo, which has not finished")
     shutil.rmtree(run_dir / "grpo")
     refused(say("report", run_dir, output), 1, "grpo: missing, which")
     assert not (tmp_path / "results").exists()

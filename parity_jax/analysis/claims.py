@@ -172,7 +172,8 @@ class Claim:
             raise ValueError(f"claim {id!r} needs a check")
         for name, check in checks.items():
             if not isinstance(check, Check):
-                raise TypeError(f"claim {id!r}: {name}={check!r} is no Check")
+                told = f"{name} must be a Check, not {type(check).__name__}"
+                raise TypeError(f"claim {id!r}: {told}")
         shown = {name: plain(value) for name, value in (seen or {}).items()}
         for name in {*checks} & {*shown}:
             if shown[name] != checks[name].measured:

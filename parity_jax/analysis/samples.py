@@ -68,8 +68,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Shares and lengths over all rows; None of nothing.
 
     pass   one of a row's samples is right
-    maj    the most frequent answer of its samples is right (a tie: the one seen first);
-           samples that have not ended give none
+    maj    the most frequent answer of its samples is right, or of several that are as
+           frequent the share that is; samples that have not ended give none
     """
     found: dict[str, float | None] = {}
     groups = {"greedy": [[row["greedy"]] for row in rows]}
@@ -107,11 +107,15 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def vote(answers: Sequence[dict[str, Any]]) -> bool:
-    """Whether the answer that most of them give is right; those without one abstain."""
+def vote(answers: Sequence[dict[str, Any]]) -> float:
+    """Share of the answers that most of them give that are right: 0 or 1 without a tie.
+
+    Those without an answer abstain.
+    """
     given = Counter(a["answer"] for a in answers if a["answer"] is not None)
-    if not given:
-        return False
-    winner = given.most_common(1)[0][0]
-    right = [a["correct"] for a in answers if a["answer"] == winner]
-    return sum(right) > len(right) / 2  # other tokens may read the same
+    most = max(given.values(), default=0)
+    won = []
+    for winner in (answer for answer, count in given.items() if count == most):
+        right = [a["correct"] for a in answers if a["answer"] == winner]
+        won.append(sum(right) > len(right) / 2)  # other tokens may read the same
+    return float(np.mean(won)) if won else 0.0

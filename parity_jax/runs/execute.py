@@ -353,7 +353,7 @@ def check_start(
         newest = max(there, default=-1)  # records may be further: it was killed then
         to_come = [s for s in schedule.saved_steps() if s > newest]
         saved = sorted({*there, *to_come})
-        check_steps(name, {*run.parent_steps}, saved)
+        check_steps(name, {*run.parent_steps}, saved, "parent_step" in run.axes)
         return
     if not sibling and is_hf_folder(parent.path):
         check_folder(name, run, HfFolder(parent.path))

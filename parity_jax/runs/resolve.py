@@ -278,16 +278,19 @@ def check_parent(
         )
     ]
     require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
-    check_steps(name, wanted, saved)
+    check_steps(name, wanted, saved, "parent_step" in run.axes)
     with under(f"runs.{name}"):
         parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
 
 
-def check_steps(name: str, wanted: Collection[int], saved: Sequence[int]) -> None:
+def check_steps(
+    name: str, wanted: Collection[int], saved: Sequence[int], is_axis: bool
+) -> None:
     """ConfigError unless the parent has a checkpoint at all these steps."""
+    field = "axes.parent_step" if is_axis else "parent_step"
     for step in sorted(wanted):
         allowed = f"must be a checkpoint of the parent: {listed(saved)}"
-        require(step in saved, f"runs.{name}.parent_step", step, allowed)
+        require(step in saved, f"runs.{name}.{field}", step, allowed)
 
 
 def listed(steps: Sequence[int]) -> str:

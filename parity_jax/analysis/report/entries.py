@@ -150,7 +150,8 @@ def check_runs(home: ExperimentDirectory) -> None:
             raise RunError(f"{run.path}: missing, which {home.claims} tells of")
         finished = run.read_finished()
         if finished is None:
-            raise RunError(f"{home.claims}: damaged: {run.path} has not finished")
+            told = f"tells of {run.path}, which has not finished"
+            raise RunError(f"{home.claims}: {told}")
         if altered := run.altered(finished):
             raise RunError(f"{home.claims}: damaged: {altered}")
 

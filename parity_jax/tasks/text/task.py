@@ -143,8 +143,8 @@ class TextConfig(TaskConfig):
         return dataclasses.replace(self, content=found)
 
     def make(self) -> "Text":
-        made = corpus(dataclasses.replace(self, content=None))
         with under("task"):
+            made = corpus(dataclasses.replace(self, content=None))
             self.check_content(made.content)
         return Text(self, made)
 
