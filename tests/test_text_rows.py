@@ -33,6 +33,7 @@ from parity_jax.tasks.text.verify import exact, gsm8k, number_of
 from parity_jax.tasks.text.worded import WORDS, worded_rows
 from parity_jax.testing import check_task
 
+NINES = "9" * 40
 PLAIN = {"prompt": "2 + 2?", "solution": "Two and two.", "answer": "4"}
 
 
@@ -311,6 +312,11 @@ def test_numbers_of_gsm8k():
             {"#### 7": "7", "#### 7.0": "7.0", "#### 1, 2": "1, 2", "7": None},
         ),
         ("gsm8k", {}, {"#### $7.0": "7", "#### 7 apples": None, "7": None}),
+        (
+            "gsm8k",
+            {},
+            {"#### -0.0": "0", "#### 100": "100", f"#### {'9' * 40}": "9" * 40},
+        ),
         # without ####: what stands behind the template's own mark
         (
             "tokens",

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from tiny import random_params
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parity_jax.analysis import load_metrics
-from parity_jax.analysis.samples import summary
+from parity_jax.analysis.samples import answer_given, summary
 from parity_jax.cli import main
 from parity_jax.config import ConfigError, RunError
 from parity_jax.evaluate import EvaluateConfig, held_out_prompts, make_evaluate
@@ -26,8 +27,9 @@ from parity_jax.experiment import RunConfig
 from parity_jax.hypers import Hypers
 from parity_jax.models import response_logits
 from parity_jax.responses import response_mask
-from parity_jax.runs import run_experiment
+from parity_jax.runs import resolve, run_experiment
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
+from parity_jax.tasks.text import Text, TextConfig
 from parity_jax.tasks.text.table import epoch_rows
 from parity_jax.types import Data, Prompt
 
@@ -291,6 +293,28 @@ def test_what_samples_add_up_to():
     assert summary([{"greedy": wrong, "samples": mixed}])["maj@4"] == 0
     alone = summary([{"greedy": wrong, "samples": []}])
     assert alone["greedy/length_mean_correct"] is None
+
+
+def test_right_answers_are_one_however_they_are_written():
+    """As math-verify has it, whose answers need no mark; a wrong one may have none."""
+    task = object.__new__(Text)
+    task.config = TextConfig(verifier="math")
+    right, wrong = {"correct": True, "ended": True}, {"correct": False, "ended": True}
+    said = [("#### 0.5", right), ("it is $\\frac12$", right), ("#### 7", wrong)]
+    said += [("7", wrong), ("#### 7", wrong | {"ended": False})]
+    found = [answer_given(task, text, "1/2", seen) for text, seen in said]
+    assert found == ["1/2", "1/2", "7", None, None]
+
+
+def test_a_judge_that_no_run_names_is_refused(tmp_path):
+    """But where nothing samples: the parent of such runs."""
+    name = "text_rewards:brevity"
+    task = small_text(tmp_path, text_rewards=(name,))
+    whole = text_experiment(task)
+    told = rf"^task\.text_rewards='{name}': must be among the stage.rollout.rewards of"
+    with pytest.raises(ConfigError, match=told):
+        resolve(whole)
+    resolve(replace(whole, runs=FrozenDict({"sft": whole.runs["sft"]})))
 
 
 def test_star_continues_with_the_reward_of_tokens(tmp_path):

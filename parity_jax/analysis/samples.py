@@ -52,10 +52,19 @@ def answered_rows(
             for g, ids in enumerate(np.asarray(token[b])):
                 each = {name: column[b][g] for name, column in columns.items()}
                 text = response_text(task, ids)
-                given = task.answer_of(text, row.answer) if each["ended"] else None
-                answers.append({"response": text, "answer": given} | each)
+                answer = answer_given(task, text, row.answer, each)
+                answers.append({"response": text, "answer": answer} | each)
             head = {"row": start + b, "prompt": row.prompt, "gold": row.answer}
             yield head | {"greedy": answers[0], "samples": answers[1:]}
+
+
+def answer_given(
+    task: Text, response: str, gold: str, seen: dict[str, Any]
+) -> str | None:
+    """What a response votes for: the right answer, however written, or its own."""
+    if seen["correct"]:
+        return gold
+    return task.answer_of(response, gold) if seen["ended"] else None
 
 
 def response_text(task: Text, token_T: np.ndarray) -> str:

@@ -44,7 +44,7 @@ from parity_jax.mesh import MeshConfig, spread
 from parity_jax.models import Model, ModelConfig
 from parity_jax.population import Population, PopulationConfig, make_population
 from parity_jax.stages import Stage, StageConfig
-from parity_jax.tasks import FiniteTask, Task, TaskConfig
+from parity_jax.tasks import FiniteTask, Task, TaskConfig, TextConfig
 from parity_jax.tasks.contract import check_task
 from parity_jax.types import Data
 
@@ -155,7 +155,20 @@ def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
             wanted = {*run.parent_steps}
             check_parent(name, run, parent, config.parent, wanted, saved)
         resolved[name] = run
+    check_judges(resolved.values())
     return resolved
+
+
+def check_judges(runs: Collection[ResolvedRun]) -> None:
+    """ConfigError for a reward on text that no run names, though some sample."""
+    rollouts = [getattr(run.stage, "rollout", None) for run in runs]
+    named = [{*rollout.rewards} for rollout in rollouts if rollout is not None]
+    for run in runs:
+        own = run.task.text_rewards if isinstance(run.task, TextConfig) else ()
+        for reward in own if named else ():
+            allowed = "must be among the stage.rollout.rewards of a run as well"
+            is_read = any(reward in rewards for rewards in named)
+            require(is_read, "task.text_rewards", reward, allowed)
 
 
 def order_of_execution(experiment: Experiment) -> list[str]:

@@ -71,6 +71,7 @@ from parity_jax.tasks.text.verify import (
     Verifier,
     after_mark,
     number_of,
+    number_text,
 )
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
@@ -483,19 +484,20 @@ class Text:
         return self.tokenizer.decode(np.asarray(token_T).tolist())
 
     def answer_of(self, response: str, gold: str) -> str | None:
-        """What a response that has ended answers, as its verifier tells answers apart.
+        """What a wrong response that has ended answers; None if it gives nothing.
 
-        None if it gives none. gold: the right one, as many of whose words are taken
-        from the end where nothing marks an answer.
+        As its verifier tells answers apart, but math-verify's by their texts. gold: the
+        right one, as many of whose words are taken from the end where nothing marks an
+        answer.
         """
         if self.config.verifier == "math":
             return last_boxed(response) or after_mark(response)
         if self.config.verifier in HERE:
             given = after_mark(response)
-            number = number_of(given or "")
             if self.config.verifier == "exact" or not given:
                 return given or None
-            return None if number is None else f"{number.normalize():f}"
+            number = number_of(given)
+            return None if number is None else number_text(number)
         before, after = self.config.template.around_answer
         if before:
             _, mark, given = response.rpartition(before)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity_jax.config import MAX_SIZE, ConfigError, expanded, require
+from parity_jax.config import ConfigError, expanded, require
 from parity_jax.tasks.text.rows import optional
 
 PAD, END = "<pad>", "<end>"
@@ -189,12 +189,13 @@ def from_folder(folder: str) -> Tokenizer:
     }
     ids = {name: inner.token_to_id(text) for name, text in special.items()}
     ends = [ids.get("eos_token")]
+    size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
     for name, config in zip(OPTIONS, (generation, model), strict=False):
         value = config.get("eos_token_id")
         given = value if isinstance(value, list) else [value]
         for token in given:
-            is_id = type(token) is int and 0 <= token <= MAX_SIZE
-            told = f"{name}: eos_token_id={value!r}: must be tokens, or null"
+            is_id = type(token) is int and 0 <= token < size
+            told = f"{name}: eos_token_id={value!r}: must be tokens, below {size}"
             require(token is None or is_id, "tokenizer.folder", folder, told)
         ends += given
     end_ids = tuple(dict.fromkeys(e for e in ends if e is not None))

@@ -29,6 +29,14 @@ def number_of(text: str) -> Decimal | None:
     return Decimal(found["sign"] + found["size"].replace(",", ""))
 
 
+def number_text(number: Decimal) -> str:
+    """The same text for equal numbers, to the last digit."""
+    text = f"{number:f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text if number else "0"
+
+
 def after_mark(response: str) -> str | None:
     """What stands behind the last ####; None without one."""
     _, mark, answer = response.rpartition(MARK)
