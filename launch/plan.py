@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from flax.core import FrozenDict
 
 from parity_jax.cli.run import built
@@ -29,7 +30,7 @@ from parity_jax.config import (
 )
 from parity_jax.config.labels import parse_number
 from parity_jax.config.overrides import PREFIX, Override
-from parity_jax.experiment import Experiment
+from parity_jax.experiment import Experiment, check_values
 from parity_jax.hypers import AXES
 from parity_jax.runs.resolve import ResolvedRun, resolve
 from parity_jax.runs.sweep import Sweep, SweepJob, swept_edits
@@ -118,6 +119,8 @@ def plan(
     old = check_growth(asked, before) if before else ()
     fields = {k: v for k, v in asked.grid.items() if k not in AXES}
     axes = {k: numbers(k, v) for k, v in asked.grid.items() if k in AXES}
+    for name, swept in axes.items():  # of all jobs, each of which may have one value
+        check_values(name, swept)
     sweep = Sweep(asked.configs, FrozenDict(asked.grid), asked.chains, commit, ())
     jobs: list[SweepJob] = []
     experiments: list[Built] = []
@@ -275,13 +278,22 @@ def check_distinct(experiments: Sequence[Built]) -> None:
     seen: dict[str, str] = {}
     for each in experiments:
         name = each.job.directory
-        content = json.dumps(to_dict(each.runs)) + each.job.config
+        content = json.dumps(as_float32(to_dict(each.runs))) + each.job.config
         allowed = "has the name of another job; write the swept values otherwise"
         require(name not in seen.values(), "job", name, allowed)
         require(name not in TAKEN, "job", name, "is the name of a directory of sweeps")
         allowed = f"is the same as job {seen.get(content)}"
         require(content not in seen, "job", name, allowed)
         seen[content] = name
+
+
+def as_float32(value: Any) -> Any:
+    """A plain value with its numbers as programs read them."""
+    if isinstance(value, dict):
+        return {name: as_float32(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_float32(each) for each in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def read_prompts(path: str, task: Task) -> Prompt:
     """
     file = expanded("eval_file", path)
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("eval_file", path, f"cannot be read: {error}") from None
     prompts = []

@@ -3,7 +3,7 @@
 `runs.resolve` turns it into one `ResolvedRun` for each stage; nothing else reads it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -178,7 +178,14 @@ def check_axes(axes: Mapping[str, tuple[float, ...]]) -> None:
                 inside = isinstance(value, int) and 0 <= value <= MAX_SEED
                 allowed = f"must be a whole number in [0, {MAX_SEED}]"
                 require(inside, f"axes.{name}", value, allowed)
-        seen = [np.float32(v) if name in BOUNDS else v for v in values]
-        allowed = "values of an axis must be distinct"
-        allowed += " (as float32)" if name in BOUNDS else ""
-        require(len(set(seen)) == len(values), f"axes.{name}", values, allowed)
+        check_values(name, values)
+
+
+def check_values(name: str, values: Sequence[float]) -> None:
+    """ConfigError for values of an axis that are the same: members would secretly be
+    one.
+    """
+    seen = [np.float32(v) if name in BOUNDS else v for v in values]
+    allowed = "values of an axis must be distinct"
+    allowed += " (as float32)" if name in BOUNDS else ""
+    require(len(set(seen)) == len(values), f"axes.{name}", values, allowed)

@@ -346,7 +346,7 @@ IMPOSSIBLE = {
     ),
     "one step of an axis": (
         with_run("grpo", axes=FrozenDict({"parent_step": (2, 3)})),
-        "runs.grpo.parent_step",
+        "runs.grpo.axes.parent_step",
         "0, 2, 4",
     ),
     "a parent that is not there": (

@@ -177,6 +177,7 @@ def test_a_file_without_prompts_is_named(tmp_path):
         (b" \n\n", "at least one prompt"),
         (b"\xff", "cannot be read"),
         (b"+-+=\n+-=\n", "line 2: must begin with 3 bits"),
+        (b"+-+=\n+-+\x0c+-+\n", "line 2: "),
     ):
         if content is not None:
             file.write_bytes(content)

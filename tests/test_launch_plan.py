@@ -138,6 +138,18 @@ MISTAKES = [
         ("has no effect beside the axis p_cot",),
     ),
     (["--grid=task.num_bits=4,04"], ("job='num_bits=04'", "the same as job")),
+    (
+        ["--grid=runs.run.hypers.p_cot=0.1,0.100000001"],
+        ("job='p_cot=0.100000001'", "the same as job"),
+    ),
+    (
+        ["--grid=p_cot=0.1,0.100000001", "--split=p_cot:1"],
+        ("axes.p_cot=(0.1, 0.100000001)", "must be distinct (as float32)"),
+    ),
+    (
+        ["--grid=seed=0,00,1", "--split=seed:1"],
+        ("axes.seed=(0, 0, 1)", "must be distinct"),
+    ),
     (["--grid=seed"], ("must be NAME=VALUE",)),
     (
         ["--grid=seed=0,1", "--split=seed:1", "--split=seed:2"],
