@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from parity_jax.experiment import Experiment
 from parity_jax.hosts import is_first
 from parity_jax.runs.checkpoint import Checkpoints, by_path, ends_of
 from parity_jax.runs.files import (
-    LOOKS,
     is_locked,
     lock,
     read_as,
@@ -226,12 +226,12 @@ class RunDirectory:
 
     def saved_steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        for _ in range(LOOKS):  # a writer may delete the one before in this moment
-            names = [p.name for p in self._checkpoints.glob("*") if p.is_dir()]
-            steps = sorted(int(name) for name in names if name.isdecimal())
-            if steps or not self._checkpoints.exists():
-                break
-        return steps
+        try:  # one look: between two a writer may put a new one in an old one's place
+            with os.scandir(self._checkpoints) as entries:
+                names = [e.name for e in entries if e.name.isdecimal() and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(map(int, names))
 
     def stamp(self) -> tuple[Any, ...]:
         """What changes when somebody works here: times and sizes of its files."""
@@ -251,9 +251,8 @@ class RunDirectory:
 
         Nothing is imported or checked for it; -1: not even step 0.
         """
-        names = [p.name for p in self.path.glob("checkpoints/*") if p.name.isdecimal()]
         record = self.metrics.last()
-        return max([*map(int, names), record.step if record else -1])
+        return max([*self.saved_steps(), record.step if record else -1])
 
     def planned_steps(self) -> int:
         """Where the run will end, whatever else its config says."""
