@@ -183,7 +183,7 @@ def claims(results: Results) -> list[Claim]:
         p_long, path = star_paths(results, reward)
         star[reward] = Check.within(p_long.mean("seed", skipna=False), path, 0.06)
     lengthens, signal = reward_growth(results)
-    least = lengthens.where(signal > 0.15, np.inf)  # that holds of none, if all are
+    least = lengthens.where(signal > 0.15, np.inf)  # of none: refused
     most = lengthens.where(signal < -0.15, -np.inf)
     kept, share = erring_star(results)
     return [

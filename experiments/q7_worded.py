@@ -164,8 +164,7 @@ def answer(results: Results) -> Answer:
     accuracy = before["greedy/accuracy"].sel(p_cot=list(RARE)).values
     ends = [
         f"{float(last(results[run])['greedy/accuracy'].min(skipna=False)):.2f} or more "
-        f"after "
-        f"{int(results[run]['step'][-1])} {unit} of {ALGORITHMS[run]}"
+        f"after {int(results[run]['step'][-1])} {unit} of {ALGORITHMS[run]}"
         for run, unit in (("grpo", "updates"), ("star", "rounds"))
     ]
     gap = float(star_gap(results["star"]["t1/p_long"]).max(skipna=False))

@@ -16,7 +16,6 @@ from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
 from parity_jax.runs.files import CodeNotFoundError, is_locked, is_plain
 from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.runs.sweep import SweepDirectory, SweepJob
-from parity_jax.types import DIVERGED
 
 STATES = ("finished", "running", "queued", "stopped", "failed", "lost", "planned")
 SILENCE = 600  # seconds without a sign of life, of a process that cannot be asked
@@ -59,7 +58,8 @@ def row(home: SweepDirectory, job: SweepJob, place: Place | None) -> Row:
         unverified = verify(home, job, runs.values())
         is_done = all(has_ended(run, job.steps[name]) for name, run in runs.items())
         accuracy = last_accuracy(runs.values())
-        diverged = max(map(num_diverged, runs.values()))
+        finished = [run.read_finished() for run in runs.values()]
+        diverged = max(end.num_diverged if end else 0 for end in finished)
         state, note = state_of(life, is_done, place, record.path, seen_at)
         if state == "finished":
             note = note or unverified or what_holds(home.experiment(job))
@@ -103,12 +103,6 @@ def verify(home: SweepDirectory, job: SweepJob, runs: Iterable[RunDirectory]) ->
 def what_holds(home: ExperimentDirectory) -> str:
     """Of the claims of a job that has ended, if it has any."""
     return told(read_claims(home.claims)) if is_plain(home.claims) else ""
-
-
-def num_diverged(run: RunDirectory) -> int:
-    """Members that a finished run ended without."""
-    finished = run.read_finished()
-    return finished.status.count(DIVERGED) if finished else 0
 
 
 def last_accuracy(runs: Iterable[RunDirectory]) -> float | None:

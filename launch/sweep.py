@@ -247,8 +247,9 @@ def check(
             say(f"checking {escape(each.job.directory)}")
             jobs = execute.plan(each.runs, directory, [*each.runs])
             if jobs:
+                recorded = {job.name: job.recorded for job in jobs}
                 shown = partial(analyse, each.module)
-                rehearse(each.experiment, directory.path, jobs, shown)
+                rehearse(each.experiment, directory.path, recorded, shown)
             programs[each.bucket] = {job.name: job.program for job in jobs}
             sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
     return {each.job.directory: sizes[each.bucket] for each in experiments}

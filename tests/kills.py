@@ -34,7 +34,7 @@ from parity_jax.population import Population, PopulationConfig, layout
 from parity_jax.program import uncached
 from parity_jax.runs import RunDirectory, make_program, resolve, run_experiment
 from parity_jax.runs.checkpoint import from_arrays, to_arrays
-from parity_jax.runs.execute import Job, execute
+from parity_jax.runs.execute import Job, Recorded, execute
 from parity_jax.runs.interrupt import never
 from parity_jax.stages import (
     LinearPretrainConfig,
@@ -142,7 +142,8 @@ def live(experiment: Experiment, workdir: Path, path: Path) -> None:
         **loaded,
     )
     with directory.locked():
-        execute(Job("run", run, directory, program, {}), (), True, never)
+        job = Job("run", run, directory, program, Recorded([], []))
+        execute(job, (), True, never)
 
 
 def live_whole(experiment: Experiment, workdir: Path, cache: Path) -> None:

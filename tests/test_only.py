@@ -46,7 +46,7 @@ def test_what_another_command_did_meanwhile_is_seen(tmp_path):
     other = replace(one, evaluate=replace(one.evaluate, num_prompts=7))
 
     def together(mine, theirs, place):
-        def rehearse(jobs):
+        def rehearse(runs):
             train(theirs, place)
 
         return run_experiment(mine, place, quiet=True, rehearse=rehearse)

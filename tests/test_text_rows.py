@@ -21,12 +21,12 @@ from parity_jax.tasks.text import (
     SourceConfig,
     Splits,
     TemplateConfig,
-    Text,
     TokenizerConfig,
     WordedSource,
     marked,
     unmarked,
 )
+from parity_jax.tasks.text.answers import wrong_answer
 from parity_jax.tasks.text.rows import last_boxed, read_rows
 from parity_jax.tasks.text.tokenizer import from_folder, trained
 from parity_jax.tasks.text.verify import exact, gsm8k, number_of
@@ -83,6 +83,18 @@ def test_a_malformed_row_is_named(tmp_path, line, told):
     assert text.startswith("task.source.train_file='")
     assert told in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("path", ["~no.body/rows.jsonl", "x" * 300])
+def test_a_path_that_no_file_can_have_is_named(path):
+    """By the field that has it."""
+    few = WordedSource(num_train=4, num_test=2)
+    for cfg, field in (
+        (TextConfig(FileSource(path, num_test=1)), "source.train_file"),
+        (TextConfig(few, TokenizerConfig(path)), "tokenizer.folder"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^task\.{field}='{path[:99]}"):
+            cfg.resolved()
 
 
 @pytest.mark.parametrize(
@@ -332,12 +344,10 @@ def test_numbers_of_gsm8k():
         ("math", {}, {"is \\boxed{7}": "7", "#### 7": "7", "7": None}),
     ],
 )
-def test_what_a_response_answers(tmp_path, verifier, template, said):
+def test_what_a_response_answers(verifier, template, said):
     """Answers are as many as the verifier tells apart."""
-    cfg = small_text(tmp_path, template=TemplateConfig(**template), verifier=verifier)
-    task = object.__new__(Text)
-    task.config = cfg
-    assert {text: task.answer_of(text, "no 8") for text in said} == said
+    cfg = TemplateConfig(**template)
+    assert {t: wrong_answer(verifier, cfg, t, "no 8") for t in said} == said
 
 
 def test_rows_that_changed_are_read_again(tmp_path):

@@ -29,7 +29,7 @@ from parity_jax.models import response_logits
 from parity_jax.responses import response_mask
 from parity_jax.runs import resolve, run_experiment
 from parity_jax.stages import PolicyGradientConfig, RolloutConfig, StarConfig
-from parity_jax.tasks.text import Text, TextConfig
+from parity_jax.tasks.text import TextConfig
 from parity_jax.tasks.text.table import epoch_rows
 from parity_jax.types import Data, Prompt
 
@@ -297,12 +297,11 @@ def test_what_samples_add_up_to():
 
 def test_right_answers_are_one_however_they_are_written():
     """As math-verify has it, whose answers need no mark; a wrong one may have none."""
-    task = object.__new__(Text)
-    task.config = TextConfig(verifier="math")
+    cfg = TextConfig(verifier="math")
     right, wrong = {"correct": True, "ended": True}, {"correct": False, "ended": True}
     said = [("#### 0.5", right), ("it is $\\frac12$", right), ("#### 7", wrong)]
     said += [("7", wrong), ("#### 7", wrong | {"ended": False})]
-    found = [answer_given(task, text, "1/2", seen) for text, seen in said]
+    found = [answer_given(cfg, text, "1/2", seen) for text, seen in said]
     assert found == ["1/2", "1/2", "7", None, None]
 
 

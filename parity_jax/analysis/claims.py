@@ -175,7 +175,7 @@ class Claim:
                 told = f"{name} must be a Check, not {type(check).__name__}"
                 raise TypeError(f"claim {id!r}: {told}")
         shown = {name: plain(value) for name, value in (seen or {}).items()}
-        for name in {*checks} & {*shown}:
+        for name in checks.keys() & shown.keys():
             if shown[name] != checks[name].measured:
                 told = f"seen has {name!r} of a check, otherwise"
                 raise ValueError(f"claim {id!r}: {told}")
@@ -189,7 +189,7 @@ class Claim:
         measured = part("measured")
         if shown:
             head = measured if only is None else {next(iter(checks)): measured}
-            measured = head | {k: v for k, v in shown.items() if k not in head}
+            measured = head | shown
         holds = all(check.holds for check in checks.values())
         rest = (part("relation"), part("expected"), part("tolerance"))
         return cls(id, text or LEGEND[id], measured, *rest, holds)

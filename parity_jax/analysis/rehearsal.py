@@ -19,7 +19,7 @@ from parity_jax.config import UserCodeError, kind_of
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import by_itself
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
-from parity_jax.runs.execute import Job
+from parity_jax.runs.execute import Recorded
 from parity_jax.runs.lineage import Lineage, ParentEntry, Process
 from parity_jax.runs.metrics_file import SPLITS, Record
 from parity_jax.runs.resolve import ResolvedRun, resolve
@@ -37,16 +37,16 @@ NOBODY = Process(
 def rehearse(
     experiment: Experiment,
     workdir: Path,
-    jobs: list[Job],
+    recorded: Mapping[str, Recorded],
     analyse: Callable[[Path], None],
 ) -> None:
-    """analyse(directory) of made-up scores; UserCodeError if it fails.
+    """analyse(directory) of made-up scores of these runs; UserCodeError if it fails.
 
     Runs that are done already are taken as they are. Where others will still be missing
     (--only), the analysis has to wait, and so has its rehearsal.
     """
-    runs, names = resolve(experiment), {job.name: job.names for job in jobs}
-    rest = [RunDirectory(workdir / name) for name in runs if name not in names]
+    runs = resolve(experiment)
+    rest = [RunDirectory(workdir / name) for name in runs if name not in recorded]
     if any(run.read_finished() is None for run in rest):
         return
     for is_missing in (False, True):
@@ -54,8 +54,8 @@ def rehearse(
             home = ExperimentDirectory(Path(place))
             home.write_config(experiment)
             for name, run in runs.items():
-                if name in names:
-                    make_up(home.run(name), run, names[name], runs, is_missing)
+                if name in recorded:
+                    make_up(home.run(name), run, recorded[name], runs, is_missing)
                 else:
                     (Path(place) / name).symlink_to((workdir / name).resolve())
             try:
@@ -69,14 +69,11 @@ def rehearse(
 def make_up(
     directory: RunDirectory,
     run: ResolvedRun,
-    names: Mapping[str, list[str]],
+    names: Recorded,
     runs: dict[str, ResolvedRun],
     is_missing: bool = False,
 ) -> None:
-    """The files that an analysis reads, with random scores in [0, 1) or none.
-
-    names   of training metrics ("train") and scores ("eval")
-    """
+    """The files that an analysis reads, with random scores in [0, 1) or none."""
     directory.write_config(run)
     parent = None
     if run.parent.path:
@@ -91,7 +88,7 @@ def make_up(
     for step in run.schedule.recorded_steps():
         is_in = {"train": step > 0, "eval": run.schedule.is_evaluated(step)}
         for split in (split for split in SPLITS if is_in[split]):
-            scores = names[split]
+            scores = getattr(names, split)
             missing = [[None] * num] * len(scores)
             made = chance.random((len(scores), num)).tolist()
             values = dict(zip(scores, missing if is_missing else made, strict=True))

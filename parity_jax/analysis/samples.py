@@ -12,7 +12,8 @@ import numpy as np
 from parity_jax.decode import sample
 from parity_jax.models import Model
 from parity_jax.responses import has_ended, num_tokens
-from parity_jax.tasks import Text
+from parity_jax.tasks import Text, TextConfig
+from parity_jax.tasks.text.answers import wrong_answer
 from parity_jax.types import Params, Prompt, Response
 
 BATCH = 32  # prompts that are answered together
@@ -52,19 +53,21 @@ def answered_rows(
             for g, ids in enumerate(np.asarray(token[b])):
                 each = {name: column[b][g] for name, column in columns.items()}
                 text = response_text(task, ids)
-                answer = answer_given(task, text, row.answer, each)
+                answer = answer_given(task.config, text, row.answer, each)
                 answers.append({"response": text, "answer": answer} | each)
             head = {"row": start + b, "prompt": row.prompt, "gold": row.answer}
             yield head | {"greedy": answers[0], "samples": answers[1:]}
 
 
 def answer_given(
-    task: Text, response: str, gold: str, seen: dict[str, Any]
+    cfg: TextConfig, response: str, gold: str, seen: dict[str, Any]
 ) -> str | None:
     """What a response votes for: the right answer, however written, or its own."""
     if seen["correct"]:
         return gold
-    return task.answer_of(response, gold) if seen["ended"] else None
+    if not seen["ended"]:
+        return None
+    return wrong_answer(cfg.verifier, cfg.template, response, gold)
 
 
 def response_text(task: Text, token_T: np.ndarray) -> str:

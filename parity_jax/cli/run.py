@@ -22,7 +22,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -60,14 +60,13 @@ from parity_jax.hosts import is_first, join, require_same
 from parity_jax.models.huggingface import FolderError
 from parity_jax.runs import ExperimentDirectory, completed, resolve, run_experiment
 from parity_jax.runs.directory import local_path
-from parity_jax.runs.execute import Job
+from parity_jax.runs.execute import Recorded, Rehearse
 from parity_jax.runs.files import write_bytes, write_json, write_text
 from parity_jax.runs.forecast import forecast, forecast_for
 from parity_jax.runs.interrupt import stop_requests
 from parity_jax.runs.lineage import settings
 from parity_jax.runs.resolve import select
 from parity_jax.runs.targets import chosen, compile_only
-from parity_jax.types import DIVERGED
 
 
 def define_flags() -> flags.FlagValues:
@@ -240,12 +239,10 @@ def tell_diverged(home: ExperimentDirectory) -> None:
     """Says of which runs some members have no numbers."""
     for run in home.runs() if is_first() else ():
         finished = run.read_finished()
-        num = finished.status.count(DIVERGED) if finished else 0
-        if finished and num:
-            told = (
-                f"{num} of {len(finished.status)} members diverged: claims and figure"
-            )
-            print(f"warning: {run.path}: {told} lack their numbers", file=sys.stderr)
+        if finished and finished.num_diverged:
+            told = f"{finished.num_diverged} of {len(finished.status)} members diverged"
+            told += ": claims and figure lack their numbers"
+            print(f"warning: {run.path}: {told}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -272,16 +269,15 @@ def main(argv: Sequence[str]) -> None:
 
             check_code()
 
-            def rehearsed(jobs: list[Job], workdir: Path) -> None:
-                rehearse(experiment, workdir, jobs, partial(analyse, module))
+            def rehearsed(runs: Mapping[str, Recorded], workdir: Path) -> None:
+                rehearse(experiment, workdir, runs, partial(analyse, module))
                 check_code()
 
             if own.dry_run:
                 with early(), TemporaryDirectory() as nowhere:
                     home = own_home(own.workdir)
                     place = home.path if home else Path(nowhere)
-                    check = partial(rehearsed, workdir=place)
-                    tell_costs(own, experiment, home, check)
+                    tell_costs(own, experiment, home, partial(rehearsed, workdir=place))
                 return
 
         workdir = local_path("workdir", own.workdir)
@@ -289,10 +285,10 @@ def main(argv: Sequence[str]) -> None:
         with ExitStack() as profile:
             ahead = list[str]()  # runs that were left to do
 
-            def all_checked(jobs: list[Job]) -> None:
-                ahead.extend(job.name for job in jobs)
+            def all_checked(runs: Mapping[str, Recorded]) -> None:
+                ahead.extend(runs)
                 with stops.at_once():
-                    rehearsed(jobs, workdir)
+                    rehearsed(runs, workdir)
                 if own.profile:  # all is checked: now something may be written
                     traces = made_folder("--profile", own.profile)
                     profile.enter_context(jax.profiler.trace(str(traces)))
@@ -315,16 +311,16 @@ def tell_costs(
     own: flags.FlagValues,
     experiment: Experiment,
     home: ExperimentDirectory | None,
-    check: Callable[[list[Job]], None],
+    rehearsed: Rehearse,
 ) -> None:
     """The resolved config and what it will cost, here or on a target."""
     say = partial(print, flush=True)  # it takes a while between lines
     select([*experiment.runs], own.only)
     show(experiment, say)
     if own.target:
-        forecast_for(experiment, own.only, own.target, say, home, check)
+        forecast_for(experiment, own.only, own.target, say, home, rehearsed)
     else:
-        forecast(experiment, own.only, say, home, check)
+        forecast(experiment, own.only, say, home, rehearsed)
 
 
 def own_home(workdir: str | None) -> ExperimentDirectory | None:

@@ -93,6 +93,10 @@ class Finished:
         require(known, "status", self.status, f"must be of {[*STATUS_TEXT]}")
 
     @property
+    def num_diverged(self) -> int:
+        return self.status.count(DIVERGED)
+
+    @property
     def has_only_diverged(self) -> bool:
         return {*self.status} == {DIVERGED}
 
@@ -393,6 +397,7 @@ class ExperimentDirectory:
         return experiment
 
     def write_config(self, experiment: Experiment) -> None:
+        """All that is set."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, to_dict(experiment))
 

@@ -66,6 +66,19 @@ from parity_jax.runs.sweep import is_sweep
 from parity_jax.runs.unread import check_numbers
 
 
+class Recorded(NamedTuple):
+    """The names of what a run records."""
+
+    train: list[str]
+    eval: list[str]
+
+    @classmethod
+    def of(cls, program: Population) -> "Recorded":
+        """All is traced, and nothing compiled."""
+        metrics, scores = program.shapes()[1:]
+        return cls([*metrics], [*scores])
+
+
 class Job(NamedTuple):
     """A run that is to be executed, everything about it checked."""
 
@@ -73,16 +86,11 @@ class Job(NamedTuple):
     run: ResolvedRun
     directory: RunDirectory
     program: Population
-    names: Mapping[str, list[str]]  # of what it records: "train" and "eval"
+    recorded: Recorded
 
-    @classmethod
-    def of(
-        cls, name: str, run: ResolvedRun, directory: RunDirectory, program: Population
-    ) -> "Job":
-        """With the names of what the program records."""
-        metrics, scores = program.shapes()[1:]
-        names = {"train": [*metrics], "eval": [*scores]}
-        return cls(name, run, directory, program, names)
+
+# May refuse runs that are to be executed, by their names, before anything is written.
+Rehearse = Callable[[Mapping[str, Recorded]], None]
 
 
 def run_experiment(
@@ -91,7 +99,7 @@ def run_experiment(
     only: Sequence[str] = (),
     quiet: bool = False,
     should_stop: Callable[[], bool] = never,
-    rehearse: Callable[[list[Job]], None] | None = None,
+    rehearse: Rehearse = lambda runs: None,
 ) -> bool:
     """Execute or continue the runs of an experiment, in order; whether all are done.
 
@@ -106,8 +114,8 @@ def run_experiment(
         check_tools(experiment.log)
         before = stamps(runs, home)
         jobs = plan(runs, home, select(list(runs), list(only)))
-        if rehearse is not None and jobs:
-            rehearse(jobs)
+        if jobs:
+            rehearse({job.name: job.recorded for job in jobs})
     meet("all have planned")
     with ExitStack() as locks:
         for name in select([*runs], [*only]) if is_first() else ():
@@ -183,7 +191,8 @@ def plan(
         check_devices(run.population)
         with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):
             program = make_program(run, parts=parts_of(run, made))
-            jobs.append(Job.of(name, run, home.run(name), program))
+            recorded = Recorded.of(program)
+        jobs.append(Job(name, run, home.run(name), program, recorded))
     check_numbers(runs, {job.name: job.program for job in jobs})
     return jobs
 
@@ -353,7 +362,7 @@ def check_start(
         newest = max(there, default=-1)  # records may be further: it was killed then
         to_come = [s for s in schedule.saved_steps() if s > newest]
         saved = sorted({*there, *to_come})
-        check_steps(name, {*run.parent_steps}, saved, "parent_step" in run.axes)
+        check_steps(name, run, {*run.parent_steps}, saved)
         return
     if not sibling and is_hf_folder(parent.path):
         check_folder(name, run, HfFolder(parent.path))

@@ -14,7 +14,7 @@ from parity_jax.population import Population, check_devices
 from parity_jax.program import memory_limit, memory_needed
 from parity_jax.runs.curves import check_tools
 from parity_jax.runs.directory import ExperimentDirectory, RunDirectory
-from parity_jax.runs.execute import Job, check_start, left_to_do
+from parity_jax.runs.execute import Recorded, Rehearse, check_start, left_to_do
 from parity_jax.runs.resolve import (
     Parts,
     ResolvedRun,
@@ -34,38 +34,30 @@ def forecast(
     only: list[str],
     say: Callable[[str], None],
     home: ExperimentDirectory | None = None,
-    check: Callable[[list[Job]], None] = lambda jobs: None,
+    rehearse: Rehearse = lambda runs: None,
 ) -> None:
     """One line for each run: layout, bytes, programs, seconds; nothing is written.
 
-    `check` may refuse more of the runs that are left to do. ConfigError for what cannot
-    be run, in `home` if it is given. Seconds are of one step and one evaluation from
-    fresh parameters: after training responses may be longer, or shorter.
+    `rehearse` may refuse more of the runs that are left to do. ConfigError for what
+    cannot be run, in `home` if it is given. Seconds are of one step and one evaluation
+    from fresh parameters: after training responses may be longer, or shorter.
     """
     runs = resolve(experiment)
     check_tools(experiment.log)
     names = select([*runs], only)
     left = check_files(runs, names, home)
-    jobs: list[Job] = []
+    programs, recorded = dict[str, Population](), dict[str, Recorded]()
     made: dict[str, Parts] = {}
     for name in names:
         run = runs[name]
         check_devices(run.population)
         with under_run(name), in_own_code(run):
-            program = make_program(run, parts=parts_of(run, made))
-            jobs.append(job_of(name, run, program, home))
-    check_numbers(runs, {job.name: job.program for job in jobs})
-    check([job for job in jobs if job.name in left])
-    total = sum(forecast_run(job.name, job.run, job.program, say) for job in jobs)
+            programs[name] = make_program(run, parts=parts_of(run, made))
+            recorded[name] = Recorded.of(programs[name])
+    check_numbers(runs, programs)
+    rehearse({name: recorded[name] for name in left})
+    total = sum(forecast_run(n, runs[n], programs[n], say) for n in names)
     say(f"in all {total / 60:.1f} min")
-
-
-def job_of(
-    name: str, run: ResolvedRun, program: Population, home: ExperimentDirectory | None
-) -> Job:
-    """A run that is not executed; it is nowhere without a home."""
-    place = RunDirectory(Path(name)) if home is None else home.run(name)
-    return Job.of(name, run, place, program)
 
 
 def check_files(
@@ -123,27 +115,30 @@ def forecast_for(
     name: str,
     say: Callable[[str], None],
     home: ExperimentDirectory | None = None,
-    check: Callable[[list[Job]], None] = lambda jobs: None,
+    rehearse: Rehearse = lambda runs: None,
 ) -> None:
     """One line for each run, compiled for a target and not run; nothing is written.
 
-    `check` may refuse more of the runs that are left to do.
+    `rehearse` may refuse more of the runs that are left to do.
     """
     target, runs = chosen(name), resolve(experiment)
     check_tools(experiment.log)
     names = select([*runs], only)
     left = check_files(runs, names, home)
-    devices, jobs = devices_of(name), list[Job]()
+    devices = devices_of(name)
+    programs, recorded = dict[str, Population](), dict[str, Recorded]()
     for run_name in names:
         run = runs[run_name]
         with under_run(run_name), in_own_code(run), made_for(target.platform):
-            jobs.append(job_of(run_name, run, make_program(run, devices), home))
-    check([job for job in jobs if job.name in left])
-    for run_name, run, _, program, _ in jobs:
+            programs[run_name] = make_program(run, devices)
+            recorded[run_name] = Recorded.of(programs[run_name])
+    rehearse({run_name: recorded[run_name] for run_name in left})
+    for run_name, program in programs.items():
         row, num = compiled_for(target, program), len(program.labels)
         used = program.layout.mesh.size
         needed, there = row["device_bytes"], row["memory_bytes"]
-        most = int(there // (needed / num)) if run.mesh.size == 1 else num
+        is_whole = runs[run_name].mesh.size == 1  # a member on a device
+        most = int(there // (needed / num)) if is_whole else num
         fits = "fits" if row["fits"] else "does not fit"
         say(
             f"{run_name}: {num} members on {used} of {len(devices)} devices of {name}: "

@@ -291,16 +291,16 @@ def check_parent(
         )
     ]
     require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
-    check_steps(name, wanted, saved, "parent_step" in run.axes)
+    check_steps(name, run, wanted, saved)
     with under(f"runs.{name}"):
         parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
 
 
 def check_steps(
-    name: str, wanted: Collection[int], saved: Sequence[int], is_axis: bool
+    name: str, run: ResolvedRun, wanted: Collection[int], saved: Sequence[int]
 ) -> None:
     """ConfigError unless the parent has a checkpoint at all these steps."""
-    field = "axes.parent_step" if is_axis else "parent_step"
+    field = "axes.parent_step" if "parent_step" in run.axes else "parent_step"
     for step in sorted(wanted):
         allowed = f"must be a checkpoint of the parent: {listed(saved)}"
         require(step in saved, f"runs.{name}.{field}", step, allowed)

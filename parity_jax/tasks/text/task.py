@@ -40,7 +40,6 @@ from parity_jax.tasks.text.rows import (
     Row,
     Splits,
     digest_of,
-    last_boxed,
     num_overlapping,
     optional,
 )
@@ -66,13 +65,7 @@ from parity_jax.tasks.text.tokenizer import (
     from_folder,
     trained,
 )
-from parity_jax.tasks.text.verify import (
-    HERE,
-    Verifier,
-    after_mark,
-    number_of,
-    number_text,
-)
+from parity_jax.tasks.text.verify import Verifier
 from parity_jax.types import Batch, Key, Prompt, ResponseFormat
 
 MAX_TOKENS = 2**20  # of a prompt or a response
@@ -195,11 +188,11 @@ def digests(files: Sequence[str]) -> tuple[str | None, ...]:
     """sha256 of files; None for one that cannot be read, which its reader tells."""
 
     def digest(name: str) -> str | None:
-        path = expanded("file", name)
-        if not path.is_file():
+        try:
+            with expanded("file", name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (ConfigError, OSError):
             return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
     return tuple(map(digest, files))
 
@@ -482,27 +475,6 @@ class Text:
 
     def to_text(self, token_T: Array | np.ndarray) -> str:
         return self.tokenizer.decode(np.asarray(token_T).tolist())
-
-    def answer_of(self, response: str, gold: str) -> str | None:
-        """What a wrong response that has ended answers; None if it gives nothing.
-
-        As its verifier tells answers apart, but math-verify's by their texts. gold: the
-        right one, as many of whose words are taken from the end where nothing marks an
-        answer.
-        """
-        if self.config.verifier == "math":
-            return last_boxed(response) or after_mark(response)
-        if self.config.verifier in HERE:
-            given = after_mark(response)
-            if self.config.verifier == "exact" or not given:
-                return given or None
-            number = number_of(given)
-            return None if number is None else number_text(number)
-        before, after = self.config.template.around_answer
-        if before:
-            _, mark, given = response.rpartition(before)
-            return given.strip().removesuffix(after).strip() or None if mark else None
-        return " ".join(response.split()[-len(gold.split()) :]) or None
 
     def from_text(self, text: str) -> np.ndarray:
         if not text:

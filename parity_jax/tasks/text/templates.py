@@ -66,11 +66,9 @@ def unmarked(**fields: Any) -> TemplateConfig:
 
 def check_template(name: str, text: str, needed: str, *others: str) -> None:
     """ConfigError for braces that name anything else, or do not name what they must."""
-    others_text = "".join(f" or {{{other}}}" for other in others)
-    allowed = f"must be a text with {{{needed}}}"
-    allowed += (
-        f", and no braces but it{others_text}; {{{{ and }}}} are braces themselves"
-    )
+    braces = " or ".join(["it", *(f"{{{other}}}" for other in others)])
+    allowed = f"must be a text with {{{needed}}}, and no braces but {braces}; "
+    allowed += "{{ and }} are braces themselves"
     try:
         found = [*string.Formatter().parse(text)]
     except ValueError:

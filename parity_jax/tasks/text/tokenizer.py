@@ -60,7 +60,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        return size_of(self._inner)
 
     @property
     def json(self) -> str:
@@ -137,6 +137,11 @@ class Tokenizer:
         return text
 
 
+def size_of(inner: Any) -> int:
+    """One more than the largest id of the package's tokenizer."""
+    return max(inner.get_vocab(with_added_tokens=True).values()) + 1
+
+
 def refuse_message(reason: Any) -> None:
     """What templates call `raise_exception`."""
     raise ConfigError("template.form", "chat", f"the model's template says: {reason}")
@@ -189,7 +194,7 @@ def from_folder(folder: str) -> Tokenizer:
     }
     ids = {name: inner.token_to_id(text) for name, text in special.items()}
     ends = [ids.get("eos_token")]
-    size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+    size = size_of(inner)
     for name, config in zip(OPTIONS, (generation, model), strict=False):
         value = config.get("eos_token_id")
         given = value if isinstance(value, list) else [value]
