@@ -3,6 +3,7 @@
 import importlib
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from parity_jax.config import (
     unknown_value,
 )
 from parity_jax.runs.files import read_as, write_json
-from parity_jax.runs.sweep import SweepDirectory
+from parity_jax.runs.sweep import Sweep, SweepDirectory
 
 Engine = Literal["local", "slurm", "none"]
 FILE = "launch.json"
@@ -37,7 +38,8 @@ class Settings:
     """How the jobs of a sweep are run; launch.json keeps what was used last."""
 
     engine: Engine = "local"  # none: only plan, for an engine that starts launch.job
-    slurm: FrozenDict[str, str] = FrozenDict()  # options of sbatch by their long names
+    # Options of sbatch by their long names; those that take no value have an empty one.
+    slurm: FrozenDict[str, str] = FrozenDict()
     setup: tuple[str, ...] = ()  # shell lines before a job: modules, variables
     grace: int = 120  # seconds before the time limit at which a job is asked to save
     max_requeues: int = 20
@@ -65,7 +67,12 @@ def read_profile(name: str, path: str | Path) -> dict[str, Any]:
         ) from None
     if name not in profiles:
         raise unknown_value("--profile", name, profiles)
-    return profiles[name]
+    profile = profiles[name]
+    require(isinstance(profile, dict), "--profile", name, "must be a table")
+    options = profile.get("slurm", {})
+    allowed = f"must be a table of sbatch's options, not {options!r}"
+    require(isinstance(options, dict), f"--profile={name} slurm", options, allowed)
+    return dict(profile)
 
 
 def settings_of(profile: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
@@ -73,7 +80,9 @@ def settings_of(profile: Mapping[str, Any], given: Mapping[str, Any]) -> Setting
     both = dict(profile) | dict(given)
     options = {**profile.get("slurm", {}), **given.get("slurm", {})}
     both["slurm"] = {
-        name.replace("_", "-"): str(value) for name, value in options.items()
+        name.replace("_", "-"): "" if value is True else str(value)
+        for name, value in options.items()
+        if value is not False
     }
     with under("launch"):
         return from_dict(Settings, both)
@@ -81,7 +90,7 @@ def settings_of(profile: Mapping[str, Any], given: Mapping[str, Any]) -> Setting
 
 def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> str:
     """Give jobs to an engine that has a queue of its own; what was done, in a line."""
-    if settings.engine != "slurm" or not indices:
+    if settings.engine != "slurm":
         return ""
     try:
         slurm = importlib.import_module("launch.slurm")
@@ -89,6 +98,22 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
         allowed = "needs submitit: pip install -e .[slurm]"
         raise ConfigError("--engine", "slurm", allowed) from None
     return slurm.submit(home, indices, settings)
+
+
+def held(home: SweepDirectory, settings: Settings) -> AbstractContextManager[None]:
+    """Where jobs run here, nobody else launches those of this sweep meanwhile."""
+    return local.held(home) if settings.engine == "local" else nullcontext()
+
+
+def check_busy(home: SweepDirectory, before: Sweep, sweep: Sweep) -> None:
+    """ConfigError if a job that runs, or waits in a queue, would become another one."""
+    found = rows(home, queued(home.path))
+    for row, was, now in zip(found, before.jobs, sweep.jobs, strict=False):
+        changed = [text for text in now.arguments if text not in was.arguments]
+        changed += [text for text in was.arguments if text not in now.arguments]
+        allowed = f"must stay as it is while job {row.job} is {row.state}"
+        is_busy = row.state in ("queued", "running")
+        require(not (is_busy and changed), "--config", " ".join(changed), allowed)
 
 
 def run_here(

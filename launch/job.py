@@ -137,9 +137,9 @@ def live(path: Path, index: int, is_local: bool = False) -> int:
 
 def new_life(before: Life | None, step: int, is_local: bool) -> Life:
     """The life that begins; those before it count if a queue started it again."""
-    queued_as, restarts = place_in_queue()
+    queued_as, restarts = ("", 0) if is_local else place_in_queue()
     idle = 0
-    if before and before.step == step and not (is_local or restarts == 0):
+    if before and before.step == step and restarts != 0:
         idle = before.idle + 1 if before.code in (None, EX_TEMPFAIL) else 0
     attempt = before.attempt + 1 if before else 1
     host, process = socket.gethostname(), os.getpid()

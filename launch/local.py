@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from rich.console import Console
@@ -29,17 +30,20 @@ SECOND = 1.0  # between looks at its files
 LINE = 30.0  # seconds between lines where no terminal shows one that changes
 
 
-def run(home: SweepDirectory, indices: Sequence[int], quiet: bool) -> None:
-    """Run the jobs; StoppedError if it was asked to stop, RunError if some failed.
-
-    One launcher works on a sweep at a time.
-    """
+@contextmanager
+def held(home: SweepDirectory) -> Iterator[None]:
+    """One launcher works on a sweep at a time; RunError where another does."""
     home.records.mkdir(parents=True, exist_ok=True)
-    with (
-        lock(home.records),
-        stop_requests() as stops,
-        Progress(home, quiet) as progress,
-    ):
+    with lock(home.records):
+        yield
+
+
+def run(home: SweepDirectory, indices: Sequence[int], quiet: bool) -> None:
+    """Run the jobs of a sweep that is held.
+
+    StoppedError if it was asked to stop, RunError if some failed.
+    """
+    with stop_requests() as stops, Progress(home, quiet) as progress:
         for index in indices:
             if stops():
                 break

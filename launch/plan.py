@@ -38,6 +38,7 @@ from parity_jax.runs.sweep import Sweep, SweepJob, swept_edits
 Box = dict[str, tuple[Any, ...]]  # members: the product of values of axes
 
 TAKEN = ("jobs", "slurm")  # directories of a sweep that are no experiment's
+MAX_NAME = 255  # bytes, of file systems
 NOT_IN_NAMES = re.compile(r"[^\w.,=+-]+")
 
 
@@ -142,7 +143,9 @@ def plan(
     check_distinct(experiments)
     places = {(job.directory, job.chain): n for n, job in enumerate(old)}
     jobs.sort(key=lambda j: places.get((j.directory, j.chain), len(places)))
-    return replace(sweep, jobs=tuple(jobs)), experiments
+    runs = [run for each in experiments for run in each.runs.values()]
+    whole = tuple(sorted({axis for run in runs for axis in run.axes}))
+    return replace(sweep, jobs=tuple(jobs), axes=whole), experiments
 
 
 def check_growth(asked: Asked, before: Sweep) -> tuple[SweepJob, ...]:
@@ -258,6 +261,9 @@ def jobs_of(
             steps=FrozenDict({name: runs[name].schedule.num_steps for name in names}),
             members=max(len(runs[name].labels) for name in names),
         )
+        size = len(job.name.encode())
+        allowed = f"is the name of a directory: must have at most {MAX_NAME} bytes"
+        require(size <= MAX_NAME, "job", job.name, f"{allowed}, not {size}")
         jobs.append(job)
     return jobs, Built(jobs[0], module, experiment, runs)
 
@@ -277,14 +283,22 @@ def check_distinct(experiments: Sequence[Built]) -> None:
     """ConfigError where two jobs would do the same, or work in the same place."""
     seen: dict[str, str] = {}
     for each in experiments:
-        name = each.job.directory
-        content = json.dumps(as_float32(to_dict(each.runs))) + each.job.config
+        name, file = each.job.directory, Path(str(each.module.__file__)).resolve()
+        content = json.dumps([as_float32(what_runs(each.runs)), str(file)])
         allowed = "has the name of another job; write the swept values otherwise"
         require(name not in seen.values(), "job", name, allowed)
         require(name not in TAKEN, "job", name, "is the name of a directory of sweeps")
         allowed = f"is the same as job {seen.get(content)}"
         require(content not in seen, "job", name, allowed)
         seen[content] = name
+
+
+def what_runs(runs: Mapping[str, ResolvedRun]) -> dict[str, Any]:
+    """All that is set, but how the path of a file is typed whose digest is known."""
+    found: dict[str, Any] = to_dict(dict(runs))
+    for run in found.values():
+        del run["eval_file"]["path"]
+    return found
 
 
 def as_float32(value: Any) -> Any:

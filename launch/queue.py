@@ -1,8 +1,8 @@
 """What the queue of Slurm has of a sweep; the jobs say in their comment whose they are.
 
 A comment is "parity_jax INDICES SWEEP": task n of an array is the job with the n-th of
-the indices. So the queue itself knows what was submitted, whatever became of the
-process that did.
+the indices; that of a report is "parity_jax report SWEEP". So the queue itself knows
+what was submitted, whatever became of the process that did.
 """
 
 import re
@@ -63,12 +63,33 @@ def numbers(text: str) -> list[int]:
 
 
 def places(sweep: Path) -> dict[int, Place]:
-    """The sweep's jobs that wait or run, by index; RunError if nobody answers.
+    """The sweep's jobs that wait or run, by index; RunError if nobody answers."""
+    found: dict[int, Place] = {}
+    for place, told in queued(sweep):
+        said = re.fullmatch(rf"{MARK} ([\d,-]+) (.+)", told)
+        if said and said[2] == str(sweep.resolve()):
+            task = int(place.number.partition("_")[2] or 0)
+            found[numbers(said[1])[task]] = place
+    return found
 
-    A sweep that never was submitted has none, and nobody is asked.
+
+def comment_of_report(sweep: Path) -> str:
+    """What tells the report of a sweep from all others."""
+    return f"{MARK} report {sweep.resolve()}"
+
+
+def has_report(sweep: Path) -> bool:
+    """Whether a report of the sweep waits or runs; RunError if nobody answers."""
+    return comment_of_report(sweep) in [told for _, told in queued(sweep)]
+
+
+def queued(sweep: Path) -> list[tuple[Place, str]]:
+    """The user's own jobs and their comments.
+
+    Of a sweep that never was submitted there are none, and nobody is asked.
     """
     if not submissions(sweep).exists():
-        return {}
+        return []
     try:
         asked = subprocess.run(
             SQUEUE, check=True, capture_output=True, text=True, timeout=IN_TIME
@@ -82,14 +103,8 @@ def places(sweep: Path) -> dict[int, Place]:
         raise RunError(f"squeue: {''.join(text)}") from None
     except subprocess.TimeoutExpired:
         raise RunError(f"squeue: no answer in {IN_TIME} s") from None
-    found: dict[int, Place] = {}
-    for line in asked.stdout.splitlines():
-        number, state, reason, told = line.split("|", 3)
-        said = re.fullmatch(rf"{MARK} ([\d,-]+) (.+)", told.strip())
-        if said and said[2] == str(sweep.resolve()):
-            task = int(number.partition("_")[2] or 0)
-            found[numbers(said[1])[task]] = Place(number, state, reason)
-    return found
+    lines = [line.split("|", 3) for line in asked.stdout.splitlines()]
+    return [(Place(*place), told.strip()) for *place, told in lines]
 
 
 def check_options(options: Iterable[str]) -> None:

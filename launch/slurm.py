@@ -16,10 +16,18 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.engines import Settings
 from launch.job import process
-from launch.queue import MARK, comment, places, submissions
+from launch.queue import (
+    MARK,
+    comment,
+    comment_of_report,
+    has_report,
+    places,
+    submissions,
+)
 from launch.table import counted
 from parity_jax.cli import main as parity_jax
 from parity_jax.config import ConfigError, require
+from parity_jax.runs.directory import local_path
 from parity_jax.runs.interrupt import EX_TEMPFAIL
 from parity_jax.runs.sweep import SweepDirectory
 
@@ -30,15 +38,20 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
     ConfigError for what sbatch refuses; nothing is in the queue then.
     """
     there = {place.number.partition("_")[0] for place in places(home.path).values()}
-    executor = executor_of(home, settings, comment(home.path, indices))
-    with refusals(settings), executor.batch():
-        jobs = [executor.submit(one_life, str(home.path), n) for n in indices]
-    number = jobs[0].job_id.partition("_")[0]
-    told = f"submitted {counted(len(jobs), 'job')} as {number}\n"
-    if settings.report:
-        executor = executor_of(home, settings, f"{MARK} report")
-        ids = ":".join(sorted({*there, number}))
-        executor.update_parameters(dependency=f"afterany:{ids}")
+    jobs, told = list[submitit.Job[None]](), ""
+    if indices:
+        executor = executor_of(home, settings, comment(home.path, indices))
+        with refusals(settings), executor.batch():
+            jobs = [executor.submit(one_life, str(home.path), n) for n in indices]
+        number = jobs[0].job_id.partition("_")[0]
+        there.add(number)
+        told = f"submitted {counted(len(jobs), 'job')} as {number}\n"
+    is_due = jobs or not (has_report(home.path) or is_made(settings))
+    if settings.report and is_due:
+        executor = executor_of(home, settings, comment_of_report(home.path))
+        if there:
+            ids = ":".join(sorted(there))
+            executor.update_parameters(dependency=f"afterany:{ids}")
         try:
             with refusals(settings):
                 job = executor.submit(one_report, str(home.path), settings.report)
@@ -48,6 +61,11 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
             raise
         told += f"submitted the report as {job.job_id}\n"
     return told
+
+
+def is_made(settings: Settings) -> bool:
+    """Whether there is a report already, of jobs that all have ended before."""
+    return (local_path("--report", settings.report) / "report.md").exists()
 
 
 def executor_of(
@@ -74,7 +92,7 @@ def executor_of(
         additional_parameters={
             "requeue": True,
             "signal": f"TERM@{settings.grace}",
-            **settings.slurm,
+            **{name: value or True for name, value in settings.slurm.items()},
         },
     )
     return executor
@@ -107,7 +125,7 @@ def refusals(settings: Settings) -> Iterator[None]:
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         told = dict.fromkeys(line for line in lines if line.startswith("sbatch: "))
-        options = ",".join(f"{k}={v}" for k, v in settings.slurm.items())
+        options = ",".join(f"{k}={v}" if v else k for k, v in settings.slurm.items())
         raise ConfigError("--slurm", options, "; ".join(told) or lines[0]) from None
     except OSError as error:
         allowed = f"cannot run sbatch: {error.strerror}"

@@ -123,15 +123,16 @@ def relaunch(home: SweepDirectory, states: Sequence[str]) -> None:
     settings = engines.read_settings(home)
     allowed = "has no engine that starts jobs: `python -m launch.job SWEEP INDEX` does"
     require(settings.engine != "none", "SWEEP", str(home.path), allowed)
-    with home.locked():
-        found = rows(home, places(home.path))
-        able = engines.to_do(home, settings)
-        wanted = [n for n in able if found[n].state in states]
-        told = engines.submit(home, wanted, settings)
-    again = f"{told}{counted(len(wanted), 'job')} started again"
-    print(again if wanted else "no job to start")
-    if settings.engine == "local" and wanted:
-        engines.run_here(home, wanted, settings, quiet=False)
+    with engines.held(home, settings):
+        with home.locked():
+            found = rows(home, places(home.path))
+            able = engines.to_do(home, settings)
+            wanted = [n for n in able if found[n].state in states]
+            told = engines.submit(home, wanted, settings) if wanted else ""
+        again = f"{told}{counted(len(wanted), 'job')} started again"
+        print(again if wanted else "no job to start")
+        if settings.engine == "local" and wanted:
+            engines.run_here(home, wanted, settings, quiet=False)
 
 
 if __name__ == "__main__":

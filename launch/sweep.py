@@ -25,7 +25,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -44,6 +44,7 @@ from launch.rows import row, rows, totals
 from launch.table import counted, print_table
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.cli import NO_HELP, report
+from parity_jax.cli.devices import check_settings_of_jax
 from parity_jax.cli.door import through_the_door
 from parity_jax.cli.run import (
     analyse,
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     split = parse_split(own.split, grid)
     asked = Asked(tuple(own.config), tuple(overrides), grid, split, own.chains)
     settings = engines.settings_of(
-        engines.read_profile(own.profile, own.profiles) if own.profile else {},
+        {} if own.profile is None else engines.read_profile(own.profile, own.profiles),
         given(own),
     )
     check_given(own, settings)
@@ -117,39 +118,63 @@ def main(argv: Sequence[str]) -> None:
     require(is_free, "--workdir", own.workdir, allowed)
     if settings.report:
         report.check_place(local_path("--report", settings.report), [home.path])
-    with stop_requests() as stops, stops.at_once():
-        begun_in, as_they_were = Path.cwd(), settings_of_jax()
-        modules = load(asked.configs)
-        sweep, experiments = plan(asked, modules, before(home), git_commit())
-        check_working_directory(",".join(asked.configs), begun_in)
-        check_same_settings(",".join(asked.configs), as_they_were)
-        set_up_jax_to_plan(experiments)
-        try:
-            sizes = checked(home, experiments, own.quiet)
-        except StoppedError:
-            raise StoppedError("stopped before anything was launched") from None
-        if own.dry_run:
-            show(home, sweep, sizes)
-            return
-        with home.locked():  # others may have planned meanwhile
-            there = before(home)
-            sweep, _ = plan(asked, modules, there, sweep.commit)
-            if there and there.commit != sweep.commit:
-                text = f"planned at commit {there.commit}, continued at {sweep.commit}"
-                print(f"warning: {home.path}: {text}", file=sys.stderr)
-            home.write(sweep)
-            wanted = engines.to_do(home, settings)
+    with ExitStack() as held:
+        with stop_requests() as stops, stops.at_once():
+            begun_in, as_they_were = Path.cwd(), settings_of_jax()
+            modules = load(asked.configs)
+            sweep, experiments = plan(asked, modules, before(home), git_commit())
+            check_working_directory(",".join(asked.configs), begun_in)
+            check_same_settings(",".join(asked.configs), as_they_were)
+            check_claims(settings, modules)
+            set_up_jax_to_plan(experiments)
             try:
-                told = engines.submit(home, wanted, settings)
-            except ConfigError:  # it was refused: as if it had not been asked
-                home.restore(there)
-                raise
-            engines.write_settings(home, settings)
-    if settings.engine == "local":
-        engines.run_here(home, wanted, settings, own.quiet)
+                sizes = checked(home, experiments, own.quiet)
+            except StoppedError:
+                raise StoppedError("stopped before anything was launched") from None
+            if own.dry_run:
+                show(home, sweep, sizes)
+                return
+            held.enter_context(engines.held(home, settings))
+            wanted, told = submitted(home, asked, modules, settings, sweep.commit)
+        if settings.engine == "local":
+            engines.run_here(home, wanted, settings, own.quiet)
     if not own.quiet:
         found = rows(home, places(home.path))
         print(f"{told}{home.path}: {counted(len(found), 'job')}: {totals(found)}")
+
+
+def submitted(
+    home: SweepDirectory,
+    asked: Asked,
+    modules: Mapping[str, ModuleType],
+    settings: engines.Settings,
+    commit: str | None,
+) -> tuple[list[int], str]:
+    """Write the sweep and give its jobs to the engine; those, and what was done."""
+    with home.locked():
+        there = before(home)  # others may have planned meanwhile
+        sweep, _ = plan(asked, modules, there, commit)
+        if there:
+            engines.check_busy(home, there, sweep)
+        if there and there.commit != sweep.commit:
+            text = f"planned at commit {there.commit}, continued at {sweep.commit}"
+            print(f"warning: {home.path}: {text}", file=sys.stderr)
+        home.write(sweep)
+        wanted = engines.to_do(home, settings)
+        try:
+            told = engines.submit(home, wanted, settings)
+        except ConfigError:  # it was refused: as if it had not been asked
+            home.restore(there)
+            raise
+        engines.write_settings(home, settings)
+        return wanted, told
+
+
+def check_claims(settings: engines.Settings, modules: Mapping[str, ModuleType]) -> None:
+    """ConfigError for a report of experiments of which none has claims."""
+    has_any = any(hasattr(module, "claims") for module in modules.values())
+    allowed = f"has nothing to tell: no claims in {', '.join(modules)}"
+    require(has_any or not settings.report, "--report", settings.report, allowed)
 
 
 def given(own: flags.FlagValues) -> dict[str, Any]:
@@ -161,7 +186,8 @@ def given(own: flags.FlagValues) -> dict[str, Any]:
         for part in re.split(r",(?=[A-Za-z][\w-]*=)", text):  # a value may hold commas
             name, equals, value = part.partition("=")
             allowed = "must be OPTION=VALUE,.. of sbatch, e.g. partition=gpu,time=240"
-            require(bool(name and equals and value), "--slurm", text, allowed)
+            is_right = bool(name) and bool(equals) == bool(value)  # or an option alone
+            require(is_right, "--slurm", text, allowed)
             options[name] = value
     return found | ({"slurm": options} if options else {})
 
@@ -202,6 +228,7 @@ def set_up_jax_to_plan(experiments: Sequence[Built]) -> None:
     host that submits may have none.
     """
     runs = [run for each in experiments for run in each.runs.values()]
+    check_settings_of_jax()  # the jobs will have them too
     most = max(max(run.mesh.size, run.population.num_devices) for run in runs)
     with suppress(RuntimeError):  # this process uses JAX already
         jax.config.update("jax_platforms", "cpu")
@@ -230,28 +257,28 @@ def check(
 ) -> dict[str, int]:
     """Bytes of a member's state by directory; ConfigError for what cannot be run.
 
-    Every experiment is compared with what is in its directory. One of each shape bucket
-    is traced and its analysis rehearsed, which its own job would do too late.
+    Every experiment is compared with what is in its directory. Runs that are left to do
+    are traced once for each shape bucket, and their analysis is rehearsed, which a job
+    would do too late.
     """
-    sizes: dict[Any, int] = {}
-    programs: dict[Any, dict[str, Population]] = {}
+    sizes = {each.bucket: 0 for each in experiments}
+    traced: dict[Any, dict[str, Population]] = {bucket: {} for bucket in sizes}
     for each in experiments:
-        directory = home.experiment(each.job)
+        directory, programs = home.experiment(each.job), traced[each.bucket]
         with of_job(each.job.directory), early():
             check_tools(each.experiment.log)
             tell_undrawn(each, directory)
-            if each.bucket in sizes:
-                execute.left_to_do(each.runs, directory, [*each.runs])
-                check_numbers(each.runs, programs[each.bucket])
+            left = execute.left_to_do(each.runs, directory, [*each.runs])
+            if programs.keys() >= {*left}:
+                check_numbers(each.runs, {name: programs[name] for name in left})
                 continue
             say(f"checking {escape(each.job.directory)}")
-            jobs = execute.plan(each.runs, directory, [*each.runs])
-            if jobs:
-                recorded = {job.name: job.recorded for job in jobs}
-                shown = partial(analyse, each.module)
-                rehearse(each.experiment, directory.path, recorded, shown)
-            programs[each.bucket] = {job.name: job.program for job in jobs}
-            sizes[each.bucket] = max((state_bytes(job) for job in jobs), default=0)
+            jobs = execute.plan(each.runs, directory, left)
+            recorded = {job.name: job.recorded for job in jobs}
+            shown = partial(analyse, each.module)
+            rehearse(each.experiment, directory.path, recorded, shown)
+            programs |= {job.name: job.program for job in jobs}
+            sizes[each.bucket] = max(sizes[each.bucket], *map(state_bytes, jobs))
     return {each.job.directory: sizes[each.bucket] for each in experiments}
 
 

@@ -103,7 +103,7 @@ def test_status_watches_as_long_as_a_launcher_lives(finished):
     rest, _ = process.communicate(timeout=100)
     assert process.returncode == 0 and rest.endswith("3 finished\n")
     code, _, told = typed(status, finished, "--relaunch=")
-    assert code == 2 and told.startswith("error: --relaunch='': unknown"), told
+    assert code == 2 and told.startswith("error: --relaunch='': is empty"), told
 
 
 def test_status_finds_code_beside_the_experiment(finished):
@@ -183,6 +183,23 @@ def test_scales_and_values_that_are_text_stay_apart(tmp_path):
             home.read()
 
 
+def test_what_is_added_to_a_sweep_is_checked_whole(finished, monkeypatch):
+    """Though the first job of its shape has ended, and traces nothing."""
+    file = experiment_file(finished.parent)
+    whole, grid = file.read_text(), "--grid=task.num_bits=4,5"
+    more = (grid, "--grid=seed=0,1,2,3", "--dry_run")
+    code, out, told = swept(finished, *more)
+    added = [line for line in out.splitlines() if "seed=3" in line]
+    assert code == 0 and len(added) == 2, told
+    assert all("MiB" in line for line in added), out
+    try:
+        file.write_text(whole.replace("greedy/accuracy", "t0.5/p_long"))
+        code, _, told = swept(finished, *more)
+    finally:
+        file.write_text(whole)
+    assert code == 2 and "claims, rehearsed" in told.splitlines()[-1], told
+
+
 def test_jobs_without_claims_are_told(finished, tmp_path, capsys):
     """In a report, which leaves them out, and where the runs of a sweep are listed."""
     home = shutil.copytree(finished, tmp_path / "sweep")
@@ -219,7 +236,7 @@ def test_a_sweep_is_reported_and_inspected(finished, tmp_path, capsys):
         ("--score=accuracy", "--score='accuracy'"),
         ("--over=num_bits,width", "--over='width'"),
         ("--over=num_bits", "must be two swept fields"),
-        ("--over=", "--score='greedy/accuracy': has no effect: no DIR is a sweep of"),
+        ("--over=", "--over='': is empty"),
     ):
         command = ["report", str(finished), f"--output={tmp_path / 'no'}", *over, wrong]
         assert run(command) == 2
@@ -326,8 +343,15 @@ def test_a_job_that_is_killed_is_told(tmp_path):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     assert states(workdir) == {"walks": "running"}
-    code, _, told = swept(workdir, *LONG)  # a second launcher
-    assert code == 1 and "jobs: in use by process" in told
+    whole = (workdir / "sweep.json").read_bytes()
+    other = [*LONG, "--config.runs.other.hypers.learning_rate=0.5"]
+    for second, code, said in (
+        (other, 1, "jobs: in use by process"),
+        ([*other, "--engine=none"], 2, "=0.5: must stay as it is while job walks is r"),
+    ):
+        ended, _, told = swept(workdir, *second)
+        assert ended == code and said in told.replace("'", ""), told
+        assert (workdir / "sweep.json").read_bytes() == whole
     os.kill(record.read().process, signal.SIGKILL)
     said = process.communicate()[0]
     assert process.returncode == 1, said
@@ -356,6 +380,7 @@ LIFE = Life(1, "here", 1, "", "2026-01-01T00:00:00+00:00", step=7, idle=0)
         (75, 7, "0", False, 0),  # submitted again by a person
         (75, 7, None, False, 1),  # an engine that does not tell
         (75, 7, None, True, 0),
+        (75, 7, "1", True, 0),  # within somebody's allocation
         (1, 7, None, False, 0),
     ],
 )
@@ -369,7 +394,7 @@ def test_lives_without_a_step_are_counted(
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
     life = new_life(dataclasses.replace(LIFE, code=code), step, is_local)
     assert (life.attempt, life.idle) == (2, idle)
-    assert life.queued_as == ("12" if restarts else "")
+    assert life.queued_as == ("12" if restarts and not is_local else "")
 
 
 def test_a_job_that_never_gets_to_a_step_fails(tmp_path):

@@ -157,7 +157,14 @@ MISTAKES = [
     ),
     (["--split=seed:2"], ("--split='seed'", "that --grid sweeps")),
     (["--grid=seed=0,1", "--split=seed:0"], ("--split='seed:0'", "at least 1")),
-    (["--slurm=partition"], ("--slurm='partition'", "OPTION=VALUE")),
+    (["--slurm=partition="], ("--slurm='partition='", "OPTION=VALUE")),
+    (["--profile="], ("--profile='': is empty",)),
+    (["--report="], ("--report='': is empty",)),
+    (["--engine="], ("--engine='': is empty",)),
+    (
+        [f"--grid=runs.run.checkpoint_steps=({','.join(map(str, range(99)))})"],
+        ("must have at most 255 bytes, not",),
+    ),
     (["--slurm=signal=USR1"], ("launch.slurm.signal='USR1'", "is set by launch")),
     (["--grace=0"], ("launch.grace=0", "at least 1")),
     (["--slurm=partition=gpu"], ("--slurm=", "is for --engine=slurm, not none")),
@@ -176,8 +183,8 @@ MISTAKES = [
     ),
     (["--profiles=x.toml"], ("--profiles='x.toml'", "no effect without --profile")),
     (["--wokdir=x"], ("wokdir",)),
-    (["--config="], ("--config=[]: is required",)),
-    (["--workdir="], ("--workdir=''",)),
+    (["--config="], ("--config='': is empty",)),
+    (["--workdir="], ("--workdir='': is empty",)),
     (["--config=nowhere.py"], ("nowhere.py", "must be an experiment file")),
     (["--config.model.dept=3"], ("job walks: model.dept='3': unknown field",)),
 ]
@@ -280,12 +287,18 @@ def test_help_and_status_of_nothing(tmp_path):
 
 
 def test_a_swept_field_is_called_as_no_other_dimension_is():
-    names = ("task.source.seed", "seed", "task.num_bits")
-    for name, short in zip(
-        names, ("task.source.seed", "seed", "num_bits"), strict=True
-    ):
+    """Another run may have an axis of that name."""
+    for name, short in {
+        "task.source.seed": "task.source.seed",
+        "runs.walk.hypers.p_cot": "runs.walk.hypers.p_cot",
+        "runs.walk.hypers.ridge": "ridge",
+        "seed": "seed",
+        "p_cot": "p_cot",
+        "task.num_bits": "num_bits",
+    }.items():
         grid = FrozenDict({name: ("1", "2")})
-        assert Sweep(("a.py",), grid, False, None, ()).short_names == {name: short}
+        found = Sweep(("a.py",), grid, False, None, (), axes=("p_cot", "seed"))
+        assert found.short_names == {name: short}
 
 
 CHILDREN = """

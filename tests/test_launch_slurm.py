@@ -90,6 +90,10 @@ def test_jobs_are_requeued_and_end_as_if_nothing_had_happened(slurm, tmp_path):
     until((report / "report.md").exists)
     codes, said = submit(workdir, asked)
     assert codes == [0] and "submitted" not in said[0], said
+    later = tmp_path / "later"  # asked for when all had ended
+    codes, said = submit(workdir, [*asked[:-1], f"--report={later}"])
+    assert codes == [0] and "submitted the report as" in said[0], said
+    until((later / "report.md").exists)
 
 
 def test_what_fails_harms_no_other_job(slurm, tmp_path):

@@ -2,14 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
 
 from parity_jax.analysis.snapshot import Snapshot, open_snapshot
+from parity_jax.cli import IS_EMPTY
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
@@ -37,6 +39,15 @@ class Parser(argparse.ArgumentParser):
         )
         self.command = command
         self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """ConfigError for what is none of the command's, and for empty options."""
+        for before, text in pairwise(["", *argv]):
+            name, equals, value = text.partition("=")
+            is_option = name.startswith("--") and bool(equals) and not value
+            is_after = before.startswith("--") and "=" not in before and not text
+            require(not (is_option or is_after), name or before, "", IS_EMPTY)
+        return super().parse_args(argv)
 
     def refuse(self, args: argparse.Namespace, allowed: str, *names: str) -> None:
         """ConfigError for options that were given where nothing reads them."""

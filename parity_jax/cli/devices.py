@@ -30,6 +30,14 @@ def without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def check_settings_of_jax() -> None:
+    """ConfigError for one under which nothing here works."""
+    for name, refused in REFUSED.items():
+        value = getattr(jax.config, name)
+        value = getattr(value, "value", value)  # of an enumeration
+        require(value not in refused, name.upper(), value, "nothing here works with it")
+
+
 def set_up_jax() -> None:
     """One CPU device per core unless told (members run side by side); a cache."""
     logging.getLogger("jax._src.xla_bridge").addFilter(without_traceback)
@@ -46,10 +54,7 @@ def set_up_jax() -> None:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             directory = str(cache / "parity_jax")
             jax.config.update("jax_compilation_cache_dir", directory)
-    for name, refused in REFUSED.items():
-        value = getattr(jax.config, name)
-        value = getattr(value, "value", value)  # of an enumeration
-        require(value not in refused, name.upper(), value, "nothing here works with it")
+    check_settings_of_jax()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -43,7 +43,7 @@ from parity_jax.analysis.claims import (
 from parity_jax.analysis.plots import pictures_of, style
 from parity_jax.analysis.rehearsal import rehearse
 from parity_jax.analysis.results import Results
-from parity_jax.cli import NO_HELP
+from parity_jax.cli import IS_EMPTY, NO_HELP
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.config import (
     ConfigError,
@@ -106,6 +106,9 @@ def read_flags(
     except (OSError, UnicodeDecodeError) as error:
         typed = " ".join(arg for arg in argv if "flagfile" in arg)
         raise ConfigError("flag", typed, f"cannot be read: {error}") from None
+    for name in own:  # as of a shell's variable that is not set
+        is_empty = own[name].present and own[name].value in ("", [])
+        require(not is_empty, f"--{name}", "", IS_EMPTY)
     return parse(rest)
 
 
@@ -334,8 +337,6 @@ def check_flags(own: flags.FlagValues) -> None:
         needed = name != "workdir" or not own.dry_run
         given = own[name].value is not None
         require(given or not needed, f"--{name}", None, "is required")
-    allowed = "names no run"  # as of a shell's variable that is not set
-    require(bool(own.only) or not own["only"].present, "--only", "", allowed)
     silent = own.quiet and own.dry_run
     require(not silent, "--quiet", True, "--dry_run is there to say what will be run")
     if own.profile is not None:

@@ -113,7 +113,8 @@ def run_experiment(
         runs = resolve(experiment)
         check_tools(experiment.log)
         before = stamps(runs, home)
-        jobs = plan(runs, home, select(list(runs), list(only)))
+        left = left_to_do(runs, home, select(list(runs), list(only)))
+        jobs = plan(runs, home, left)
         if jobs:
             rehearse({job.name: job.recorded for job in jobs})
     meet("all have planned")
@@ -181,12 +182,12 @@ def named_if_out_of_memory(name: str, run: ResolvedRun) -> Iterator[None]:
 
 
 def plan(
-    runs: dict[str, ResolvedRun], home: ExperimentDirectory, names: list[str]
+    runs: dict[str, ResolvedRun], home: ExperimentDirectory, left: Sequence[str]
 ) -> list[Job]:
     """The runs that are left to do; ConfigError for any that cannot be done."""
     jobs: list[Job] = []
     made: dict[str, Parts] = {}
-    for name in left_to_do(runs, home, names):
+    for name in left:
         run = runs[name]
         check_devices(run.population)
         with named_if_out_of_memory(name, run), under_run(name), in_own_code(run):

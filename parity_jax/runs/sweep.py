@@ -56,6 +56,7 @@ class Sweep:
     chains: bool  # whether the chains of an experiment are jobs of their own
     commit: str | None  # of the code that planned it last
     jobs: tuple[SweepJob, ...]  # in the order in which they were planned first
+    axes: tuple[str, ...] = ()  # that its runs have
 
     @property
     def short_names(self) -> dict[str, str]:
@@ -63,7 +64,7 @@ class Sweep:
         no other dimension of the scores.
         """
         last = [name.rpartition(".")[2] for name in self.grid]
-        taken = ("seed", "step", "parent_step", "sequences")
+        taken = ("seed", "parent_step", "step", "sequences", "config", *self.axes)
         return {
             name: end if last.count(end) == 1 and end not in taken else name
             for name, end in zip(self.grid, last, strict=True)
