@@ -176,7 +176,7 @@ def check_axes(axes: Mapping[str, tuple[float, ...]]) -> None:
                     check_hyper(name, value)
             else:
                 inside = isinstance(value, int) and 0 <= value <= MAX_SEED
-                allowed = f"must be a whole number in [0, {MAX_SEED}]"
+                allowed = f"must be a whole number (int) in [0, {MAX_SEED}]"
                 require(inside, f"axes.{name}", value, allowed)
         check_values(name, values)
 

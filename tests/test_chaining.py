@@ -365,6 +365,7 @@ def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
 def test_what_an_analysis_changes_another_does_not_read(workdir):
     """Claims, answer and figure share the results of the runs."""
     results = Results(workdir)
+    assert results.get("none") is None
     expected = results["first"].copy(deep=True), results.train("first").copy(deep=True)
     for scores in (results["first"], results.train("first")):
         for name in scores:

@@ -162,6 +162,10 @@ def test_numbers_are_read_where_only_some_runs_are_left(tmp_path):
     own = dataclasses.replace(runs["grpo"], parent=str(elsewhere / "pretrain"))
     child = tiny_experiment(axes=axes, runs=FrozenDict(grpo=own))
     assert run_experiment(child, tmp_path / "child", quiet=True)
+    elsewhere.rename(tmp_path / "moved")  # its own checkpoints are enough to grow
+    more = dataclasses.replace(own, num_steps=own.num_steps + 1)
+    grown = tiny_experiment(axes=axes, runs=FrozenDict(grpo=more))
+    assert run_experiment(grown, tmp_path / "child", quiet=True)
 
 
 def test_members_that_trained_alike_are_told(tmp_path, capfd):

@@ -128,6 +128,11 @@ class Results(Mapping[str, xr.Dataset]):
     def __contains__(self, name: object) -> bool:
         return name in self.experiment.runs
 
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            return default
+        return self[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.experiment.runs)
 

@@ -93,6 +93,8 @@ def values_felt(number: str, run: ResolvedRun, program: Population) -> set[Any]:
         return own
     elsewhere = RunDirectory(Path(run.parent.path or "/"))
     is_run = not run.parent.sibling and not is_hf_folder(elsewhere.path)
-    if run.parent.path and is_run and elsewhere.has_config():
-        return own & {*values_of(elsewhere.read_config(), number)}
-    return set()
+    if not (run.parent.path and is_run):
+        return set()
+    if not elsewhere.has_config():  # gone; it was asked when the run began
+        return own
+    return own & {*values_of(elsewhere.read_config(), number)}
