@@ -14,12 +14,14 @@ from small_sweeps import (
     arguments,
     experiment_file,
     jobs,
+    start,
     states,
     swept,
     typed,
 )
 
 from launch import status, sweep
+from launch.engines import settings_of
 from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
 from parity_jax.axes import member_labels
@@ -139,6 +141,10 @@ MISTAKES = [
     ),
     (["--grid=task.num_bits=4,04"], ("job='num_bits=04'", "the same as job")),
     (
+        [f"--grid=eval_file={ROOT}/README.md,{ROOT}/./README.md"],
+        ("job='eval_file=", "the same as job"),
+    ),
+    (
         ["--grid=runs.run.hypers.p_cot=0.1,0.100000001"],
         ("job='p_cot=0.100000001'", "the same as job"),
     ),
@@ -198,6 +204,46 @@ def test_a_mistake_costs_one_line_and_writes_nothing(tmp_path, mistake, parts):
     assert code == 2 and out == "" and line.startswith("error: "), told
     assert all(part in line for part in parts), line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("x = 3", "--profile='x': must be a table"),
+        ('[x]\nslurm = "gpu"', "--profile=x slurm='gpu': must be a table of sbatch's"),
+        ("[x]\nsetup = 3", "launch.setup=3: "),
+    ],
+)
+def test_a_malformed_profile_is_one_line(tmp_path, profile, told):
+    file, workdir = tmp_path / "own.toml", tmp_path / "sweep"
+    file.write_text(profile)
+    code, _, said = swept(workdir, "--profile=x", f"--profiles={file}")
+    assert code == 2 and said.startswith(f"error: {told}"), said
+    assert not workdir.exists()
+
+
+def test_options_of_sbatch_may_have_no_value():
+    profile = {"slurm": {"exclusive": True, "contiguous": False, "time": 60}}
+    found = settings_of(profile, {"engine": "slurm", "slurm": {"no_kill": ""}})
+    assert found.slurm == {"exclusive": "", "time": "60", "no-kill": ""}
+
+
+def test_a_report_without_claims_is_refused_at_once(tmp_path):
+    file = experiment_file(tmp_path)
+    file.write_text(file.read_text().replace("def claims(", "def other("))
+    report = f"--report={tmp_path / 'report'}"
+    code, _, told = swept(tmp_path / "sweep", "--engine=local", report)
+    assert code == 2 and "has nothing to tell: no claims in" in told, told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_settings_under_which_no_job_works_are_refused_at_once(tmp_path):
+    command = ["launch.sweep", *arguments(tmp_path / "sweep")]
+    process = start(*command, JAX_DISABLE_JIT="1")
+    said = process.communicate()[0]
+    assert process.returncode == 2, said
+    assert said == "error: JAX_DISABLE_JIT=True: nothing here works with it\n"
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_directory_keeps_to_its_sweep(tmp_path):
