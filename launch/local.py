@@ -117,7 +117,7 @@ class Progress:
 
     def __init__(self, home: SweepDirectory, quiet: bool):
         self.home, self.jobs = home, home.read().jobs
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, emoji=False)
         self.status = Status("", console=self.console)
         self.is_live = self.console.is_terminal and not quiet
         self.quiet, self.started, self.said = quiet, 0.0, 0.0

@@ -239,7 +239,7 @@ def checked(
     home: SweepDirectory, experiments: Sequence[Built], quiet: bool
 ) -> dict[str, int]:
     """`check`, which says what it is at: on a terminal, elsewhere if it takes long."""
-    console, said = Console(stderr=True, quiet=quiet), [time.monotonic()]
+    console, said = Console(stderr=True, quiet=quiet, emoji=False), [time.monotonic()]
 
     def say(text: str) -> None:
         if time.monotonic() - said[0] >= SILENCE:

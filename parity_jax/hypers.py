@@ -32,7 +32,7 @@ class Hypers:
     delta: Any = _number(1e6, 1)  # cap of the unclipped ratio; 1e6: none
     beta: Any = _number(0.0, 0)  # weight of the KL divergence to the reference
     entropy_coef: Any = _number(0.0, 0)  # weight of the entropy bonus
-    length_price: Any = _number(0.0, 0)  # alpha, price of the longest response
+    length_price: Any = _number(0.0, 0)  # alpha, of the longest response that ends
     ridge: Any = _number(1e-3, 1e-8)  # lambda of the linear model, (lambda / 2) |w|^2
     false_positive: Any = _number(0.0, 0, 1)  # P(a 0 is seen as 1), e2e and cot
     false_negative: Any = _number(0.0, 0, 1)  # P(a 1 is seen as 0), e2e and cot

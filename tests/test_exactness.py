@@ -27,8 +27,8 @@ from parity_jax.models import (
     Model,
     TransformerConfig,
     response_logits,
-    response_scores,
 )
+from parity_jax.models.model import forced_scores, run_prompt
 from parity_jax.objectives import (
     advantages,
     policy_loss,
@@ -100,7 +100,8 @@ def expected_ascent(u, v, d, cfg, num_generations, alpha=0.0, mode="additive", t
         return policy_loss(scores, target, Hypers())[0]
 
     def loss(params):
-        scores = response_scores(model, params, prompt, token, tau)
+        begun = run_prompt(model, params, prompt)
+        scores = forced_scores(model, params, begun, token, tau)
         losses = jax.vmap(group_loss)(scores, token, mask, advantage)
         return (weight * losses).sum()
 
@@ -290,7 +291,8 @@ def reward_gradient(params, temperature):
 def reinforce_gradient(params, advantage_BxN, temperature):
     """Gradient of the loss code if all responses are the groups of all prompts."""
     w = world()
-    scores = response_scores(w.model, params, w.prompt, w.token, temperature)
+    begun = run_prompt(w.model, params, w.prompt)
+    scores = forced_scores(w.model, params, begun, w.token, temperature)
     constants = (w.token, w.mask, None, None, advantage_BxN)
     target = policy_target(*constants, w.mask[0].sum(), "reinforce")
     return policy_loss(scores, target, Hypers())[0]
@@ -449,7 +451,11 @@ def test_only_the_first_update_is_on_policy():
 
 @pytest.mark.parametrize(
     ("preset", "dtype", "num_updates"),
-    [(gspo, "float32", 4), (PolicyGradientConfig, "bfloat16", 1)],
+    [
+        (gspo, "float32", 4),
+        (gspo, "bfloat16", 4),
+        (PolicyGradientConfig, "bfloat16", 1),
+    ],
 )
 def test_ratios_are_those_of_the_trained_pass(preset, dtype, num_updates):
     """Those of the sampler are rounded otherwise: narrow bounds would clip some.

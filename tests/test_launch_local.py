@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +32,7 @@ from launch.job import Life, Record, new_life
 from launch.rows import KILLED, Row, rows
 from launch.status import text
 from parity_jax.analysis import load_metrics, load_sweep
-from parity_jax.analysis.sweeps import final_table
+from parity_jax.analysis.sweeps import final_table, sweep_figure
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
 from parity_jax.config import RunError
@@ -183,7 +184,51 @@ def test_scales_and_values_that_are_text_stay_apart(tmp_path):
             home.read()
 
 
-def test_what_is_added_to_a_sweep_is_checked_whole(finished, monkeypatch):
+def test_members_that_never_were_are_not_told(tmp_path, capsys):
+    """Where a job has an axis, others have a number; one diverged, one is not done."""
+    rates, fields = (1e-3, 2e-3), ("a", "b", "c")
+    runs = [
+        walk(axes=FrozenDict({"learning_rate": rates})),
+        walk(hypers=Hypers(learning_rate=1e30)),
+        walk(hypers=Hypers(learning_rate=4e-3)),
+    ]
+    for name, own in zip(fields, runs, strict=True):
+        fails = pytest.raises(RunError, match="all members diverged")
+        with fails if name == "b" else nullcontext():
+            train(walks(run=own, other=walk(), seeds=(0,)), tmp_path / name)
+        (tmp_path / name / "claims.json").write_text("[]")
+    jobs = [
+        SweepJob(
+            name,
+            name,
+            (),
+            "w.py",
+            FrozenDict({"scale": name}),
+            FrozenDict(),
+            "",
+            FrozenDict({"run": 4, "other": 4}),
+            1,
+        )
+        for name in fields
+    ]
+    grid = FrozenDict({"scale": fields})
+    SweepDirectory(tmp_path).write(Sweep(("w.py",), grid, False, None, tuple(jobs)))
+    (tmp_path / "c/run/finished.json").unlink()
+    scores = load_sweep(tmp_path, "run")["greedy/accuracy"]
+    assert scores["learning_rate"].values.tolist() == [*rates, 4e-3, 1e30]
+    known = scores.isel(step=0, seed=0, drop=True).notnull()
+    assert known.sel(scale="a").values.tolist() == [True, True, False, False]
+    assert known.sel(scale="b").values.tolist() == [False, False, False, True]
+    table = [row for row in final_table(tmp_path) if row["run"] == "run"]
+    found = {row["scale"]: row["scores"]["greedy/accuracy"] for row in table}
+    assert found.keys() == {"a", "b"} and found["b"] == {"seed=0": None}
+    assert [*found["a"]] == ["learning_rate=0.001,seed=0", "learning_rate=0.002,seed=0"]
+    for by, panels in (("learning_rate", ["run"]), ("seed", ["run", "other"])):
+        picture = sweep_figure(tmp_path, "greedy/accuracy", "scale", by)
+        assert [ax.get_title(loc="left") for ax in picture.axes] == panels
+
+
+def test_what_is_added_to_a_sweep_is_checked_whole(finished):
     """Though the first job of its shape has ended, and traces nothing."""
     file = experiment_file(finished.parent)
     whole, grid = file.read_text(), "--grid=task.num_bits=4,5"

@@ -100,12 +100,18 @@ def test_an_edit_that_a_later_one_takes_back_is_refused():
     """A kind starts from its defaults: what was typed before it would vanish."""
     with pytest.raises(ConfigError, match="num_bits='6': is taken back by task=multi"):
         edited(("task.num_bits", "6"), ("task", "multiplication"))
+    with pytest.raises(
+        ConfigError, match=r"num_bits='6': is taken back by task\.kind=p"
+    ):
+        edited(("task.num_bits", "6"), ("task.kind", "parity"))
+    edited(("task.kind", "parity"), ("task.num_bits", "6"))
 
 
 WRONG = [
     ("evaluat.num_prompts", "4", "evaluat", "did you mean 'evaluate'"),
     ("axes.p_cott", "0.1", "axes.p_cott", "did you mean 'p_cot'"),
     ("task.num_bits", "four", "task.num_bits", "a whole number"),
+    ("axes.p_cot", "", "axes.p_cot", "needs a value; of an empty tuple it is ()"),
     ("task.num_bits", "4.5", "task.num_bits", "a whole number"),
     ("task.num_bits", "", "task.num_bits", "a whole number"),
     ("task.num_bits", None, "task.num_bits", "needs a value"),

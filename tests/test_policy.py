@@ -11,7 +11,7 @@ import pytest
 from tiny import random_params, tiny_gpt2
 
 from parity_jax.models import model as models_model
-from parity_jax.models import response_scores
+from parity_jax.models.model import forced_scores, run_prompt
 from parity_jax.models.transformer import make_transformer
 from parity_jax.policy import in_pieces, token_scores, truncated
 from parity_jax.types import Prompt
@@ -55,7 +55,8 @@ def test_a_large_vocabulary_changes_neither_scores_nor_gradients(monkeypatch):
 
     def gradient():
         def loss(params):
-            scores = response_scores(model, params, prompt, token, TEMPERATURE)
+            begun = run_prompt(model, params, prompt)
+            scores = forced_scores(model, params, begun, token, TEMPERATURE)
             return sum(
                 (w * x).sum() for w, x in zip(weights, scores, strict=True)
             ), scores

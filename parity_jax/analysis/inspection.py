@@ -261,7 +261,7 @@ def sampled_rows(
 
 def track(rows: Iterator[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
     """The rows, counted on the terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     done = 0
     with console.status("") as status:
         for done, row in enumerate(rows, 1):

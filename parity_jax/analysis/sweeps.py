@@ -1,9 +1,9 @@
 """Sweeps: the runs of many experiments as one labelled dataset, a table, a figure."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -17,6 +17,7 @@ from parity_jax.config import RunError, is_finite, require, unknown_value
 from parity_jax.config.labels import parse_number
 from parity_jax.runs.directory import local_path
 from parity_jax.runs.progress import SHOWN
+from parity_jax.runs.resolve import ResolvedRun
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob, is_sweep
 
 CONFIG = "config"  # the dimension of several experiments' files
@@ -25,45 +26,77 @@ CONFIG = "config"  # the dimension of several experiments' files
 def load_sweep(directory: str | Path, run: str, split: str = "eval") -> xr.Dataset:
     """Metrics of one run in all jobs, with dimensions (*swept fields, *axes, step).
 
-    Fields have their short names (`num_bits`); what no job has measured yet is NaN. The
+    Fields have their short names (`num_bits`); what no job has measured yet is NaN. A
+    number that is an axis in some jobs only has one value on it in the others. The
     coordinate `sequences` may depend on swept fields. ConfigError for a directory, run
     or split that is not one, RunError if nothing is there.
     """
-    merged = _merged(directory, run, split)
-    if merged is None:
-        raise RunError(f"{directory}: no job has a record of {run} yet")
-    return merged
-
-
-def final_scores(directory: str | Path, run: str) -> xr.Dataset | None:
-    """The last evaluation of one run in all jobs, with dimensions (*fields, *axes).
-
-    None if no job has any.
-    """
-    return _merged(directory, run, "eval", last)
-
-
-def _merged(
-    directory: str | Path,
-    run: str,
-    split: str,
-    chosen: Callable[[xr.Dataset], xr.Dataset] = lambda data: data,
-) -> xr.Dataset | None:
-    """What is chosen of the metrics of a run in every job that has any, in one."""
-    home, sweep = _opened(directory)
-    names = dict.fromkeys(name for job in sweep.jobs for name in job.steps)
+    names = _run_names(_opened(directory)[1])
     if run not in names:
         raise unknown_value("run", run, names)
-    parts = []
-    for job in sweep.jobs:
-        files = home.checked(job).run(run)
-        if run in job.steps and files.metrics.last(split) is not None:
-            data = chosen(load_metrics(files.path, split).reset_coords("sequences"))
-            parts.append(data.expand_dims(_fields(sweep, job)))
+    parts = _parts(directory, run, split)
     if not parts:
-        return None
-    merged = xr.merge(parts, join="outer", compat="no_conflicts")
+        raise RunError(f"{directory}: no job has a record of {run} yet")
+    return _merged(parts)
+
+
+def _run_names(sweep: Sweep) -> list[str]:
+    """The runs of all jobs."""
+    return [*dict.fromkeys(name for job in sweep.jobs for name in job.steps)]
+
+
+class _Part(NamedTuple):
+    """The metrics of a run in one job, which has all its swept fields as dimensions."""
+
+    data: xr.Dataset
+    run: ResolvedRun
+
+
+def _parts(
+    directory: str | Path, run: str, split: str, only_finished: bool = False
+) -> list[_Part]:
+    """Of every job that has any; only_finished: of those whose runs all have ended."""
+    (place, sweep), found = _opened(directory), list[_Part]()
+    for job in sweep.jobs:
+        home = place.checked(job)
+        if run not in job.steps or home.run(run).metrics.last(split) is None:
+            continue
+        ends = [home.run(name).read_finished() for name in job.steps]
+        if all(ends) or not only_finished:
+            data = load_metrics(home.run(run).path, split).reset_coords("sequences")
+            part = data.expand_dims(_fields(sweep, job))
+            found.append(_Part(part, home.run(run).read_config()))
+    return found
+
+
+def _merged(parts: Sequence[_Part]) -> xr.Dataset:
+    """All in one. xarray would repeat what lacks an axis at every value of it."""
+    axes = dict.fromkeys(axis for part in parts for axis in part.run.axes)
+    whole = []
+    for data, run in parts:
+        own = {axis: [_number(run, axis)] for axis in axes if axis not in run.axes}
+        scores = data.drop_vars("sequences").expand_dims(own)
+        whole.append(scores.assign(sequences=data["sequences"]))
+    merged = xr.merge(whole, join="outer", compat="no_conflicts")
     return merged.set_coords("sequences")
+
+
+def _number(run: ResolvedRun, name: str) -> float:
+    """That of all members, of which there is no axis."""
+    is_step = name == "parent_step"
+    return run.parent.step if is_step else float(getattr(run.hypers, name))
+
+
+def final_scores(directory: str | Path) -> dict[str, list[_Part]]:
+    """The last evaluation of every run in the jobs that have finished, one by one.
+
+    NaN of members that diverged.
+    """
+    sweep, found = _opened(directory)[1], {}
+    for run in _run_names(sweep):
+        parts = _parts(directory, run, "eval", only_finished=True)
+        found[run] = [part._replace(data=_end(part)) for part in parts]
+    return {run: parts for run, parts in found.items() if parts}
 
 
 def _opened(directory: str | Path) -> tuple[SweepDirectory, Sweep]:
@@ -97,6 +130,12 @@ def _values(texts: Sequence[str]) -> dict[str, Any]:
     return dict(zip(texts, numbers if are_numbers else texts, strict=True))
 
 
+def _end(part: _Part) -> xr.Dataset:
+    """The scores at the end, before which a run ends whose members all diverged."""
+    is_whole = int(part.data["step"][-1]) == part.run.schedule.num_steps
+    return last(part.data).where(is_whole)
+
+
 def swept_names(directory: str | Path) -> list[str]:
     """What is swept, by its short names: the dimensions beside `seed` and `step`."""
     sweep = _opened(directory)[1]
@@ -105,32 +144,25 @@ def swept_names(directory: str | Path) -> list[str]:
 
 
 def final_table(directory: str | Path) -> list[dict[str, Any]]:
-    """The last scores of every run at every combination of swept values, seeds apart.
+    """The last scores of every run at every combination of swept values, seeds apart,
+    of the jobs that have finished; None of members that diverged.
 
     {"run": .., "num_bits": 16, .., "scores": {"greedy/accuracy": {"seed=0": 0.99}}}
     """
-    found = []
-    for run, scores in _all_final_scores(directory).items():
-        names = [name for name in swept_names(directory) if name in scores.dims]
-        shown = [name for name, *_ in SHOWN if name in scores]
-        for values in itertools.product(*(scores[name].values for name in names)):
-            at = dict(zip(names, values, strict=True))
-            here = scores[shown].sel(at, drop=True)
-            plain = {name: by_member(here[name]) for name in shown}
-            if any(v is not None for each in plain.values() for v in each.values()):
+    swept, found = swept_names(directory), dict[Any, dict[str, Any]]()
+    for run, parts in final_scores(directory).items():
+        for data in (part.data for part in parts):
+            names = [name for name in swept if name in data.dims]
+            shown = [name for name, *_ in SHOWN if name in data]
+            for values in itertools.product(*(data[name].values for name in names)):
+                at = dict(zip(names, values, strict=True))
                 labels = {name: _plain(value) for name, value in at.items()}
-                found.append({"run": run, **labels, "scores": plain})
-    return found
-
-
-def _all_final_scores(directory: str | Path) -> dict[str, xr.Dataset]:
-    """`final_scores` of every run that has been evaluated."""
-    sweep, found = _opened(directory)[1], {}
-    for run in dict.fromkeys(name for job in sweep.jobs for name in job.steps):
-        scores = final_scores(directory, run)
-        if scores is not None:
-            found[run] = scores
-    return found
+                empty: dict[str, Any] = {"run": run, **labels, "scores": {}}
+                row = found.setdefault((run, *labels.values()), empty)
+                here = data[shown].sel(at, drop=True)
+                for name in shown:  # a job may have some of the seeds
+                    row["scores"].setdefault(name, {}).update(by_member(here[name]))
+    return [*found.values()]
 
 
 def _plain(value: Any) -> float | str:
@@ -140,11 +172,11 @@ def _plain(value: Any) -> float | str:
 def sweep_figure(directory: str | Path, score: str, x: str, by: str) -> Figure:
     """A last score over a swept field, a line for each value of another.
 
-    Every run has a panel. Dots are members, lines their medians. ConfigError for a
-    score that no run has, or a field that is not swept.
+    Every run that has both has a panel. Dots are members, lines their medians.
+    ConfigError for a score that no run has, or a field that is not swept.
     """
     require(x != by, "--over", f"{x},{by}", "must be two fields")
-    found = _all_final_scores(directory)
+    found = {run: _merged(parts) for run, parts in final_scores(directory).items()}
     names = {str(name) for scores in found.values() for name in scores.data_vars}
     if score not in names:
         raise unknown_value("--score", score, names)
@@ -153,6 +185,8 @@ def sweep_figure(directory: str | Path, score: str, x: str, by: str) -> Figure:
         fields = [str(d) for values in panels.values() for d in values.dims]
         if name not in fields:
             raise unknown_value("--over", name, {*fields})
+    panels = {run: each for run, each in panels.items() if {x, by} <= {*each.dims}}
+    require(bool(panels), "--over", f"{x},{by}", "must be fields of one run")
     with style():
         size = (3.8 * len(panels), 3.2)
         figure, axes = plt.subplots(

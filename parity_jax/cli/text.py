@@ -9,7 +9,7 @@ class Output(Console):
     """Standard output; a text is printed as it is, whatever signs it has."""
 
     def __init__(self) -> None:
-        super().__init__(highlight=False, markup=False)
+        super().__init__(highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> NoReturn:
         """Nobody reads on, which is no failure: the door knows."""

@@ -79,7 +79,9 @@ def curve_table(records: Sequence[Record]) -> Table:
         rows = [r.values[name] for r in records if name in r.values]
         medians = [median(known) for row in rows if (known := present(row))]
         if medians:
-            table.add_row(label, sparkline(medians, WIDTH), form.format(medians[-1]))
+            end = present(rows[-1])  # none if all members have diverged by now
+            told = form.format(median(end)) if end else "-"
+            table.add_row(label, sparkline(medians, WIDTH), told)
     return table
 
 

@@ -192,4 +192,4 @@ def _nearest(name: Any, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}valid: {', '.join(valid)}"
+    return f"{hint}valid: {', '.join(valid) or 'none'}"

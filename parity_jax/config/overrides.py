@@ -72,8 +72,10 @@ def apply(config: Any, overrides: Sequence[Override]) -> Any:
     kind, plain = type(config), to_dict(config)
     for i, (path, value) in enumerate(overrides):
         for later in overrides[i + 1 :]:
+            whole = later.path.removesuffix(".kind")  # with the defaults of its kind
+            is_within = path.startswith(f"{whole}.") and path != later.path
             allowed = f"is taken back by {later.text}, which comes after it"
-            require(not path.startswith(f"{later.path}."), path, value, allowed)
+            require(not is_within, path, value, allowed)
         parts = path.split(".")
         plain = _edit(kind, plain, parts, value, _places(plain, parts[-1]))
     for path, value in overrides:
@@ -175,6 +177,8 @@ def _read(kind: Any, optional: bool, value: str | None) -> Any:
         return None
     if is_family(kind):
         return _defaults(kind, value)
+    if origin is tuple and not value.strip():  # as of a shell's variable not set
+        raise ConfigError("", value, "needs a value; of an empty tuple it is ()")
     if origin is tuple:
         return [_read(args[0], False, part) for part in _parts(value)]
     if kind in (int, float, typing.Any):

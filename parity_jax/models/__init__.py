@@ -7,7 +7,6 @@ from parity_jax.models.model import (
     forced_logits,
     forced_scores,
     response_logits,
-    response_scores,
 )
 from parity_jax.models.recurrent import RecurrentConfig
 from parity_jax.models.transformer import (
@@ -33,5 +32,4 @@ __all__ = [
     "mistral",
     "qwen",
     "response_logits",
-    "response_scores",
 ]

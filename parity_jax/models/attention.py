@@ -96,10 +96,15 @@ def residual_std(cfg: "TransformerConfig") -> float:
 def norm_of(cfg: "TransformerConfig") -> nn.Module:
     """The norm before each part of a block, and at the end."""
     if cfg.norm == "rms":
-        return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.dtype(cfg.dtype))
+        return rms_norm(cfg)
     return nn.LayerNorm(
         epsilon=cfg.norm_eps, dtype=jnp.dtype(cfg.dtype), use_fast_variance=False
     )
+
+
+def rms_norm(cfg: "TransformerConfig") -> nn.Module:
+    """Of a root mean square, with a scale and no bias."""
+    return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.dtype(cfg.dtype))
 
 
 class Attention(nn.Module):
@@ -121,7 +126,7 @@ class Attention(nn.Module):
         self.query, self.key = heads(cfg.num_heads), heads(cfg.num_kv_heads)
         self.value = heads(cfg.num_kv_heads)
         if cfg.qk_norm:
-            self.query_norm, self.key_norm = norm_of(cfg), norm_of(cfg)
+            self.query_norm, self.key_norm = rms_norm(cfg), rms_norm(cfg)
         options = dense_options(cfg, residual_std(cfg))
         self.out = nn.DenseGeneral(cfg.width, axis=(-2, -1), **options)
 

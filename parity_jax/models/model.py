@@ -157,15 +157,3 @@ def response_logits(
     """Teacher-forced logits of every response token, BxGxTxV."""
     begun = run_prompt(model, params, prompt)
     return forced_logits(model, params, begun, token_BxGxT)
-
-
-def response_scores(
-    model: Model,
-    params: Params,
-    prompt: Prompt,
-    token_BxGxT: Array,
-    temperature: Array | float = 1.0,
-) -> TokenScores:
-    """Teacher-forced `TokenScores` of every response token, BxGxT each."""
-    begun = run_prompt(model, params, prompt)
-    return forced_scores(model, params, begun, token_BxGxT, temperature)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from flax.core import FrozenDict
@@ -66,6 +67,8 @@ def new_path(name: str, text: str) -> Path:
         require(not path.exists(), name, text, "must not exist yet")
         around = next((p for p in path.absolute().parents if p.exists()), path)
         require(around.is_dir(), name, text, f"{around} must be a directory")
+        with TemporaryFile(dir=around):  # or it would be known when all is done
+            pass
         for place in path.absolute().parents:
             allowed = f"must not be in {place}, which has runs of its own"
             require(not is_home(place), name, text, allowed)

@@ -120,7 +120,7 @@ def write_json(path: Path, value: Any) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill, which is at `path` when all of it is written, or never."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+    with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as own:
         part = Path(own) / path.name
         part.mkdir()
         yield part

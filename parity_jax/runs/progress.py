@@ -40,7 +40,9 @@ class Report:
         quiet: bool = True,
     ):
         # names have brackets; of several processes one speaks
-        self.console = Console(stderr=True, markup=False, quiet=not is_first())
+        self.console = Console(
+            stderr=True, markup=False, emoji=False, quiet=not is_first()
+        )
         self.name, self.num_steps, self.quiet = name, num_steps, quiet
         self.sequences_per_step = sequences_per_step
         self.start, self.started = start, time.monotonic()

@@ -17,10 +17,10 @@ from jax import Array
 from parity_jax.blocks import at_most
 from parity_jax.config import require, require_default, require_finite, require_positive
 from parity_jax.evaluate import Evaluate
-from parity_jax.gradient import response_gradient
+from parity_jax.gradient import response_gradient, trained_log_probs
 from parity_jax.hypers import Hypers
 from parity_jax.metrics import Mean, Metrics
-from parity_jax.models.model import Model, ModelConfig, response_scores
+from parity_jax.models.model import Model, ModelConfig
 from parity_jax.objectives import (
     Baseline,
     KlEstimator,
@@ -37,7 +37,6 @@ from parity_jax.objectives import (
 from parity_jax.optim import OptimizerConfig
 from parity_jax.policy import TokenScores
 from parity_jax.responses import has_ended
-from parity_jax.rows import each_row
 from parity_jax.stages.rollout import (
     Rollout,
     RolloutConfig,
@@ -48,7 +47,7 @@ from parity_jax.stages.rollout import (
 )
 from parity_jax.stages.stage import Stage, StageConfig, StepKeys, evaluator, make_init
 from parity_jax.tasks.task import Task
-from parity_jax.types import Data, Params, Prompt, StageState
+from parity_jax.types import Data, StageState
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,8 @@ class Minibatch(NamedTuple):
     rollout: Rollout
     mask: Array  # BxGxT, tokens that carry loss
     advantage: Array  # BxG
-    # BxGxT of the pass that is trained, which in bfloat16 is not quite the sampler's;
-    # None with one update: the policy is the one that sampled
+    # BxGxT of the passes that are trained, which in bfloat16 are not quite the
+    # sampler's; None with one update: the policy is the one that sampled
     old_log_prob: Array | None
     reference_log_prob: Array | None  # BxGxT
 
@@ -216,19 +215,6 @@ def make_policy_gradient(
     sampler = make_sampler(cfg.rollout, task, model)
     short_len = task.format.short_len
 
-    def log_probs(
-        policies: dict[str, Params], rollout: Rollout, temperature: Array
-    ) -> dict[str, Array]:
-        """Of the response tokens, BxGxT, under each policy."""
-
-        def part(rows: tuple[Prompt, Array]) -> dict[str, Array]:
-            def of(params: Params) -> Array:
-                return response_scores(model, params, *rows, temperature).log_prob
-
-            return {name: of(params) for name, params in policies.items()}
-
-        return each_row(part, (rollout.prompt, rollout.response.token))
-
     def prepare(state: StageState, rollout: Rollout) -> Minibatch:
         """Advantages and the mask of the tokens that carry loss."""
         reward_BxG, policies = rollout.reward, {}
@@ -237,7 +223,8 @@ def make_policy_gradient(
             policies["old"] = state.params
         if cfg.kl_estimator != "none":
             policies["reference"] = state.reference
-        known = log_probs(policies, rollout, temperature) if policies else {}
+        read = (rollout.prompt, rollout.response, short_len, temperature)
+        known = trained_log_probs(policies, model, *read) if policies else {}
         old, reference = known.get("old"), known.get("reference")
         if reference is not None and cfg.kl_in == "reward":
             kl = kl_estimate(rollout.response.log_prob, reference, cfg.kl_estimator)
