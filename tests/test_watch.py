@@ -8,7 +8,10 @@ import pytest
 from small_runs import records, train, train_until, walk, walks
 
 from parity_jax.cli.main import run
-from parity_jax.cli.watch import BARS, sparkline
+from parity_jax.cli.text import Output
+from parity_jax.cli.watch import BARS, curve_table, sparkline
+from parity_jax.runs.metrics_file import Record
+from parity_jax.runs.progress import Report
 
 
 def watched(path, capsys):
@@ -54,6 +57,26 @@ def test_records_that_are_not_as_they_were_are_not_shown(tmp_path, capsys):
 )
 def test_bars_by_hand(values, bars):
     assert sparkline([*values], 3 if len(values) == 6 else 40) == bars
+
+
+def test_a_text_is_printed_as_it_is(capsys):
+    """Though rich knows signs for some."""
+    text = "runs/:100:/[b]: answer :one: a:b:c"
+    Output().print(text)
+    Report("x").warn(text)
+    printed = capsys.readouterr()
+    assert printed.out == f"{text}\n" and printed.err == f"warning: {text}\n"
+
+
+def test_a_curve_that_has_ended_has_no_last_value():
+    """Whose members all have diverged."""
+    records = [
+        Record("eval", step, 0.0, {"greedy/accuracy": values})
+        for step, values in enumerate(([0.5, 0.7], [0.9, None], [None, None]))
+    ]
+    for num, told in ((1, "0.600"), (2, "0.900"), (3, "-")):
+        (*_, column) = curve_table(records[:num]).columns
+        assert [*column.cells] == [told]
 
 
 def test_a_terminal_of_few_signs(tmp_path, monkeypatch):
