@@ -158,7 +158,7 @@ def final_table(directory: str | Path) -> list[dict[str, Any]]:
                 at = dict(zip(names, values, strict=True))
                 labels = {name: _plain(value) for name, value in at.items()}
                 empty: dict[str, Any] = {"run": run, **labels, "scores": {}}
-                row = found.setdefault((run, *labels.values()), empty)
+                row = found.setdefault((run, *labels.items()), empty)
                 here = data[shown].sel(at, drop=True)
                 for name in shown:  # a job may have some of the seeds
                     row["scores"].setdefault(name, {}).update(by_member(here[name]))

@@ -31,7 +31,7 @@ from parity_jax.tasks.contract import check_finite, check_reward
 from parity_jax.tasks.task import BINARY, FiniteTask, Reward, Task
 from parity_jax.types import Data, Key, Prompt, Response, StageState
 
-MAX_POOL = 2**24  # unique prompts, of which 8 times as many are drawn
+MAX_POOL = 2**20  # unique prompts, of which 8 times as many are drawn at once
 POOL = 0x9E3779B9  # folded into the member's key: the fixed pool is outside all steps
 
 
