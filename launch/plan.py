@@ -294,10 +294,12 @@ def check_distinct(experiments: Sequence[Built]) -> None:
 
 
 def what_runs(runs: Mapping[str, ResolvedRun]) -> dict[str, Any]:
-    """All that is set, but how the path of a file is typed whose digest is known."""
+    """All that is set, but from where files and texts come whose digest is known."""
     found: dict[str, Any] = to_dict(dict(runs))
     for run in found.values():
         del run["eval_file"]["path"]
+        for part in ("source", "tokenizer") if run["task"].get("content") else ():
+            del run["task"][part]
     return found
 
 
@@ -307,7 +309,7 @@ def as_float32(value: Any) -> Any:
         return {name: as_float32(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [as_float32(each) for each in value]
-    return float(np.float32(value)) if isinstance(value, float) else value
+    return float(np.float32(value)) + 0.0 if isinstance(value, float) else value  # -0.0
 
 
 @contextmanager

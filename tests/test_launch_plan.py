@@ -145,6 +145,10 @@ MISTAKES = [
         ("job='eval_file=", "the same as job"),
     ),
     (
+        ["--grid=runs.run.hypers.beta=0.0,-0.0"],
+        ("job='beta=-0.0'", "the same as job beta=0.0"),
+    ),
+    (
         ["--grid=runs.run.hypers.p_cot=0.1,0.100000001"],
         ("job='p_cot=0.100000001'", "the same as job"),
     ),

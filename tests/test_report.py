@@ -20,8 +20,9 @@ from parity_jax.analysis.legend import LEGEND, SECTIONS
 from parity_jax.analysis.plots import pictures_of
 from parity_jax.analysis.report import entries as report_entries
 from parity_jax.analysis.report import gather
-from parity_jax.analysis.report.entries import provenance
+from parity_jax.analysis.report.entries import SweepEntry, provenance
 from parity_jax.analysis.report.figures import MAX_SVG
+from parity_jax.analysis.report.text import sweep_table
 from parity_jax.analysis.report.words import expected, order, summary, tolerance
 from parity_jax.cli import main
 from parity_jax.runs import ExperimentDirectory, resolve
@@ -158,6 +159,17 @@ def test_the_report_can_be_made_again_from_what_it_left(run_dir, tmp_path, say):
     after = {name: (output / name).read_bytes() for name in files}
     assert after == before  # the figure to the byte
     assert gather([output / "c9_x"], output) == gather([run_dir], output)
+
+
+def test_rows_of_a_sweep_are_told_apart():
+    """Scores have four digits, what is swept has all."""
+    scores = {"greedy/accuracy": {"seed=0": 0.123456}}
+    values = (0.3, 0.3000001, -2, 1e-9, "text", None)
+    rows = [{"run": "r", "p_cot": value, "scores": scores} for value in values]
+    entry = SweepEntry("s", ["p_cot"], rows, b"")
+    assert [row[1:] for row in sweep_table(entry).rows] == [
+        [told, "0.1235"] for told in ("0.3", "0.3000001", "-2", "1e-09", "text", "none")
+    ]
 
 
 def test_the_page_shows_what_the_markdown_says(run_dir, tmp_path, say):

@@ -10,6 +10,7 @@ import pytest
 from small_texts import gsm8k_like, path_of, small_text, text_experiment, write_rows
 from tiny import tiny_gpt2
 
+from launch.plan import what_runs
 from parity_jax.config import ConfigError, UserCodeError, from_dict, to_dict
 from parity_jax.models import RecurrentConfig
 from parity_jax.runs import resolve
@@ -348,6 +349,18 @@ def test_what_a_response_answers(verifier, template, said):
     """Answers are as many as the verifier tells apart."""
     cfg = TemplateConfig(**template)
     assert {t: wrong_answer(verifier, cfg, t, "no 8") for t in said} == said
+
+
+def test_tokenizers_that_came_out_the_same_are_one_job(tmp_path):
+    """The rows have fewer pairs than were asked for; rows may lie anywhere."""
+    found = []
+    (tmp_path / "other").mkdir()
+    for folder, size in (("", 5000), ("", 6000), ("other", 5000), ("", 270)):
+        cfg = small_text(tmp_path / folder)
+        cfg = dataclasses.replace(cfg, tokenizer=TokenizerConfig(vocab_size=size))
+        assert cfg.make().vocab_size < 5000
+        found.append(what_runs(resolve(text_experiment(cfg))))
+    assert found[0] == found[1] == found[2] != found[3]
 
 
 def test_rows_that_changed_are_read_again(tmp_path):

@@ -197,8 +197,8 @@ def judge(
     if greedy["p_long"] > 1 / 2:
         return "long", (
             "Greedy decoding shows its work already, on "
-            f"{greedy['p_long']:.3g} of the prompts, and is right on "
-            f"{greedy['accuracy']:.3g}."
+            f"{percent(greedy['p_long'])} of the prompts, and is right on "
+            f"{percent(greedy['accuracy'])}."
         )
     if long.count == 0:
         return "nothing", (
@@ -213,6 +213,11 @@ def judge(
         f"RL will lengthen without solving, unless the work is learned on the way: "
         f"{rates}."
     )
+
+
+def percent(share: float) -> str:
+    """A share, which 1 would tell as a count."""
+    return f"{100 * share:.3g}%"
 
 
 def share_of(number_B: np.ndarray, count_B: np.ndarray) -> Share:

@@ -36,6 +36,7 @@ from parity_jax.analysis.diagnosis import (
     Diagnosis,
     diagnose,
     draw_samples,
+    percent,
     shown,
 )
 from parity_jax.analysis.diagnosis_figure import draw_diagnosis
@@ -208,8 +209,9 @@ def markdown(
             else f"by length; {each.doubt:.1%} of the samples may be of the other",
             "right if long": shown(each.accuracy_long) + length(each.length_long),
             "right if short": shown(each.accuracy_short) + length(each.length_short),
-            "greedy": f"right on {each.greedy['accuracy']:.3g}, long on "
-            f"{each.greedy['p_long']:.3g}, mean length {each.greedy['length']:.3g}",
+            "greedy": f"right on {percent(each.greedy['accuracy'])}, "
+            f"long on {percent(each.greedy['p_long'])}, "
+            f"mean length {each.greedy['length']:.3g}",
         }
         for name, (measured, predicted) in each.success.items():
             rows[name] = f"{measured:.3f} ({predicted:.3f} if prompts are alike)"

@@ -7,7 +7,14 @@ from urllib.parse import quote
 
 from parity_jax.analysis.legend import SECTIONS
 from parity_jax.analysis.report.entries import Entry, SweepEntry
-from parity_jax.analysis.report.words import Claim, expected, order, summary, tolerance
+from parity_jax.analysis.report.words import (
+    Claim,
+    expected,
+    order,
+    summary,
+    tolerance,
+    value_text,
+)
 from parity_jax.runs.progress import SHOWN
 
 UNKNOWN = "not recorded"
@@ -100,7 +107,7 @@ def sweep_table(sweep: SweepEntry) -> Table:
     rows = [
         [
             row["run"],
-            *(summary(row.get(name)) for name in sweep.fields),
+            *(value_text(row.get(name)) for name in sweep.fields),
             *(summary(row["scores"].get(name)) for name, _ in scores),
         ]
         for row in sweep.table

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from parity_jax.config import number_text
+
 NOTHING = "none"
 MAX_PARTS = 6  # of a cell; of more checks the range is told
 
@@ -20,6 +22,13 @@ def summary(value: Any, nested: bool = False) -> str:
     if isinstance(value, list):
         return f"[{', '.join(summary(v) for v in value)}]"
     return short_number(value) if _is_number(value) else str(value)
+
+
+def value_text(value: float | str | None) -> str:
+    """A value of a swept field with all its digits: it tells one row from others."""
+    if value is None:
+        return NOTHING
+    return value if isinstance(value, str) else number_text(value)
 
 
 def short_number(value: float | None) -> str:

@@ -25,7 +25,9 @@ class TokenizerConfig:
     """One of both."""
 
     folder: str = ""  # of a Hugging Face model
-    vocab_size: int = 0  # of byte-pair encoding trained on the questions and solutions
+    # Of byte-pair encoding trained on the questions and solutions; fewer tokens where
+    # they have no more pairs.
+    vocab_size: int = 0
 
     def __post_init__(self) -> None:
         one = bool(self.folder) != bool(self.vocab_size)
