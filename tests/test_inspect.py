@@ -126,9 +126,9 @@ def test_members_have_their_whole_names(capsys):
         assert shown.replace("so", "").replace(" ", "") == "".join(rows)
 
 
-@pytest.mark.parametrize("member", ["", "seed=1"])
+@pytest.mark.parametrize("member", [(), ("--member=seed=1",)])
 def test_evaluating_again_gives_the_same_numbers(workdir, say, member):
-    options = ("--json", "--step=2", f"--member={member}", "--prompts=0")
+    options = ("--json", "--step=2", *member, "--prompts=0")
     again = json.loads(say("inspect", workdir / "pretrain", *options, "--evaluate")[1])
     before = json.loads(say("inspect", workdir / "pretrain", *options)[1])
     assert again["scores"].pop("source") == "evaluated again"
