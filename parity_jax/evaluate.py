@@ -64,7 +64,7 @@ class EvaluateConfig:
             allowed = f"must be finite and >= {MIN_TEMPERATURE:g} (greedy is always in)"
             inside = MIN_TEMPERATURE <= value < np.inf
             require(inside, "temperatures", value, allowed)
-            require_float32("temperatures", value)
+            require_float32("temperatures", value, MIN_TEMPERATURE)
         different = {float(np.float32(value)) for value in self.temperatures}
         distinct = len(different) == len(self.temperatures)
         allowed = "must be distinct, as float32 has them"

@@ -54,7 +54,7 @@ def check_hyper(name: str, value: float) -> None:
         allowed = f"must be a finite number >= {low:g}"
     inside = is_finite(value) and low <= value <= high
     require(inside, name, value, allowed)
-    require_float32(name, value)
+    require_float32(name, value, low, high)
 
 
 def check_hypers(hypers: Hypers) -> None:

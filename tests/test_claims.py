@@ -185,6 +185,7 @@ def test_of_nothing_nothing_is_true():
         Check.below(nobody, 0),
         Check.within(nobody, 0, 1.0),
         Check.equal(nobody, 0),
+        Check.at_least(np.ma.array([1.0, 2.0], mask=[True, False]), 0),
     ):
         assert not check.holds
     with pytest.raises(ValueError, match="claim 'mine' needs a text"):

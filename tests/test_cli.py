@@ -222,6 +222,7 @@ MISTAKES = [
     ("--profile=/proc/version/x", ("--profile=", "cannot be made: Not a directory")),
     ("--target=h100x1", ("--target='h100x1'", "--dry_run compiles")),
     ("--config.axes.learning_rate=1e39", ("axes.learning_rate", "as float32 can")),
+    ("--config.runs.grpo.hypers.temperature=1e39", ("must be, as float32 can",)),
     ("--config.runs.grpo.hypers.learning_rate=1e-50", ("e-50", "as float32 can")),
     ("--config.evaluate.temperatures=1e39", ("temperatures", "as float32 can")),
     (

@@ -19,11 +19,12 @@ from parity_jax.analysis.inspection import rescored
 from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli.devices import set_up_jax
 from parity_jax.cli.main import run as command
-from parity_jax.config import ConfigError
+from parity_jax.config import ConfigError, RunError, lines_of
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import ExperimentDirectory, RunDirectory, lineage, resolve
 from parity_jax.runs.execute import tell_ended
 from parity_jax.runs.forecast import forecast
+from parity_jax.runs.lineage import edited_code
 
 TESTS = Path(__file__).parent
 FILE = """
@@ -227,6 +228,29 @@ class Mine(WalkConfig):
 """
 
 
+JUDGE = """
+def reward(prompt, response, data):
+    return (response[..., 1] > 0).astype(float)
+"""
+EXPERIMENT_WITH = """
+import dataclasses, sys
+
+sys.path.insert(0, {tests!r})
+
+from flax.core import FrozenDict
+from tiny import tiny_experiment
+
+
+def get_config():
+    whole = tiny_experiment()
+    stage = whole.runs["grpo"].stage
+    rollout = dataclasses.replace(stage.rollout, rewards=("judge_of_mine:reward",))
+    stage = dataclasses.replace(stage, rollout=rollout)
+    grpo = dataclasses.replace(whole.runs["grpo"], stage=stage, parent="")
+    return dataclasses.replace(whole, runs=FrozenDict(grpo=grpo))
+"""
+
+
 def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     """lineage.json has the digest of its file, whatever the repository says."""
     file = tmp_path / "walk_of_mine.py"
@@ -261,6 +285,40 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "own_code.walk_of_mine is" in line
     del sys.modules["walk_of_mine"]
+    file.unlink()
+    with pytest.raises(RunError, match="walk_of_mine"):  # what it is goes with it
+        RunDirectory(tmp_path / "run/run").read_config()
+    process = RunDirectory(tmp_path / "run/run").read_lineage().last_process
+    told = f"is '{process.own_code['walk_of_mine']}' there, 'cannot be imported' here"
+    assert lines_of(edited_code(process)) == f"own_code.walk_of_mine {told}"
+
+
+def test_a_reward_that_changed_is_told_by_who_opens_a_checkpoint(tmp_path):
+    """Which makes no reward, and so imports none."""
+    file = tmp_path / "judge_of_mine.py"
+    file.write_text(JUDGE)
+    text = EXPERIMENT_WITH.format(tests=str(TESTS))
+    (tmp_path / "own.py").write_text(text)
+
+    def typed(*args):
+        env = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-m", "parity_jax.cli", *map(str, args)]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    workdir = tmp_path / "run"
+    run = ("run", f"--config={tmp_path}/own.py", f"--workdir={workdir}", "--quiet")
+    assert typed(*run) == ""
+    look = ("inspect", workdir / "grpo", "--prompts=0")
+    assert typed(*look) == ""
+    file.write_text(JUDGE + "# another one")
+    assert "grpo trained with other code: own_code.judge_of_mine is" in typed(*look)
+    file.unlink()
+    assert "there, 'cannot be imported' here" in typed(*look)
+    assert "grpo has ended and stays as it is: own_code.judge_of_mine" in typed(*run)
 
 
 def test_a_layout_that_an_ended_run_cannot_take_is_told(tmp_path, capsys):

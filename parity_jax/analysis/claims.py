@@ -90,6 +90,8 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     """
 
     def labelled(numbers: Any, like: Any) -> Any:
+        if isinstance(numbers, np.ma.MaskedArray):  # what is masked does not exist
+            numbers = np.ma.filled(numbers.astype(float), np.nan)
         if np.asarray(numbers).dtype == bool:
             numbers = np.multiply(numbers, 1)
         if isinstance(numbers, xr.DataArray) or not isinstance(like, xr.DataArray):

@@ -73,7 +73,7 @@ def opened(args: argparse.Namespace) -> Snapshot:
     directory = RunDirectory(local_path("directory", args.directory))
     snapshot = open_snapshot(directory, args.step, parse_label(args.member))
     process = directory.read_lineage().last_process
-    if edited := edited_code(process, snapshot.run.own_modules):
+    if edited := edited_code(process):
         told = f"warning: {directory.path} trained with other code: {lines_of(edited)}"
         print(told, file=sys.stderr)
     states = snapshot.arrays

@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> None:
     allowed = f"must be finite and >= {MIN_TEMPERATURE:g}"
     is_right = MIN_TEMPERATURE <= args.temperature < math.inf
     require(is_right, "temperature", args.temperature, allowed)
-    require_float32("temperature", args.temperature)
+    require_float32("temperature", args.temperature, MIN_TEMPERATURE)
     allowed = "must be 0 (all tokens) or positive"
     require(args.top_k >= 0, "top_k", args.top_k, allowed)
     require(0 < args.top_p <= 1, "top_p", args.top_p, "must be in (0, 1]")
-    require_float32("top_p", args.top_p)
+    require_float32("top_p", args.top_p, high=1.0)
     allowed = f"must be in [0, {MAX_SEED}]"
     require(0 <= args.seed <= MAX_SEED, "seed", args.seed, allowed)
     require(sys.stdin is not None, "stdin", None, "is closed; prompts are read from it")

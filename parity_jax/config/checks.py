@@ -151,9 +151,15 @@ def is_finite(value: float) -> bool:
         return False
 
 
-def require_float32(name: str, value: float) -> None:
-    """ConfigError for a number that float32 turns into 0 or into infinity."""
-    allowed = f"must be 0 or, as float32 can, in [{SMALLEST:.3g}, {LARGEST:.3g}]"
+def require_float32(
+    name: str, value: float, low: float = SMALLEST, high: float = LARGEST
+) -> None:
+    """ConfigError for a number that float32 turns into 0 or into infinity.
+
+    low, high   where it has to be anyway
+    """
+    ends = f"[{max(low, SMALLEST):.3g}, {min(high, LARGEST):.3g}]"
+    allowed = f"must be{' 0 or' * (low <= 0)}, as float32 can, of a size in {ends}"
     is_kept = value == 0 or SMALLEST <= abs(value) <= LARGEST
     require(is_kept or not is_finite(value), name, value, allowed)
 
@@ -169,7 +175,7 @@ def require_finite(
         value = getattr(config, name)
         inside = is_finite(value) and low <= value <= high
         require(inside, name, value, allowed)
-        require_float32(name, value)
+        require_float32(name, value, low, high)
 
 
 def unknown_name(

@@ -344,7 +344,7 @@ def tell_ended(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     for part in ("population", "mesh"):
         was, now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
         found += differences(was, now, part)
-    found += edited_code(directory.read_lineage().last_process, run.own_modules)
+    found += edited_code(directory.read_lineage().last_process)
     if found:
         told = f"{name} has ended and stays as it is: {lines_of(found)}"
         Report(name).warn(told)
@@ -381,7 +381,7 @@ def check_start(
     lineage = parent.read_lineage()  # the run's own will continue it
     check_settings(lineage, f"its parent, {where},")
     parent.verified_finish()
-    if edited := edited_code(lineage.last_process, run.own_modules):
+    if edited := edited_code(lineage.last_process):
         Report(name).warn(f"its parent trained with other code: {lines_of(edited)}")
     wanted, saved = {*steps_of_parent(run, parent)}, parent.saved_steps()
     check_reached(parent, wanted)

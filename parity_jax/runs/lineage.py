@@ -97,6 +97,9 @@ class Lineage:
         return replace(self, continued=(*self.continued, Continuation(step, now)))
 
 
+GONE = "cannot be imported"
+
+
 def this_process(own_modules: Iterable[str] = ()) -> Process:
     """What this process runs on, with these modules of the user's own."""
     device = jax.devices()[0]
@@ -115,14 +118,14 @@ def own_code(modules: Iterable[str]) -> dict[str, str]:
     return {name: module_sha256(name) for name in modules}
 
 
-def edited_code(then: Process, modules: Iterable[str]) -> list[Difference]:
-    """Which of these modules of the user's own are not as they were then."""
-    code = then.own_code
-    for module in {*code} - {*sys.modules}:  # that a config names and nothing made
-        with suppress(Exception, SystemExit):  # one that is gone cannot be compared
+def edited_code(then: Process) -> list[Difference]:
+    """Which modules of the user's own are not as they were then, or are gone."""
+    for module in {*then.own_code} - {*sys.modules}:  # that nothing has made here
+        with suppress(Exception, SystemExit):
             importlib.import_module(module)
-    known = own_code({*code} & {*modules})
-    return differences({name: code[name] for name in known}, known, "own_code")
+    now = own_code(then.own_code)
+    now |= dict.fromkeys({*now} - {*sys.modules}, GONE)
+    return differences(dict(then.own_code), now, "own_code")
 
 
 def module_sha256(name: str) -> str:

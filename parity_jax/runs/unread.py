@@ -56,7 +56,11 @@ def check_numbers(
                 allowed = f"is read by no run ({', '.join(alike)}): it changes nothing"
                 if len(unfelt) < len(given):
                     allowed = f"has {unfelt[0]:g}, which {allowed}"
-                raise ConfigError(f"axes.{number}" if is_axis else where, told, allowed)
+                if is_axis:  # that all runs have it is the experiment's doing
+                    is_shared = all(number in each.axes for each in runs.values())
+                    where = "axes." if is_shared else f"runs.{name}.axes."
+                    where += number
+                raise ConfigError(where, told, allowed)
 
 
 def check_form(name: str, run: ResolvedRun) -> None:
