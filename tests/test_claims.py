@@ -194,6 +194,25 @@ def test_of_nothing_nothing_is_true():
         Claim.of("C1")
 
 
+def test_a_series_has_labels_as_well():
+    """Of pandas, which `.to_pandas()` gives; a plain index only counts."""
+    ours = SCORES.sel(p_cot=0.1, drop=True)
+    series = ours.to_pandas()
+    assert Check.equal(ours, series).holds and Check.equal(series, ours).holds
+    assert Check.equal(ours, pd.Series(series.to_numpy())).holds
+    swapped, renamed = series.iloc[::-1], series.rename_axis("p_cot")
+    for other in (swapped, series.set_axis([7, 8]).rename_axis("seed")):
+        with pytest.raises(ValueError, match="exact"):
+            Check.equal(ours, other)
+        with pytest.raises(ValueError, match="exact"):
+            Check.equal(series, other)
+    for other in (renamed, series.set_axis([7, 8]).rename_axis(None)):
+        with pytest.raises(ValueError, match="must have an index that is called as"):
+            Check.equal(ours, other)
+    with pytest.raises(TypeError, match="must be a Series, not a DataFrame"):
+        Check.at_least(SCORES.to_pandas(), 0)
+
+
 def test_members_that_only_one_side_has_are_not_left_out():
     few = SCORES.isel(seed=[0])
     for check in (Check.equal, Check.at_least, lambda a, b: Check.within(a, b, 9.0)):

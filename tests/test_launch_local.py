@@ -35,7 +35,7 @@ from parity_jax.analysis import load_metrics, load_sweep
 from parity_jax.analysis.sweeps import final_table, sweep_figure
 from parity_jax.cli.main import run
 from parity_jax.cli.run import configured
-from parity_jax.config import RunError
+from parity_jax.config import ConfigError, RunError
 from parity_jax.config.overrides import parse
 from parity_jax.hypers import Hypers
 from parity_jax.runs.directory import RunDirectory
@@ -124,6 +124,8 @@ def test_status_finds_code_beside_the_experiment(finished):
 
 
 def test_a_sweep_is_one_dataset(finished):
+    with pytest.raises(ConfigError, match="split='x': unknown; valid: eval, train"):
+        load_sweep(finished, "run", "x")
     scores = load_sweep(finished, "run")
     assert dict(scores.sizes) == {"seed": 3, "step": 3, "num_bits": 2}
     assert not scores["greedy/accuracy"].isnull().any()

@@ -88,6 +88,12 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
 
     ValueError if they are not as many, and are no single number either.
     """
+    if hasattr(a, "to_xarray") or hasattr(b, "to_xarray"):
+        a, b = _of_pandas(a), _of_pandas(b)
+        named = [{*x.dims} for x in (a, b) if isinstance(x, xr.DataArray)]
+        if len(named) == 2 and not (named[0] <= named[1] or named[1] <= named[0]):
+            told = "must have an index that is called as the other's, not"
+            raise ValueError(f"{told} {[sorted(map(str, x)) for x in named]}")
 
     def labelled(numbers: Any, like: Any) -> Any:
         if isinstance(numbers, np.ma.MaskedArray):  # what is masked does not exist
@@ -105,6 +111,17 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
         told = "must be one number, or as many as there are members, not"
         raise ValueError(f"{told} {np.shape(a)} and {np.shape(b)}")
     return labelled(a, b), labelled(b, a)
+
+
+def _of_pandas(numbers: Any) -> Any:
+    """A Series with its labels, if it was given any; TypeError for a DataFrame."""
+    if not hasattr(numbers, "to_xarray"):
+        return numbers
+    if np.ndim(numbers) != 1:
+        raise TypeError(f"must be a Series, not a {type(numbers).__name__}")
+    is_counted = [*numbers.index.names] == [None]
+    is_counted = is_counted and [*numbers.index] == [*range(len(numbers))]
+    return np.asarray(numbers) if is_counted else numbers.to_xarray()
 
 
 def _together(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:

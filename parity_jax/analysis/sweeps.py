@@ -16,6 +16,7 @@ from parity_jax.analysis.scores import by_member, last
 from parity_jax.config import RunError, is_finite, require, unknown_value
 from parity_jax.config.labels import parse_number
 from parity_jax.runs.directory import local_path
+from parity_jax.runs.metrics_file import SPLITS
 from parity_jax.runs.progress import SHOWN
 from parity_jax.runs.resolve import ResolvedRun
 from parity_jax.runs.sweep import Sweep, SweepDirectory, SweepJob, is_sweep
@@ -34,6 +35,8 @@ def load_sweep(directory: str | Path, run: str, split: str = "eval") -> xr.Datas
     names = _run_names(_opened(directory)[1])
     if run not in names:
         raise unknown_value("run", run, names)
+    if split not in SPLITS:
+        raise unknown_value("split", split, SPLITS)
     parts = _parts(directory, run, split)
     if not parts:
         raise RunError(f"{directory}: no job has a record of {run} yet")
