@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flax.core import FrozenDict
 
 from launch import local
-from launch.queue import places as queued
+from launch.queue import places
 from launch.rows import rows
 from parity_jax.cli import report
 from parity_jax.config import (
@@ -107,7 +107,7 @@ def held(home: SweepDirectory, settings: Settings) -> AbstractContextManager[Non
 
 def check_busy(home: SweepDirectory, before: Sweep, sweep: Sweep) -> None:
     """ConfigError if a job that runs, or waits in a queue, would become another one."""
-    found = rows(home, queued(home.path))
+    found = rows(home, places(home.path))
     for row, was, now in zip(found, before.jobs, sweep.jobs, strict=False):
         changed = [text for text in now.arguments if text not in was.arguments]
         changed += [text for text in was.arguments if text not in now.arguments]
@@ -127,7 +127,7 @@ def run_here(
 
 def to_do(home: SweepDirectory, settings: Settings) -> list[int]:
     """The jobs that are neither finished nor in a queue, nor begun elsewhere."""
-    queue = queued(home.path)
+    queue = places(home.path)
     done = ("finished",) if settings.engine == "local" else ("finished", "running")
     return [
         n

@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
             sweep, experiments = plan(asked, modules, before(home), git_commit())
             check_working_directory(",".join(asked.configs), begun_in)
             check_same_settings(",".join(asked.configs), as_they_were)
-            check_claims(settings, modules)
+            check_report(settings, modules)
             set_up_jax_to_plan(experiments)
             try:
                 sizes = checked(home, experiments, own.quiet)
@@ -170,7 +170,7 @@ def submitted(
         return wanted, told
 
 
-def check_claims(settings: engines.Settings, modules: Mapping[str, ModuleType]) -> None:
+def check_report(settings: engines.Settings, modules: Mapping[str, ModuleType]) -> None:
     """ConfigError for a report of experiments of which none has claims."""
     has_any = any(hasattr(module, "claims") for module in modules.values())
     allowed = f"has nothing to tell: no claims in {', '.join(modules)}"

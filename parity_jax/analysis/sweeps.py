@@ -90,7 +90,7 @@ def _number(run: ResolvedRun, name: str) -> float:
     return run.parent.step if is_step else float(getattr(run.hypers, name))
 
 
-def final_scores(directory: str | Path) -> dict[str, list[_Part]]:
+def _final_parts(directory: str | Path) -> dict[str, list[_Part]]:
     """The last evaluation of every run in the jobs that have finished, one by one.
 
     NaN of members that diverged.
@@ -153,7 +153,7 @@ def final_table(directory: str | Path) -> list[dict[str, Any]]:
     {"run": .., "num_bits": 16, .., "scores": {"greedy/accuracy": {"seed=0": 0.99}}}
     """
     swept, found = swept_names(directory), dict[Any, dict[str, Any]]()
-    for run, parts in final_scores(directory).items():
+    for run, parts in _final_parts(directory).items():
         for data in (part.data for part in parts):
             names = [name for name in swept if name in data.dims]
             shown = [name for name, *_ in SHOWN if name in data]
@@ -179,7 +179,7 @@ def sweep_figure(directory: str | Path, score: str, x: str, by: str) -> Figure:
     ConfigError for a score that no run has, or a field that is not swept.
     """
     require(x != by, "--over", f"{x},{by}", "must be two fields")
-    found = {run: _merged(parts) for run, parts in final_scores(directory).items()}
+    found = {run: _merged(parts) for run, parts in _final_parts(directory).items()}
     names = {str(name) for scores in found.values() for name in scores.data_vars}
     if score not in names:
         raise unknown_value("--score", score, names)

@@ -97,9 +97,7 @@ class TransformerConfig(ModelConfig):
     mlp: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True  # of all dense layers
     qkv_bias: bool = False  # of query, key and value where the others have none
-    qk_norm: bool = (
-        False  # RMSNorm of each head's queries and keys, before any rotation
-    )
+    qk_norm: bool = False  # RMSNorm of every query and key, before any rotation
     tie_embedding: bool = True
     # of weights; residual ones are divided by sqrt(2 depth). 0: 1 / sqrt(width), ours:
     # GPT-2's 0.02, for width 768, learns slower here
