@@ -29,7 +29,7 @@ from parity_jax.config import (
     unknown_value,
 )
 from parity_jax.config.labels import parse_number
-from parity_jax.config.overrides import PREFIX, Override
+from parity_jax.config.overrides import Override
 from parity_jax.experiment import Experiment, check_values
 from parity_jax.hypers import AXES
 from parity_jax.runs.resolve import ResolvedRun, resolve
@@ -242,18 +242,15 @@ def jobs_of(
         is_swept = given.path in swept
         allowed = f"has no effect beside --grid={short}, which sweeps it"
         require(not is_swept, given.path, given.value, allowed)
-    overrides = [*asked.overrides, *edits]
     with of_job(directory):
-        experiment = built(module, config, overrides)
+        experiment = built(module, config, [*asked.overrides, *edits])
         runs = resolve(experiment)
-    arguments = [f"--config={config}", *(f"--{PREFIX}{o.text}" for o in overrides)]
     jobs = []
     for chain, names in (chains(runs) if asked.chains else {"": [*runs]}).items():
-        only = [f"--only={','.join(names)}"] if chain else []
         job = SweepJob(
             name=f"{directory},{chain}" if chain else directory,
             directory=directory,
-            arguments=(*arguments, *only),
+            overrides=tuple(override.text for override in asked.overrides),
             config=config,
             fields=FrozenDict(chosen),
             axes=FrozenDict(box),

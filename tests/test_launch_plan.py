@@ -27,7 +27,7 @@ from launch.queue import numbers, ranges
 from parity_jax.axes import member_labels
 from parity_jax.runs import curves
 from parity_jax.runs.files import read_json
-from parity_jax.runs.sweep import Sweep
+from parity_jax.runs.sweep import Sweep, SweepDirectory
 
 PLAN = "--engine=none"
 
@@ -50,7 +50,10 @@ def test_static_fields_are_jobs_and_axes_stay_in_a_program(tmp_path):
         {"run": 100, "child": 2, "other": 2},
     )
     edits = ["task.num_bits=5", "axes.p_cot=0.1,0.25", "axes.seed=0,1,2"]
-    assert second["arguments"][1:] == [f"--config.{edit}" for edit in edits]
+    _, of_second = SweepDirectory(workdir).read().jobs
+    assert of_second.arguments[1:] == [f"--config.{edit}" for edit in edits]
+    # Nothing is told twice, so that no job is other than what it says of itself.
+    assert (second["overrides"], second["fields"]) == ([], {"task.num_bits": "5"})
 
 
 def test_a_sweep_grows_by_the_members_that_it_lacks(tmp_path):
@@ -92,10 +95,10 @@ def test_chains_are_jobs_in_one_directory(tmp_path):
     workdir = tmp_path / "sweep"
     names = planned(workdir, "--chains", "--grid=task.num_bits=4,5")
     assert names == [f"num_bits={n},{c}" for n in (4, 5) for c in ("run", "other")]
-    first = read_json(workdir / "sweep.json")["jobs"][0]
-    assert (first["directory"], first["chain"]) == ("num_bits=4", "run")
-    assert first["arguments"][-1] == "--only=run,child"
-    assert first["steps"] == {"run": 100, "child": 2}
+    first, *_ = SweepDirectory(workdir).read().jobs
+    assert (first.directory, first.chain) == ("num_bits=4", "run")
+    assert first.arguments[-1] == "--only=run,child"
+    assert first.steps == {"run": 100, "child": 2}
 
 
 def test_several_experiments_are_jobs_under_their_names(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 from flax.core import FrozenDict
 
 from parity_jax.config import RunError, differences, lines_of, number_text, to_dict
-from parity_jax.config.overrides import SCALE, Override, apply
+from parity_jax.config.overrides import PREFIX, SCALE, Override, apply
 from parity_jax.runs.directory import ExperimentDirectory
 from parity_jax.runs.files import CodeNotFoundError, lock, read_as, write_json
 
@@ -28,13 +28,21 @@ class SweepJob:
 
     name: str
     directory: str  # of the experiment, below the sweep's own; chains share it
-    arguments: tuple[str, ...]  # of `parity-jax run`, without --workdir
+    overrides: tuple[str, ...]  # what follows `--config.` beside the grid
     config: str  # the experiment's file, as it was typed
     fields: FrozenDict[str, str]  # the swept fields that are static, as typed
     axes: FrozenDict[str, tuple[Any, ...]]  # the job's part of the swept axes
     chain: str  # the first run of its chain; empty: all runs
     steps: FrozenDict[str, int]  # its runs and where each will end
     members: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `parity-jax run`, without --workdir."""
+        edits = [edit.text for edit in swept_edits(self.fields, self.axes)]
+        only = [f"--only={','.join(self.steps)}"] if self.chain else []
+        texts = [f"--{PREFIX}{text}" for text in (*self.overrides, *edits)]
+        return [f"--config={self.config}", *texts, *only]
 
 
 def swept_edits(
