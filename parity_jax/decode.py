@@ -131,7 +131,9 @@ def draw(
         alive_BxG,
     )
     response = jax.tree.map(
-        lambda old, x: old.at[..., position].set(x), rows.response, new
+        lambda old, x: old.at[..., position].set(x.astype(old.dtype)),
+        rows.response,
+        new,
     )
     return rows._replace(done=rows.done | is_end(token_BxG, fmt), response=response)
 

@@ -17,7 +17,7 @@ from parity_jax.config import ConfigError, from_dict, in_code_of, kind_of, requi
 from parity_jax.config import to_dict as plain
 from parity_jax.hypers import Hypers
 from parity_jax.responses import has_ended, num_tokens, response_mask
-from parity_jax.tasks import Task, TaskConfig, contract
+from parity_jax.tasks import Task, TaskConfig, contract, num_begun
 from parity_jax.tasks.task import BINARY, FiniteTask
 from parity_jax.types import Key
 
@@ -158,6 +158,8 @@ def check_every_token(name: str, task: Task) -> None:
         mask = response_mask(token_BxTxT, task.format)
         whole = jnp.where(mask, token_BxTxT, task.format.pad_id)
         is_other = ~(whole[:, :, None] == solutions[:, None]).all(-1).any(-1)
+        num_BxT = num_begun(task, prompt, token_BxTxT, task.data)
+        is_other &= num_BxT < worked.shape[-1]  # another way to work it out
         paid_BxT = task.rewards["cot"](prompt, token_BxTxT, task.data)
         return paid_BxT, is_own.any(-1) & is_other
 

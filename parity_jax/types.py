@@ -34,7 +34,7 @@ STATUS_TEXT = {
 class ResponseFormat:
     """How the responses of a task end; its functions are in `responses`."""
 
-    pad_id: int  # behind the end; never an end, never carries loss
+    pad_id: int  # behind the end; never an end; there it carries no loss
     end_ids: tuple[int, ...]  # any of them ends a response, and carries loss
     max_len: int  # T, tokens of the longest response with its end
     # So many tokens are run for all responses together; those that are longer go on

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 from small_worlds import as_they_are
-from tiny import tiny_gpt2
+from tiny import tiny_gpt2, tiny_mistral
 
 from parity_jax.blocks import decode_rows
 from parity_jax.decode import MAX_SUMMED, piecewise_draw, sample, summed_draw
-from parity_jax.models import Model, response_logits
+from parity_jax.models import LinearConfig, Model, RecurrentConfig, response_logits
 from parity_jax.models.model import run_prompt
 from parity_jax.models.transformer import Transformer
 from parity_jax.policy import token_log_probs
@@ -374,3 +374,26 @@ def test_samples_of_a_large_vocabulary():
         found = response.log_prob[..., t]
         is_on = mask_BxGxT[..., t]
         np.testing.assert_allclose(found[is_on], expected[is_on], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "cfg",
+    [tiny_gpt2(), tiny_mistral(scan=True), RecurrentConfig(1, 16), LinearConfig()],
+    ids=lambda cfg: type(cfg).__name__,
+)
+def test_models_are_sampled_where_numbers_are_float64(cfg):
+    """As of a run that began with JAX_ENABLE_X64; models of layers stay float32."""
+    with jax.enable_x64(True):
+        task = ParityConfig(4).make()
+        model = cfg.make(task)
+        params = jax.jit(model.init)(jax.random.key(0))
+        prompt = task.sample_prompts(jax.random.key(1), 4)
+        temperature_G = jnp.ones(2)
+        sampled = draw_samples(
+            jax.random.key(2), model, params, prompt, temperature_G, task.format
+        )
+        logits = response_logits(model, params, prompt, sampled.token)
+    kind = jnp.float64 if isinstance(cfg, LinearConfig) else jnp.float32
+    assert {x.dtype for x in jax.tree.leaves((params, logits))} == {jnp.dtype(kind)}
+    assert sampled.log_prob.dtype == jnp.float32

@@ -15,13 +15,18 @@ from toy_task import Copy, CopyConfig
 
 from parity_jax.config import ConfigError, UserCodeError
 from parity_jax.responses import response_mask
-from parity_jax.tasks import MultiplicationConfig, ParityConfig
+from parity_jax.tasks import ChainsConfig, MultiplicationConfig, ParityConfig
 from parity_jax.testing import check_task
 
 
 @pytest.mark.parametrize(
     "cfg",
-    [ParityConfig(5, leap=2), MultiplicationConfig(2), CopyConfig(3)],
+    [
+        ParityConfig(5, leap=2),
+        MultiplicationConfig(2),
+        ChainsConfig(8, ("shuffled",), (1.0,)),
+        CopyConfig(3),
+    ],
     ids=str,
 )
 def test_tasks_that_keep_the_contract(cfg):

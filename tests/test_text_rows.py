@@ -29,6 +29,7 @@ from parity_jax.tasks.text import (
 )
 from parity_jax.tasks.text.answers import wrong_answer
 from parity_jax.tasks.text.rows import last_boxed, read_rows
+from parity_jax.tasks.text.task import has_ended_with
 from parity_jax.tasks.text.tokenizer import from_folder, trained
 from parity_jax.tasks.text.verify import exact, gsm8k, number_of
 from parity_jax.tasks.text.worded import WORDS, worded_rows
@@ -47,6 +48,34 @@ def test_adapters(tmp_path):
     (row,) = read_rows("f", file, "math")
     assert row.answer == "\\frac{1}{2}"
     assert last_boxed("\\boxed{1") is last_boxed("1") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so $\\boxed 7$.", "7"),
+        ("$\\fbox{7}$", "7"),
+        ("$\\boxed {7}$", "7"),
+        ("$\\boxed{6}$, no, $\\boxed 7$", "7"),
+        ("$\\boxed 6$, no, $\\boxed{7}$", "7"),
+        ("$\\boxed{\\left\\{7\\right.}$", "\\left\\{7\\right."),
+        ("$\\boxed{}$", None),
+        ("$\\boxed $", None),
+    ],
+)
+def test_every_form_of_a_box_in_math_is_read(text, answer):
+    assert last_boxed(text) == answer
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_told():
+    """As a model may that has more: they are no text, and none is paid for them."""
+    tokenizer = trained(["2 + 2", "#### 4"], 300)
+    ids = tokenizer.encode(["#### 4"])[0]
+    unknown = tokenizer.vocab_size + 3
+    assert tokenizer.decode([unknown, *ids, unknown]) == f"<{unknown}>#### 4<{unknown}>"
+    answered = has_ended_with(tokenizer)
+    assert answered([*ids, 1]) == "#### 4"
+    assert answered([*ids, unknown, 1]) == f"#### 4<{unknown}>"
 
 
 def test_parquet_rows_are_those_of_jsonl(tmp_path):

@@ -76,7 +76,7 @@ class Block(nn.Module):
         normal, small = (
             nn.initializers.normal(s) for s in (std, std / (2 * self.cfg.depth) ** 0.5)
         )
-        memory_D = jnp.linspace(0, LONGEST, width)
+        memory_D = jnp.linspace(0, LONGEST, width, dtype=jnp.float32)
         self.keep = nn.Dense(
             width, kernel_init=normal, bias_init=lambda *_: memory_D.copy()
         )
@@ -146,7 +146,7 @@ class Recurrent(nn.Module):
         return self.unembed(hidden)
 
     def _begin(self, num_rows: int) -> States:
-        return (jnp.zeros((num_rows, self.cfg.width)),) * self.cfg.depth
+        return (jnp.zeros((num_rows, self.cfg.width), jnp.float32),) * self.cfg.depth
 
     def _run(
         self, token_NxT: Array, start: Array | int, states: States

@@ -435,7 +435,8 @@ def _appended_to_layer(
     """Block n of the stacked cache with new tokens from `index` on, and the whole."""
 
     def append(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old, new[:, None], (0, n, 0, index, 0))
+        at = [jnp.asarray(i, jnp.int32) for i in (0, n, 0, index, 0)]
+        return jax.lax.dynamic_update_slice(old, new[:, None], at)
 
     def layer(whole: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(whole, n, 1, keepdims=False)

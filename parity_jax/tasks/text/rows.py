@@ -121,7 +121,7 @@ def gsm8k_row(record: dict[str, Any]) -> Row:
 
 
 def math_row(record: dict[str, Any]) -> Row:
-    r"""problem and solution of MATH, whose last \boxed{..} holds the answer."""
+    r"""problem and solution of MATH, which puts the answer into its last box."""
     question, solution = texts_of(record, "problem", "solution")
     answer = last_boxed(solution)
     if answer is None:
@@ -129,14 +129,23 @@ def math_row(record: dict[str, Any]) -> Row:
     return Row(question, solution, answer)
 
 
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?={)|\\boxed\s+")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or an escaped one, which opens nothing
+
+
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{..} of a text holds; None if there is none that ends."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for i in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    r"""What the last box of a text holds; None if there is none that ends.
+
+    Some rows of MATH have \fbox{..}, and some \boxed without braces up to the $.
+    """
+    boxes, depth = [*BOX.finditer(text)], 0
+    rest = text[boxes[-1].end() :] if boxes else ""
+    if not rest.startswith("{"):
+        return rest.partition("$")[0].strip() or None
+    for sign in BRACE.finditer(rest):
+        depth += {"{": 1, "}": -1}.get(sign.group(), 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : i].strip() or None
+            return rest[1 : sign.start()].strip() or None
     return None
 
 

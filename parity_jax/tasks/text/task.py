@@ -101,9 +101,10 @@ class TextConfig(TaskConfig):
     # Rewards of your own, `package.module:function`, of texts: (prompt, response,
     # answer) -> number; they run in processes of their own, without JAX.
     text_rewards: tuple[str, ...] = ()
-    max_prompt: int = 0  # tokens; 0: the longest
+    max_prompt: int = 0  # tokens of a row that is not bad; 0: of the longest
     max_response: int = 0  # tokens with the end; 0: those of the longest demonstration
-    bad_rows: BadRows = "refuse"  # those too long, or whose answer cannot be read
+    # Those too long, or whose answer the verifier cannot read.
+    bad_rows: BadRows = "refuse"
     num_processes: int = 2  # that verify
     timeout_seconds: float = 5.0  # of one answer; then it is wrong, and counted
     content: Content | None = None  # filled in; another one is refused

@@ -6,6 +6,8 @@ They are of the package `tokenizers`, which is imported when one is needed.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,21 @@ class Tokenizer:
         return [encoding.ids for encoding in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, special ones included."""
-        return str(self._inner.decode([*tokens], skip_special_tokens=False))
+        """The text of tokens, special ones included, and of unknown ones `<id>`.
+
+        A model may have more tokens than its tokenizer.
+        """
+        parts = []
+        for is_known, ids in groupby(tokens, self._known.__contains__):
+            if is_known:
+                parts.append(self._inner.decode([*ids], skip_special_tokens=False))
+            else:
+                parts += [f"<{i}>" for i in ids]
+        return "".join(parts)
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self._inner.get_vocab(with_added_tokens=True).values())
 
     def begun(self, ids: list[int]) -> list[int]:
         """A prompt that begins with the model's first token once, if it has one."""
@@ -175,7 +190,8 @@ def from_folder(folder: str) -> Tokenizer:
 
     What ends a response is what generation_config.json, config.json and the tokenizer
     name. The token of padding must not be among them: where it is, another one that is
-    special, or else the first token of all, stands for it. It never carries loss.
+    special, or else the first token of all, stands for it. Where it pads, behind the
+    end, it never carries loss.
     """
     path = expanded("tokenizer.folder", folder)
     lib = optional("tokenizers", "tokenizer.folder")
