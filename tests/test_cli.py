@@ -216,6 +216,7 @@ MISTAKES = [
     ("--workdir=/proc/version", ("workdir=", "/proc/version must be a directory")),
     ("--workdir=/proc/version/x", ("workdir=", "/proc/version must be a directory")),
     (f"--workdir={'a' * 300}", ("workdir=", "File name too long")),
+    ("--workdir=/proc/x", ("workdir='/proc/x", "cannot be written: No such file")),
     ("--only=", ("--only=", "is empty")),
     ("--helpfull", ("--help lists the flags",)),
     ("--profile=/proc/version", ("--profile=", "must be a directory")),

@@ -164,7 +164,7 @@ def test_members_that_diverged_are_told(tmp_path, capsys):
         ("--generations=1", "generations=1: must be in [2, "),
         ("--seed=-1", "seed=-1"),
         ("--output=/", "output='/': must not exist yet"),
-        ("--output=/proc/x", "output='/proc/x': cannot be: "),
+        ("--output=/proc/x", "output='/proc/x': cannot be written: "),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, flag, words):

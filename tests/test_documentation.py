@@ -189,6 +189,16 @@ def test_the_claims_of_the_headline_judge_every_value_of_an_axis(checkout, capsy
     assert found["C2"] == {"p_cot=0.1": 0.55, "p_cot=0.25": 0.625}
 
 
+def test_members_of_several_checkpoints_in_one_launch(checkout, capsys):
+    """The flag of the README, with which claims and figure are rehearsed."""
+    text = (ROOT / "README.md").read_text()
+    ((flag, file),) = re.findall(r"`(--\S+parent_step=0,300)` \(of `(\S+)`\)", text)
+    small = [f"--config.model.{name}" for name in ("depth=1", "num_heads=1", "width=8")]
+    command = ["run", f"--config={file}", "--workdir=runs/several", "--dry_run"]
+    assert run([*command, *small, flag]) == 0
+    assert "\ngrpo: 4 members" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_command_of_an_experiment(name, checkout, capsys):
     """Typed as its docstring has it, to its claims and figure."""

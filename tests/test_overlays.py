@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from parity_jax import theory
 from parity_jax.analysis import overlays
+from parity_jax.analysis.plots import draw_members
 
 
 @pytest.fixture
@@ -39,3 +41,16 @@ def test_every_prediction_is_dashed_and_names_its_assumption(ax) -> None:
     assert all(line.get_linestyle() == "--" for line in ax.lines)
     assert ["calibrated" in x.get_label() for x in ax.lines] == [True, False, True]
     assert "tau = 0.7" in ax.lines[1].get_label()
+
+
+def test_members_of_several_checkpoints_stand_where_they_trained(ax) -> None:
+    """Those of one as thin lines with a median of their own; one entry in a legend."""
+    sizes = {"parent_step": 2, "seed": 3, "step": 4}
+    values = xr.DataArray(np.arange(24.0).reshape(2, 3, 4), dims=[*sizes])
+    x = xr.DataArray([[0, 1, 2, 3], [7, 8, 9, 10]], dims=["parent_step", "step"])
+    draw_members(ax, values, "black", "accuracy", x=x)
+    assert len(ax.lines) == 2 * (3 + 1)
+    for line, at, y in ((ax.lines[4], 1, values[1, 0]), (ax.lines[3], 0, values[0, 1])):
+        assert line.get_xdata().tolist() == x[at].values.tolist()
+        assert line.get_ydata().tolist() == y.values.tolist()
+    assert [line.get_label() for line in ax.lines].count("accuracy") == 1

@@ -245,6 +245,17 @@ def test_claims_stand_in_the_section_of_the_legend(run_dir, tmp_path, say):
     assert len(LEGEND) == sum(map(len, SECTIONS.values()))  # an id stands once
 
 
+def test_claims_do_not_count_twice_and_a_place_is_looked_at_first(
+    run_dir, tmp_path, say
+):
+    link, output = tmp_path / "link", f"--output={tmp_path / 'results'}"
+    link.symlink_to(run_dir)
+    refused(say("report", run_dir, link, output), 2, str(link), "would count twice")
+    nowhere = "output='/proc/x': cannot be written"
+    refused(say("report", run_dir, "--output=/proc/x"), 2, nowhere)
+    assert not (tmp_path / "results").exists()
+
+
 def test_what_cannot_be_reported_is_one_line_and_writes_nothing(
     run_dir, tmp_path, say, monkeypatch
 ):

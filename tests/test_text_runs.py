@@ -237,6 +237,9 @@ def test_samples_of_a_checkpoint(workdir, tmp_path, capsys):
     assert "wrong from" not in capsys.readouterr().out  # work may be another
     assert main.run([*typed[:2], f"--samples={tmp_path}/no/file"]) == 2
     assert "must be a new file in a folder that is there" in capsys.readouterr().err
+    told = "error: rows=4: must be at most 3, the test rows\n"
+    assert main.run([*typed[:2], f"--samples={file}2", "--rows=4"]) == 2
+    assert capsys.readouterr().err == told
     held = file.read_text()
     assert main.run(typed) == 2 and file.read_text() == held
     assert "must be a new file" in capsys.readouterr().err

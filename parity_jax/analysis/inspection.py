@@ -241,12 +241,15 @@ def sampled_rows(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Answers of all chosen members to the test rows, and by member their summary.
 
-    ConfigError of a task without rows.
+    ConfigError of a task without rows, or of fewer.
     """
     task = snapshot.task
     kind, allowed = kind_of(type(snapshot.run.task)), "must be text for --samples"
     if not isinstance(task, Text):
         raise ConfigError("task.kind", kind, allowed)
+    num_test = len(task.eval_prompts.token)
+    allowed = f"must be at most {num_test}, the test rows"
+    require(num_rows <= num_test, "rows", num_rows, allowed)
     rows, summaries = [], {}
     for i, label in enumerate(snapshot.run.labels):
         own = answered_rows(

@@ -44,8 +44,18 @@ def draw_members(
     x: ArrayLike | xr.DataArray | None = None,
     **look: Any,
 ) -> None:
-    """Every member as a thin line over `step` (or x), the median of them thick."""
+    """Every member as a thin line over `step` (or x), the median of them thick.
+
+    Members whose x differ, as of several checkpoints of a parent, have medians of their
+    own.
+    """
     x = values["step"] if x is None else x
+    if isinstance(x, xr.DataArray) and {*x.dims} != {"step"}:
+        name, *_ = {*x.dims} - {"step"}
+        for i in range(x.sizes[name]):
+            at, told = {name: i}, "" if i else label
+            draw_members(ax, values.isel(at), color, told, x.isel(at), **look)
+        return
     lines = values.stack(member=[d for d in values.dims if d != "step"])
     lines = lines.transpose("step", "member")
     ax.plot(x, lines, color=color, lw=0.7, alpha=0.5, **look)

@@ -33,7 +33,7 @@ def answered_rows(
         return sample(key, model, params, prompt, temperature_G, task.format)
 
     whole = task.eval_prompts
-    num = min(num_rows or len(whole.token), len(whole.token))
+    num = num_rows or len(whole.token)
     for start in range(0, num, BATCH):
         # the last batch is filled up, so that one program serves all
         place_B = np.arange(start, start + BATCH) % num

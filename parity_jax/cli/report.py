@@ -22,7 +22,7 @@ from pathlib import Path
 from parity_jax.analysis.report import experiments, gather, gather_sweeps, write
 from parity_jax.cli.arguments import Parser, stoppable
 from parity_jax.config import require
-from parity_jax.runs.directory import local_path
+from parity_jax.runs.directory import check_writable, local_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,6 +59,7 @@ def check_place(output: Path, directories: Sequence[Path]) -> None:
     for place in (output, *output.absolute().parents):
         is_free = place.is_dir() or not place.exists()
         require(is_free, "output", str(output), f"{place} must be a directory")
+    check_writable("output", output)
     around = {output.resolve(), *output.resolve().parents}
     for directory in directories:
         allowed = f"must not be in {directory}, which it reports"

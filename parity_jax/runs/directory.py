@@ -67,8 +67,7 @@ def new_path(name: str, text: str) -> Path:
         require(not path.exists(), name, text, "must not exist yet")
         around = next((p for p in path.absolute().parents if p.exists()), path)
         require(around.is_dir(), name, text, f"{around} must be a directory")
-        with TemporaryFile(dir=around):  # or it would be known when all is done
-            pass
+        check_writable(name, path)
         for place in path.absolute().parents:
             allowed = f"must not be in {place}, which has runs of its own"
             require(not is_home(place), name, text, allowed)
@@ -76,6 +75,17 @@ def new_path(name: str, text: str) -> Path:
         reason = error.strerror or str(error)
         raise ConfigError(name, text, f"cannot be: {reason}") from None
     return path
+
+
+def check_writable(name: str, path: Path) -> None:
+    """ConfigError where nothing can be made, which would else be known after work."""
+    try:
+        around = next(p for p in (path, *path.absolute().parents) if p.exists())
+        with TemporaryFile(dir=around):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(name, str(path), f"cannot be written: {reason}") from None
 
 
 @dataclass(frozen=True)

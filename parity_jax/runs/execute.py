@@ -36,6 +36,7 @@ from parity_jax.runs.curves import check_tools, followed, has_all
 from parity_jax.runs.directory import (
     ExperimentDirectory,
     RunDirectory,
+    check_writable,
     is_experiment,
 )
 from parity_jax.runs.interrupt import never
@@ -223,6 +224,7 @@ def left_to_do(
             check_settings(directory.read_lineage())
         elif run.parent.path:
             check_start(name, run, directory, {each: runs[each] for each in left})
+        check_writable("workdir", directory.path)
         left.append(name)
     return left
 

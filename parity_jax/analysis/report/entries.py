@@ -108,12 +108,14 @@ def gather(directories: Sequence[Path], output: Path) -> list[Entry]:
     """
     allowed = "must be a directory"
     require(output.is_dir() or not output.exists(), "output", str(output), allowed)
-    names: dict[str, Path] = {}
+    names, places = dict[str, Path](), dict[Path, Path]()
     for directory in directories:
-        name = name_of(directory)
+        name, place = name_of(directory), directory.resolve()
         allowed = f"has the name of {names.get(name)}: a report has one {name}"
         require(name not in names, "DIR", str(directory), allowed)
-        names[name] = directory
+        allowed = f"is {places.get(place)}, whose claims would count twice"
+        require(place not in places, "DIR", str(directory), allowed)
+        names[name] = places[place] = directory
     return [entry_of(directory, output) for directory in directories]
 
 
