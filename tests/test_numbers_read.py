@@ -127,6 +127,35 @@ def test_an_axis_is_refused_for_any_value_that_nobody_reads():
             check_numbers(resolved, programs)
 
 
+def test_an_axis_is_refused_where_all_members_start_from_one_value(tmp_path):
+    """Those of a run that does not read it would secretly be one."""
+    runs = tiny_experiment().runs
+    shares, seeds = {"p_cot": (0.25, 0.5)}, FrozenDict({"seed": (0,)})
+    pin = FrozenDict({"p_cot": 0.25})
+    child = dataclasses.replace(runs["grpo"], parent_member=pin)
+    told = "has 0.5, which changes nothing: all of grpo start from p_cot=0.25"
+
+    def made(workdir, axes=seeds, **runs):
+        experiment = tiny_experiment(runs=FrozenDict(runs), axes=axes)
+        return run_experiment(experiment, tmp_path / workdir, quiet=True)
+
+    with pytest.raises(ConfigError, match=told):
+        made(
+            "both",
+            FrozenDict({**seeds, **shares}),
+            pretrain=runs["pretrain"],
+            grpo=child,
+        )
+    assert not (tmp_path / "both").exists()
+    several = dataclasses.replace(runs["pretrain"], axes=FrozenDict(shares))
+    assert made("one", pretrain=several, grpo=child)  # which has one member
+    of_others = dataclasses.replace(
+        child, parent=str(tmp_path / "one/pretrain"), axes=FrozenDict(shares)
+    )
+    with pytest.raises(ConfigError, match=told):
+        made("alone", grpo=of_others)
+
+
 def test_numbers_are_read_where_only_some_runs_are_left(tmp_path):
     """Whether the others ended before, are left out, or are elsewhere."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"

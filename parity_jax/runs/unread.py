@@ -22,7 +22,8 @@ def check_numbers(
     runs: Mapping[str, ResolvedRun], programs: Mapping[str, Population]
 ) -> None:
     """ConfigError for a number without effect, on its run and those that it came from
-    or that come from it with the same one; of an axis for any of its values.
+    or that come from it with the same one; of an axis for any of its values. Where
+    parent_member says which value of a parent all start from, only that one counts.
 
     programs    of the runs that are to train; of a relative that has ended, or is left
                 out, one is made if it is asked
@@ -49,11 +50,17 @@ def check_numbers(
             for other in sorted(alike, key=lambda n: (n not in programs, n)):
                 if unfelt:
                     felt = values_felt(number, runs[other], program_of(other))
+                    for pin in pins_between(number, name, other, runs):
+                        felt &= {pin}
                     unfelt = [value for value in unfelt if value not in felt]
             if unfelt:
                 is_axis, where = number in run.axes, f"runs.{name}.hypers.{number}"
                 told = given if is_axis else given[0]
                 allowed = f"is read by no run ({', '.join(alike)}): it changes nothing"
+                if number in run.parent.member:
+                    pin = f"{number}={run.parent.member[number]:g}"
+                    allowed = f"changes nothing: all of {name} start from {pin}"
+                    allowed += " (parent_member), and it does not read it"
                 if len(unfelt) < len(given):
                     allowed = f"has {unfelt[0]:g}, which {allowed}"
                 if is_axis:  # that all runs have it is the experiment's doing
@@ -81,11 +88,24 @@ def values_of(run: ResolvedRun, number: str) -> tuple[Any, ...]:
 def chain_of(name: str, runs: Mapping[str, ResolvedRun]) -> set[str]:
     """A run with all that it comes from and that come from it."""
 
-    def ancestors(own: str) -> set[str]:
-        parent = runs[own].parent.sibling
-        return {own} | (ancestors(parent) if parent else set())
+    others = {other for other in runs if name in lineage_of(other, runs)}
+    return {*lineage_of(name, runs)} | others
 
-    return ancestors(name) | {other for other in runs if name in ancestors(other)}
+
+def lineage_of(name: str, runs: Mapping[str, ResolvedRun]) -> list[str]:
+    """A run, its parent and so on, of this experiment."""
+    parent = runs[name].parent.sibling
+    return [name, *(lineage_of(parent, runs) if parent else [])]
+
+
+def pins_between(
+    number: str, name: str, other: str, runs: Mapping[str, ResolvedRun]
+) -> list[Any]:
+    """The values of a number from which all of a run between two of a chain start."""
+    lower, upper = (name, other) if other in lineage_of(name, runs) else (other, name)
+    between = lineage_of(lower, runs)
+    pins = [runs[n].parent.member for n in between[: between.index(upper)]]
+    return [pin[number] for pin in pins if number in pin]
 
 
 def values_felt(number: str, run: ResolvedRun, program: Population) -> set[Any]:
@@ -101,4 +121,5 @@ def values_felt(number: str, run: ResolvedRun, program: Population) -> set[Any]:
         return set()
     if not elsewhere.has_config():  # gone; it was asked when the run began
         return own
-    return own & {*values_of(elsewhere.read_config(), number)}
+    pinned = {run.parent.member.get(number, value) for value in own}
+    return own & pinned & {*values_of(elsewhere.read_config(), number)}
