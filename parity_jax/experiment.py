@@ -43,7 +43,8 @@ class Schedule:
     checkpoint_steps: tuple[int, ...] = ()  # these as well
     checkpoint_powers_of_two: bool = False  # at steps 1, 2, 4, 8, ..
     max_to_keep: int = 0  # the newest so many; 0: all
-    chunk_seconds: float = 15.0  # the loop looks for signals at least so often
+    # The loop looks for signals at least so often; 0: at records only.
+    chunk_seconds: float = 15.0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "log_every", "eval_every")

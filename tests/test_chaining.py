@@ -6,6 +6,7 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
@@ -19,8 +20,10 @@ from small_runs import (
     walk,
     walks,
 )
+from tiny import tiny_gpt2
 
 from parity_jax.analysis import Results, load_metrics
+from parity_jax.analysis.snapshot import open_snapshot
 from parity_jax.cli import main
 from parity_jax.config import ConfigError
 from parity_jax.hypers import Hypers
@@ -28,6 +31,7 @@ from parity_jax.population import PopulationConfig
 from parity_jax.runs import RunDirectory, RunError, make_program
 from parity_jax.runs.checkpoint import digest, from_arrays, subtree, to_arrays
 from parity_jax.runs.forecast import forecast
+from parity_jax.stages import PretrainConfig, RolloutConfig, StarConfig
 from parity_jax.tasks import ParityConfig
 from parity_jax.types import DIVERGED
 
@@ -244,6 +248,32 @@ def test_nothing_starts_from_parents_that_all_diverged(tmp_path):
     assert RunDirectory(tmp_path / "first").saved_steps()[-1] < 100
 
 
+def no_reward(prompt, response_BxGxT, data):
+    """Of any response."""
+    return jnp.zeros(response_BxGxT.shape[:2])
+
+
+def test_the_last_step_of_a_parent_is_where_it_ended(tmp_path):
+    """As an axis too: a round of STaR that keeps nothing is the last one."""
+    reward = f"{__name__}:no_reward"
+    rollout = RolloutConfig(num_prompts=2, num_generations=2, rewards=(reward,))
+    stage = StarConfig(rollout, batch_size=4)
+    first = walk(stage=stage, num_steps=6, hypers=Hypers(), checkpoint_every=0)
+    child = walk(stage=PretrainConfig(2))
+    axes, pin = FrozenDict({"parent_step": (0, 6)}), FrozenDict({"parent_step": 6})
+    several = dataclasses.replace(child, parent="first", axes=axes)
+    pinned = dataclasses.replace(child, parent="several", parent_member=pin)
+    experiment = walks(first=first, several=several, pinned=pinned)
+    experiment = dataclasses.replace(experiment, model=tiny_gpt2())
+    assert train(experiment, tmp_path)
+    end = RunDirectory(tmp_path / "first").trained_steps()
+    assert 0 < end < 6
+    started = RunDirectory(tmp_path / "several").read_lineage().parent.step
+    assert started == (0, end)
+    sequences = load_metrics(tmp_path / "pinned")["sequences"].values.tolist()
+    assert sequences == [4 * end + 2 * 4 + 2 * step for step in (0, 2, 4)]
+
+
 def test_the_step_that_a_diverged_parent_did_not_reach_is_told_as_that(tmp_path):
     first = walk(hypers=Hypers(learning_rate=DIVERGES), num_steps=100)
     runs = walks(first=first, child=walk("first", parent_step=90))
@@ -260,6 +290,8 @@ def test_a_parent_without_its_last_checkpoint_is_refused(first, tmp_path):
     )
     for run in (walk(str(first)), walk(str(first), parent_step=4)):
         assert refused(run, tmp_path, RunError) == gone
+    with pytest.raises(RunError, match="its last step, 4, is gone"):
+        open_snapshot(RunDirectory(first))  # what inspect, export_hf and play take
     home = first.parent
     before = sorted(home.rglob("*"))
     with pytest.raises(RunError, match="its last step, 4, is gone"):

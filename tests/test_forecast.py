@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from flax.core import FrozenDict
 from small_runs import train, walk, walks
 
 from parity_jax.config import ConfigError
@@ -62,4 +63,7 @@ def test_says_what_a_device_that_is_not_here_would_hold(tmp_path, monkeypatch):
     monkeypatch.setitem(targets.TARGETS, "here", targets.Target("cpu", "", 1, *peak))
     forecast_for(experiment, ["first"], "here", lines.append)
     assert " of here: does not fit, " in lines[1] and "about 0 members" in lines[1]
+    unread = walks(first=walk(axes=FrozenDict({"ridge": (0.1, 0.2)})))
+    with pytest.raises(ConfigError, match=r"ridge=.*is read by no run"):
+        forecast_for(unread, [], "here", lines.append)
     assert not list(tmp_path.iterdir())

@@ -216,3 +216,49 @@ def test_a_child_is_of_the_parent_as_it_was(tmp_path):
     assert train(walks(**runs), tmp_path)
     assert RunDirectory(tmp_path / "first").saved_steps() == [0, 2, 4, 6, 8]
     assert digests(tmp_path / "child") == before
+
+
+def test_checkpoints_of_a_run_that_had_ended_stay_when_it_grows(tmp_path):
+    """Another experiment may start from them, whatever the schedule names now."""
+    place, run = tmp_path / "run", RunDirectory(tmp_path / "run" / "run")
+    assert train(walks(run=walk()), place)
+    longer = walks(run=walk(num_steps=7, checkpoint_every=0))
+    train_until(6, longer, place)
+    assert run.saved_steps() == [0, 2, 4, 6]
+    assert train(longer, place) and run.saved_steps() == [0, 2, 4, 7]
+    assert train(walks(run=walk(num_steps=10, checkpoint_every=5)), place)
+    assert run.saved_steps() == [0, 2, 4, 7, 10]
+    newest = walk(num_steps=14, checkpoint_every=2, max_to_keep=2)
+    assert train(walks(run=newest), place) and run.saved_steps() == [12, 14]
+
+
+def test_a_parent_elsewhere_that_grew_is_not_the_one_it_started_from(tmp_path, capsys):
+    """Unless its step is given; one that was pruned cannot be compared."""
+    parent, place = tmp_path / "elsewhere", tmp_path / "run"
+    assert train(walks(first=walk()), parent)
+    child = walk(str(parent / "first"))
+    experiment = walks(child=child, other=child)
+    assert not train(experiment, place, "child")
+    assert train(walks(first=walk(num_steps=8)), parent)
+    told = r"^runs\.child\.parent='.*started from step 4 of its parent, which ends at 8"
+    with pytest.raises(ConfigError, match=told):
+        train(experiment, place)
+    said = dataclasses.replace(child, parent_step=4)
+    experiment = walks(child=said, other=said)
+    assert train(experiment, place)
+    for name in experiment.runs:
+        assert RunDirectory(place / name).read_lineage().parent.step == (4,)
+    shutil.rmtree(parent)  # another one in its place
+    faster = walk(num_steps=6, checkpoint_every=0, hypers=Hypers(learning_rate=0.02))
+    assert train(walks(first=faster), parent)
+    capsys.readouterr()
+    assert train(experiment, place)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and "has no checkpoint of step 4 any more" in warnings[0]
+    unsaid = walks(child=child)
+    assert train(unsaid, tmp_path / "third")
+    shutil.rmtree(parent)
+    slower = walk(num_steps=8, checkpoint_every=0, hypers=Hypers(learning_rate=0.03))
+    assert train(walks(first=slower), parent)
+    with pytest.raises(ConfigError, match="started from step 6 of its parent, which"):
+        train(unsaid, tmp_path / "third")

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from small_runs import walk, walks
+from small_runs import DIVERGES, train, walk, walks
 
 from parity_jax.analysis import load_metrics
+from parity_jax.analysis.results import as_dataset
 from parity_jax.config import ConfigError
 from parity_jax.metrics import Mean
 from parity_jax.runs import ExperimentDirectory, RunDirectory, RunError, resolve
 from parity_jax.runs.files import read_json, whole_directory, write_json
 from parity_jax.runs.lineage import Lineage, ParentEntry, this_process
-from parity_jax.runs.metrics_file import MetricsFile
+from parity_jax.runs.metrics_file import MetricsFile, Record
 from parity_jax.runs.progress import Report
 
 
@@ -82,6 +83,21 @@ def test_totals_are_whole(tmp_path):
     run.metrics.append("train", 7, 0.0, {"tokens": mean(411 / 7, 236 / 7)})
     total = load_metrics(run.path, "train")["num_tokens"]
     assert total.values.ravel().tolist() == [411, 236]
+
+
+def test_totals_of_a_member_that_stopped_within_a_record(tmp_path):
+    """It trained on fewer steps than the others, of which the record has the mean."""
+    axes = FrozenDict({"learning_rate": (1e-2, DIVERGES)})
+    rollouts = walk(axes=axes, num_steps=12, log_every=6)
+    assert train(walks(run=rollouts, seeds=(0,)), tmp_path)
+    finished = RunDirectory(tmp_path / "run").read_finished()
+    assert finished.step[0] == 12 and finished.step[1] < 6
+    total = as_dataset(
+        RunDirectory(tmp_path / "run").read_config(),
+        [Record("train", step, 0.0, {"rollouts": [2.0, 2.0]}) for step in (6, 12)],
+        finished.step,
+    )["num_rollouts"]
+    assert total.values.ravel().tolist() == [12, 24, *2 * [2 * finished.step[1]]]
 
 
 def test_sequences_are_counted_from_the_first_stage_of_a_chain_on(run, tmp_path):

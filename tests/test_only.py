@@ -98,3 +98,20 @@ def test_steps_are_listed_while_a_writer_deletes(tmp_path):
     while writer.is_alive():
         assert run.saved_steps()
     assert run.saved_steps() == [1999]
+
+
+def test_a_run_that_another_command_trained_otherwise_is_not_taken(tmp_path):
+    """While this one trained: no claims are made of both."""
+    mine = walks(first=walk(), second=walk())
+    other = replace(mine, evaluate=replace(mine.evaluate, num_prompts=7))
+    begun = list[bool]()
+
+    def meanwhile():
+        if not begun:
+            begun.append(train(other, tmp_path, "second"))
+        return False
+
+    told = "another command worked here meanwhile: evaluate.num_prompts="
+    with pytest.raises(RunError, match=told):
+        run_experiment(mine, tmp_path, ["first"], quiet=True, should_stop=meanwhile)
+    assert begun == [False]  # its first run is not done

@@ -84,6 +84,18 @@ def test_a_number_beside_its_axis_would_do_nothing():
     assert str(info.value) == told
 
 
+def test_prompts_beside_a_file_of_them_would_do_nothing():
+    edits = [("evaluate.num_prompts", "7"), ("eval_file", "x.txt")]
+    with pytest.raises(ConfigError, match="has no effect beside eval_file="):
+        edited(*edits)
+    assert edited(*edits, ("eval_file", "''")).evaluate.num_prompts == 7
+
+
+def test_an_empty_text_is_said_in_quotes():
+    for text in ("''", '""'):
+        assert edited(("runs.grpo.parent", text)).runs["grpo"].parent == ""
+
+
 def test_an_empty_tuple_takes_an_axis_away():
     experiment = edited(("axes.p_cot", "0.1,0.2"), ("axes.p_cot", "()"))
     assert "p_cot" not in experiment.axes
@@ -142,6 +154,8 @@ WRONG = [
     ),
     ("population.vmap_width", "9" * 12, "population.vmap_width", "at most 2147483647"),
     ("axes.seed", "()", "axes.seed", "at least one seed"),
+    ("runs.grpo.parent", "", "runs.grpo.parent", "an empty text is \"''\""),
+    ("eval_file", " ", "eval_file", "an empty text is \"''\""),
 ]
 
 

@@ -1,6 +1,6 @@
 """Metrics of runs as labelled arrays, and the runs of an experiment together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ def load_metrics(directory: str | Path, split: str = "eval") -> xr.Dataset:
     split   "eval": scores at evaluated steps; "train": means over the steps since the
             previous record
     The coordinate `sequences` counts what a member trained on until a step, from the
-    first stage of its chain on; with an axis `parent_step` it depends on that too.
-    Counters of one training step (`tokens`) come with running totals (`num_tokens`).
+    first stage of its chain on, as if none stopped earlier (finished.json tells which
+    did); with an axis `parent_step` it depends on that too. Counters of one training
+    step (`tokens`) come with running totals (`num_tokens`); those of a member that
+    stopped within a record are right when the run has ended.
     ConfigError for a directory or split that is not one, RunError if nothing is there.
     """
     path = local_path("directory", directory)
@@ -42,17 +44,22 @@ def load_metrics(directory: str | Path, split: str = "eval") -> xr.Dataset:
         raise ConfigError("directory", str(path), allowed)
     files = RunDirectory(path)
     run = files.read_config()
-    files.verified_finish()
+    finished = files.verified_finish()
     records = files.metrics.read(len(run.labels))
     records = [record for record in records if record.split == split]
     if not records:
         raise RunError(f"{path}: has no record of split {split!r} yet")
-    data = as_dataset(run, records)
+    data = as_dataset(run, records, finished.step if finished else ())
     return data.assign_coords(sequences=sequences(files, run, data["step"]))
 
 
-def as_dataset(run: ResolvedRun, records: list[Record]) -> xr.Dataset:
-    """Records of one split; what a record does not have is NaN."""
+def as_dataset(
+    run: ResolvedRun, records: list[Record], end_P: Sequence[int]
+) -> xr.Dataset:
+    """Records of one split; what a record does not have is NaN.
+
+    end_P   the last step of every member, of a run that has ended
+    """
     axes, steps = run.axes, [record.step for record in records]
     shape = [len(values) for values in axes.values()]
     names = sorted({name for record in records for name in record.values})
@@ -64,10 +71,15 @@ def as_dataset(run: ResolvedRun, records: list[Record]) -> xr.Dataset:
         variables[name] = ([*axes, "step"], values_PxS.reshape(*shape, len(steps)))
     coords = {name: list(values) for name, values in axes.items()}
     data = xr.Dataset(variables, coords={**coords, "step": steps})
-    per_record = np.diff(steps, prepend=0)
+    before_S = [0, *steps[:-1]]
+    steps_PxS = np.tile(np.diff(steps, prepend=0), (len(missing), 1))
+    if end_P:  # within a record a member may have stopped
+        steps_PxS = np.clip(np.subtract.outer(end_P, before_S), 0, steps_PxS)
+    per_record = ([*axes, "step"], steps_PxS.reshape(*shape, len(steps)))
     for name in COUNTERS:
         if name in data and f"num_{name}" not in data:
-            counted = (data[name].fillna(0) * per_record).round()  # means are float32
+            counted = data[name].fillna(0) * xr.Variable(*per_record)
+            counted = counted.round()  # means are float32
             total = counted.cumsum("step")
             data[f"num_{name}"] = total
     return data
@@ -79,14 +91,12 @@ def sequences(files: RunDirectory, run: ResolvedRun, step: xr.DataArray) -> Any:
     own = step * run.stage.sequences_per_step
     if parent is None:
         return own
-    starts = dict(zip(parent.step, parent.sequences, strict=True))
     steps = run.axes.get("parent_step")
     if steps is None:
-        return own + max(starts.values())
-    before = xr.DataArray(
-        [starts[n] for n in steps], {"parent_step": list(steps)}, ("parent_step",)
-    )
-    return before + own
+        return own + max(parent.sequences)
+    before = [parent.sequences_at(step) for step in steps]
+    coords = {"parent_step": list(steps)}
+    return xr.DataArray(before, coords, ("parent_step",)) + own
 
 
 class Results(Mapping[str, xr.Dataset]):

@@ -66,6 +66,7 @@ def open_snapshot(
     allowed = "must be the directory of one run (an experiment holds several)"
     require(not is_experiment(path), "directory", str(path), allowed)
     whole = directory.read_config()
+    directory.verified_finish()  # or an older checkpoint would be taken for its last
     run = dataclasses.replace(whole, axes=narrowed(whole.axes, member or {}))
     with directory.saved() as checkpoints:
         steps = checkpoints.steps()

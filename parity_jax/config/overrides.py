@@ -1,9 +1,10 @@
 """`--config.a.b=value`: text edits of a config's plain dict, built strictly after.
 
 Values are read by the type of their field: numbers, `true` and `false`, text, `none`
-where a field may be unset, and tuples as `0,1,2`, `(0, 1, 2)` or, empty, `()`. A field
-that holds one of several configs takes the kind (`task=multiplication`), and starts
-from that kind's defaults. Overrides apply in their order; the last one of a field wins.
+where a field may be unset, tuples as `0,1,2` or `(0, 1, 2)`; an empty tuple is `()`, an
+empty text `''`. A field that holds one of several configs takes the kind
+(`task=multiplication`), and starts from that kind's defaults. Overrides apply in their
+order; the last one of a field wins.
 """
 
 import dataclasses
@@ -85,7 +86,7 @@ def apply(config: Any, overrides: Sequence[Override]) -> Any:
 
 def _require_effect(plain: dict[str, Any], path: str, value: str | None) -> None:
     """ConfigError for what no run reads: a number of it that is an axis as well, a
-    task or model of the experiment where all have their own.
+    task or model of the experiment where all have their own, prompts beside a file.
     """
     match path.split("."):
         case ["runs", run, "hypers", name]:
@@ -96,6 +97,9 @@ def _require_effect(plain: dict[str, Any], path: str, value: str | None) -> None
             runs = plain.get("runs", {})
             is_read = not runs or any(run[part] is None for run in runs.values())
             require(is_read, path, value, f"has no effect: every run has its {part}")
+        case ["evaluate", "num_prompts"]:
+            file = plain.get("eval_file", "")
+            require(not file, path, value, f"has no effect beside eval_file={file!r}")
 
 
 def _places(node: Any, name: str, path: str = "") -> list[str]:
@@ -188,6 +192,10 @@ def _read(kind: Any, optional: bool, value: str | None) -> Any:
             what = "a whole number" if kind is int else "a number"
             raise ConfigError("", value, f"must be {what}") from None
         return float(number) if kind is float else number
+    if kind is str and not value.strip():
+        raise ConfigError("", value, "needs a value; an empty text is \"''\"")
+    if kind is str and value in ("''", '""'):
+        return ""
     if kind is str or origin is typing.Literal:
         return value
     raise ConfigError("", value, "has fields of its own: name one of them")

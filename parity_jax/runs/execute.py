@@ -9,7 +9,7 @@ Damaged files are never used: an older checkpoint is, with a warning, or a RunEr
 what is wrong.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from parity_jax.config import (
     require,
     to_dict,
 )
+from parity_jax.config.compare import Difference
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import any_of, is_first, meet
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
@@ -58,6 +59,7 @@ from parity_jax.runs.resolve import (
 )
 from parity_jax.runs.start import (
     check_reached,
+    end_of_parent,
     is_of_another_parent,
     parent_of,
     start,
@@ -154,7 +156,11 @@ def stamps(runs: Iterable[str], home: ExperimentDirectory) -> list[Any]:
 def completed(
     runs: Mapping[str, ResolvedRun], home: ExperimentDirectory
 ) -> dict[str, bool]:
-    """Whether each run has ended, as it is now."""
+    """Whether each run has ended; RunError for one that somebody ran otherwise."""
+    try:
+        check_home(runs, home)
+    except ConfigError as error:
+        raise RunError(f"another command worked here meanwhile: {error}") from None
     return {name: is_complete(run, home.run(name)) for name, run in runs.items()}
 
 
@@ -210,11 +216,8 @@ def left_to_do(
     trained, left = check_home(runs, home), list[str]()
     for name, run in runs.items():
         directory, has_trained = home.run(name), name in trained
-        if has_trained and is_of_another_parent(run, directory):
-            where = run.parent.sibling or run.parent.path
-            raise ConfigError(
-                f"runs.{name}.parent", where, f"{directory.path} {OTHER_PARENT}"
-            )
+        if has_trained:
+            check_same_parent(name, run, directory)
         if name not in names:
             continue
         if is_complete(run, directory):
@@ -229,13 +232,35 @@ def left_to_do(
     return left
 
 
-def check_home(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> list[str]:
+def check_home(runs: Mapping[str, ResolvedRun], home: ExperimentDirectory) -> list[str]:
     """The runs that have trained; ConfigError if one is not what it is now."""
     check_strangers(runs, home)
     trained = [name for name in runs if home.run(name).trained_steps() > 0]
     for name in trained:
         check_past(name, runs[name], home.run(name))
     return trained
+
+
+def check_same_parent(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
+    """ConfigError if a run has started from something else than it would now."""
+    where = run.parent.sibling or run.parent.path
+    if is_of_another_parent(run, directory):
+        allowed = f"{directory.path} {OTHER_PARENT}"
+        raise ConfigError(f"runs.{name}.parent", where, allowed)
+    was, now = directory.read_lineage().parent, end_of_parent(run, directory)
+    if was is not None and is_pruned(parent_of(run, directory), was.step):
+        told = f"its parent, {where}, has no checkpoint of step"
+        told += f" {listed(was.step)} any more and cannot be compared"
+        Report(name).warn(told)
+    if was is not None and now is not None:
+        allowed = f"{directory.path} started from step {was.step[0]} of its parent,"
+        allowed += f" which ends at {now} now; parent_step={was.step[0]} says so"
+        require(was.step == (now,), f"runs.{name}.parent", where, allowed)
+
+
+def is_pruned(parent: RunDirectory, steps: Collection[int]) -> bool:
+    """Whether a run that is there has not all of the checkpoints."""
+    return parent.has_config() and not {*steps} <= {*parent.saved_steps()}
 
 
 OTHER_PARENT = "started from other parameters than its parent has now"
@@ -253,7 +278,7 @@ def check_children(
             raise RunError(f"{child}: {text}")
 
 
-def check_strangers(runs: dict[str, ResolvedRun], home: ExperimentDirectory) -> None:
+def check_strangers(runs: Mapping[str, ResolvedRun], home: ExperimentDirectory) -> None:
     """ConfigError if it cannot be an experiment's, or holds runs of another one."""
     check_place(home.path, [home.run(name).path for name in runs])
     strangers = [d.path.name for d in home.runs() if d.path.name not in runs]
@@ -291,7 +316,7 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     found = [
         d
         for d in differences(to_dict(there), to_dict(run))
-        if not d.path.startswith(FREE)
+        if not d.path.startswith(FREE) and not is_said_now(d, run, directory)
     ]
     where = f"{directory.path} holds another configuration"
     if found:
@@ -310,6 +335,14 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
         directory.verified_finish()  # or its files only say that it is further
     allowed = f"{directory.path} is at step {trained} already"
     require(steps >= trained, f"runs.{name}.num_steps", steps, allowed)
+
+
+def is_said_now(found: Difference, run: ResolvedRun, directory: RunDirectory) -> bool:
+    """Whether it is the step of a parent elsewhere, whose last one was meant then."""
+    if found.path != "parent.step" or found.old != -1 or run.parent.sibling:
+        return False
+    parent = directory.read_lineage().parent
+    return parent is not None and parent.step == (found.new,)
 
 
 def field_of(name: str, path: str) -> str:
@@ -428,7 +461,8 @@ def execute(
         report.line(f"{name}: {members}, {note}")
         files = (checkpoints, directory.metrics)
         kind = kind_of(type(run.stage))
-        training = Training(kind, run.schedule, program, *files, report)
+        kept = () if run.schedule.max_to_keep else directory.read_lineage().kept
+        training = Training(kind, run.schedule, program, *files, report, kept)
         with closing(report), followed(log if is_first() else (), run, directory):
             states = training.run(states, metrics, step, recorded, should_stop)
     directory.write_finished(states)

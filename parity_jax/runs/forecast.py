@@ -132,6 +132,7 @@ def forecast_for(
         with under_run(run_name), in_own_code(run), made_for(target.platform):
             programs[run_name] = make_program(run, devices)
             recorded[run_name] = Recorded.of(programs[run_name])
+    check_numbers(runs, programs)
     rehearse({run_name: recorded[run_name] for run_name in left})
     for run_name, program in programs.items():
         row, num = compiled_for(target, program), len(program.labels)

@@ -61,6 +61,13 @@ class ParentEntry:
             own, allowed = getattr(self, name), f"must be of each of step={self.step}"
             require(len(own) == len(self.step), name, own, allowed)
 
+    def sequences_at(self, step: int | None) -> int:
+        """Those until a step, or the first there is; a parent may have ended earlier
+        than where it was to.
+        """
+        at = self.step[0] if step is None else min(step, max(self.step))
+        return self.sequences[self.step.index(at)]
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -68,6 +75,7 @@ class Continuation:
 
     step: int
     process: Process
+    kept: tuple[int, ...] = ()  # checkpoints of a run that had ended there
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,16 @@ class Lineage:
     def last_process(self) -> Process:
         return self.continued[-1].process if self.continued else self.process
 
-    def continued_at(self, step: int, now: Process) -> "Lineage":
-        return replace(self, continued=(*self.continued, Continuation(step, now)))
+    @property
+    def kept(self) -> set[int]:
+        """Steps whose checkpoints stay, whatever the schedule of now names."""
+        return {step for each in self.continued for step in each.kept}
+
+    def continued_at(
+        self, step: int, now: Process, kept: Iterable[int] = ()
+    ) -> "Lineage":
+        later = Continuation(step, now, tuple(kept))
+        return replace(self, continued=(*self.continued, later))
 
 
 GONE = "cannot be imported"

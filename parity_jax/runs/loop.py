@@ -29,10 +29,12 @@ class Training:
         checkpoints: Checkpoints,
         metrics_file: MetricsFile,
         report: Report,
+        kept: Collection[int] = (),  # steps whose checkpoints stay in any case
     ):
         self.stage, self.schedule, self.population = stage, schedule, population
         self.checkpoints, self.metrics_file = checkpoints, metrics_file
         self.report, self.pace = report, Pace(schedule.chunk_seconds)
+        self.kept = {*kept}
 
     def run(
         self,
@@ -159,8 +161,9 @@ class Training:
     def settle(self) -> None:
         """Wait for the last save, then delete the checkpoints that are not kept."""
         self.checkpoints.wait()
-        kept = self.schedule.kept_steps(self.checkpoints.steps())
-        self.checkpoints.keep_only(kept)
+        steps = self.checkpoints.steps()
+        kept = {*self.schedule.kept_steps(steps)} | (self.kept & {*steps})
+        self.checkpoints.keep_only(sorted(kept))
 
     def tell_stopped(self, states: StageState, known_P: np.ndarray) -> np.ndarray:
         """Which members are frozen; those not known before are reported."""

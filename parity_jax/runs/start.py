@@ -51,6 +51,8 @@ def start(
     """
     if directory.trained_steps() <= 0:
         return fresh_start(run, directory, program, checkpoints, warn)
+    had_ended = directory.read_finished() is not None
+    kept = directory.saved_steps() if had_ended else []  # others may start from them
     directory.reopen()  # first: what it ended with is changed from here on
     own = checkpoints.read_latest(warn, layout(program))
     if own is None:
@@ -70,7 +72,7 @@ def start(
     states, metrics = restored(own, program)
     meet("all have read what the run was")
     directory.metrics.rewind(own.recorded)
-    begin(run, directory, lineage.continued_at(own.step, now))
+    begin(run, directory, lineage.continued_at(own.step, now, kept))
     note = f"continuing at step {own.step}"
     return states, metrics, own.step, own.recorded, note
 
@@ -211,8 +213,7 @@ def sequences_until(source: RunDirectory, run: ResolvedRun, step: int) -> int:
     before = source.read_lineage().parent
     if before is None:
         return own
-    start = run.parent.member.get("parent_step", before.step[0])
-    return own + before.sequences[before.step.index(start)]
+    return own + before.sequences_at(run.parent.member.get("parent_step"))
 
 
 def compared_content(parent: RunDirectory, entry: ParentEntry) -> str:
@@ -266,16 +267,31 @@ def check_reached(parent: RunDirectory, steps: Collection[int]) -> None:
         )
 
 
+def end_of_parent(run: ResolvedRun, directory: RunDirectory) -> int | None:
+    """The last step of a parent elsewhere of which the last one is asked for; None of
+    any other, and where it is gone, damaged or has not ended.
+    """
+    parent, is_said = parent_of(run, directory), "parent_step" in run.axes
+    if run.parent.sibling or run.parent.step != -1 or is_said or not run.parent.path:
+        return None
+    if is_hf_folder(parent.path) or not parent.has_config():
+        return None
+    with suppress(RunError):
+        return parent.trained_steps() if parent.read_finished() is not None else None
+    return None
+
+
 def steps_of_parent(run: ResolvedRun, parent: RunDirectory) -> list[int]:
     """For every member the checkpoint that it starts from.
 
     A finished parent may have ended before the last step that was planned, with all
     members stopped; an unfinished one has no last step: -1.
     """
-    if "parent_step" in run.axes or parent.read_finished() is None:
+    if parent.read_finished() is None:
         return run.parent_steps
-    planned = parent.read_config().schedule.num_steps
-    if run.parent.step not in (-1, planned):
+    last = (-1, parent.read_config().schedule.num_steps)
+    if not {*run.parent_steps} & {*last}:
         return run.parent_steps
     parent.verified_finish()
-    return [parent.trained_steps()] * len(run.labels)
+    end = parent.trained_steps()
+    return [end if step in last else step for step in run.parent_steps]
