@@ -318,7 +318,10 @@ def is_lineage_of(lineage: Lineage, run: ResolvedRun) -> bool:
         return False
     if entry is None:
         return not run.parent.path or lineage.imported is not None
-    fits = len(entry.step) == 1 if steps is None else {*entry.step} == {*steps}
+    if steps is None:
+        fits = len(entry.step) == 1
+    else:  # the parent may have ended earlier than where it was to
+        fits = {*entry.step} == {min(step, max(entry.step)) for step in steps}
     return bool(run.parent.path) and fits
 
 
