@@ -232,6 +232,23 @@ def test_checkpoints_of_a_run_that_had_ended_stay_when_it_grows(tmp_path):
     assert train(walks(run=newest), place) and run.saved_steps() == [12, 14]
 
 
+@pytest.mark.parametrize("name", ["reopen", "write_lineage", "write_config"])
+def test_a_kill_as_a_run_grows_loses_no_checkpoint(tmp_path, monkeypatch, name):
+    write = getattr(RunDirectory, name)
+    longer = walks(run=walk(num_steps=7, checkpoint_every=0))
+
+    def killed(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    assert train(walks(run=walk()), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, name, killed)
+        train(longer, tmp_path)
+    assert train(longer, tmp_path)
+    assert RunDirectory(tmp_path / "run").saved_steps() == [0, 2, 4, 7]
+
+
 def test_a_parent_elsewhere_that_grew_is_not_the_one_it_started_from(tmp_path, capsys):
     """Unless its step is given; one that was pruned cannot be compared."""
     parent, place = tmp_path / "elsewhere", tmp_path / "run"

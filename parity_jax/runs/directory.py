@@ -210,7 +210,7 @@ class RunDirectory:
     def _hashes(self) -> dict[str, str]:
         return {
             "records_sha256": self.metrics.sha256(),
-            "lineage_sha256": sha256(to_dict(self.read_lineage())),
+            "lineage_sha256": sha256(read_json(self._lineage)),
             "config_sha256": sha256(self.content()),
         }
 

@@ -51,8 +51,6 @@ def start(
     """
     if directory.trained_steps() <= 0:
         return fresh_start(run, directory, program, checkpoints, warn)
-    had_ended = directory.read_finished() is not None
-    kept = directory.saved_steps() if had_ended else []  # others may start from them
     directory.reopen()  # first: what it ended with is changed from here on
     own = checkpoints.read_latest(warn, layout(program))
     if own is None:
@@ -63,6 +61,9 @@ def start(
     lineage, now = directory.read_lineage(), this_process(run.own_modules)
     found = differences(plain(lineage.last_process), plain(now))
     before = directory.read_config()
+    kept: tuple[int, ...] = ()
+    if own.step == before.schedule.num_steps < run.schedule.num_steps:
+        kept = before.schedule.kept_steps(directory.saved_steps())  # others start there
     for part in ("population", "mesh"):
         was, is_now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
         found += differences(was, is_now, part)
@@ -72,7 +73,9 @@ def start(
     states, metrics = restored(own, program)
     meet("all have read what the run was")
     directory.metrics.rewind(own.recorded)
-    begin(run, directory, lineage.continued_at(own.step, now, kept))
+    # The config last: killed before it, the run has ended where it had.
+    directory.write_lineage(lineage.continued_at(own.step, now, kept))
+    directory.write_config(run)
     note = f"continuing at step {own.step}"
     return states, metrics, own.step, own.recorded, note
 
