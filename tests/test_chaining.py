@@ -341,6 +341,14 @@ def test_a_child_of_another_parent_is_not_used(first, tmp_path):
     with pytest.raises(ConfigError, match=f"^runs.child.parent='{first}': .*{told}$"):
         train(outside, tmp_path / "outside")
     shutil.rmtree(first)
+    first.mkdir()
+    model = first / "config.json"  # of Hugging Face
+    model.write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError, match=f"^runs.child.parent='{first}': .*{told}$"):
+        train(outside, tmp_path / "outside")
+    model.write_text("{")
+    assert train(outside, tmp_path / "outside")  # damaged, it cannot be compared
+    shutil.rmtree(first)
     assert train(walks(first=walk(), child=walk("first")), home)
     assert digests(home / "child") == before
 

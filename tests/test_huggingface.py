@@ -607,8 +607,15 @@ def test_a_run_starts_from_a_folder(folder, tmp_path, say):
     weights = min(folder.glob("*.safetensors"))
     tensors = {k: x + 1 for k, x in load_file(weights).items()}
     save_file(tensors, weights)
-    with pytest.raises(ConfigError, match="started from other parameters than its"):
+    told = "started from other parameters than its"
+    with pytest.raises(ConfigError, match=told):
         run_experiment(child_of(folder), workdir, quiet=True)
+    experiment = child_of(folder)
+    shutil.rmtree(folder)
+    run_experiment(experiment, workdir, quiet=True)  # what is gone tells nothing
+    shutil.copytree(workdir / "child", folder)  # a run in its place
+    with pytest.raises(ConfigError, match=told):
+        run_experiment(experiment, workdir, quiet=True)
 
 
 def test_what_a_run_cannot_start_from_is_refused(folder, tmp_path):

@@ -243,12 +243,15 @@ def is_of_another_parent(run: ResolvedRun, directory: RunDirectory) -> bool:
     Those of a parent that is gone or damaged cannot be compared.
     """
     lineage, parent = directory.read_lineage(), parent_of(run, directory)
-    if lineage.imported is not None:
-        with suppress(FolderError):
-            is_there = is_hf_folder(parent.path)
-            own = lineage.imported.safetensors_sha256
-            return is_there and HfFolder(parent.path).sha256() != own
-    entry = lineage.parent
+    imported, entry = lineage.imported, lineage.parent
+    with suppress(FolderError):
+        is_model = is_hf_folder(parent.path)
+        if imported is not None and is_model:
+            return HfFolder(parent.path).sha256() != imported.safetensors_sha256
+        if imported is not None:  # gone, or a run is in its place
+            return parent.has_lineage()
+        if entry is not None and is_model:
+            return True
     return entry is not None and compared_content(parent, entry) == "CHANGED"
 
 
@@ -277,10 +280,10 @@ def end_of_parent(run: ResolvedRun, directory: RunDirectory) -> int | None:
     parent, is_said = parent_of(run, directory), "parent_step" in run.axes
     if run.parent.sibling or run.parent.step != -1 or is_said or not run.parent.path:
         return None
-    if is_hf_folder(parent.path) or not parent.has_config():
-        return None
-    with suppress(RunError):
-        return parent.trained_steps() if parent.read_finished() is not None else None
+    with suppress(FolderError, RunError):
+        is_run = parent.has_config() and not is_hf_folder(parent.path)
+        if is_run and parent.read_finished() is not None:
+            return parent.trained_steps()
     return None
 
 
