@@ -3,7 +3,6 @@
 import importlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,11 +97,6 @@ def submit(home: SweepDirectory, indices: Sequence[int], settings: Settings) -> 
         allowed = "needs submitit: pip install -e .[slurm]"
         raise ConfigError("--engine", "slurm", allowed) from None
     return slurm.submit(home, indices, settings)
-
-
-def held(home: SweepDirectory, settings: Settings) -> AbstractContextManager[None]:
-    """Where jobs run here, nobody else launches those of this sweep meanwhile."""
-    return local.held(home) if settings.engine == "local" else nullcontext()
 
 
 def check_busy(home: SweepDirectory, before: Sweep, sweep: Sweep) -> None:

@@ -32,7 +32,9 @@ LINE = 30.0  # seconds between lines where no terminal shows one that changes
 
 @contextmanager
 def held(home: SweepDirectory) -> Iterator[None]:
-    """One launcher works on a sweep at a time; RunError where another does."""
+    """One launcher works on a sweep at a time, whatever its engine; RunError where
+    another does.
+    """
     home.records.mkdir(parents=True, exist_ok=True)
     with lock(home.records):
         yield

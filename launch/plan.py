@@ -81,6 +81,9 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         require(not twice, "--grid", text, f"has {''.join(twice[:1])} twice")
         parent, _, axis = name.rpartition(".")
         allowed = f"must name the axis alone: {axis}"
+        if axis == "parent_step":  # which is of one run only
+            own = parent.removesuffix("axes") + axis
+            allowed = f"must be {own}, a job for each step"
         require(parent.rpartition(".")[2] != "axes", "--grid", text, allowed)
         grid[name] = parts
     for name, swept in grid.items():

@@ -106,13 +106,14 @@ def what_holds(home: ExperimentDirectory) -> str:
 
 
 def last_accuracy(runs: Iterable[RunDirectory]) -> float | None:
-    """Greedy accuracy of the last run that was evaluated."""
+    """Greedy accuracy of the last run that was evaluated; None if all diverged."""
     found = None
     for run in runs:
         record = run.metrics.last("eval")
-        values = record.values.get("greedy/accuracy", []) if record else []
-        known = [v for v in values if v is not None]
-        found = median(known) if known else found
+        if record and "greedy/accuracy" in record.values:
+            values = record.values["greedy/accuracy"]
+            known = [v for v in values if v is not None]
+            found = median(known) if known else None
     return found
 
 

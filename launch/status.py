@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch import engines
+from launch import engines, local
 from launch.queue import places
 from launch.rows import STATES, Row, rows, totals
 from launch.table import counted, table_lines
@@ -123,7 +123,7 @@ def relaunch(home: SweepDirectory, states: Sequence[str]) -> None:
     settings = engines.read_settings(home)
     allowed = "has no engine that starts jobs: `python -m launch.job SWEEP INDEX` does"
     require(settings.engine != "none", "SWEEP", str(home.path), allowed)
-    with engines.held(home, settings):
+    with local.held(home):
         with home.locked():
             found = rows(home, places(home.path))
             able = engines.to_do(home, settings)

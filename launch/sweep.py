@@ -37,7 +37,7 @@ from absl import flags, logging
 from rich.console import Console
 from rich.markup import escape
 
-from launch import engines
+from launch import engines, local
 from launch.plan import Asked, Built, of_job, parse_grid, parse_split, plan
 from launch.queue import check_options, places
 from launch.rows import row, rows, totals
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
             if own.dry_run:
                 show(home, sweep, sizes)
                 return
-            held.enter_context(engines.held(home, settings))
+            held.enter_context(local.held(home))
             wanted, told = submitted(home, asked, modules, settings, sweep.commit)
         if settings.engine == "local":
             engines.run_here(home, wanted, settings, own.quiet)

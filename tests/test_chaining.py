@@ -268,6 +268,7 @@ def test_the_last_step_of_a_parent_is_where_it_ended(tmp_path):
     assert train(experiment, tmp_path)
     end = RunDirectory(tmp_path / "first").trained_steps()
     assert 0 < end < 6
+    assert load_metrics(tmp_path / "first")["step"].values[-1] == end  # evaluated there
     started = RunDirectory(tmp_path / "several").read_lineage().parent.step
     assert started == (0, end)
     sequences = load_metrics(tmp_path / "pinned")["sequences"].values.tolist()

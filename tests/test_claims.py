@@ -207,10 +207,20 @@ def test_a_series_has_labels_as_well():
         with pytest.raises(ValueError, match="exact"):
             Check.equal(series, other)
     for other in (renamed, series.set_axis([7, 8]).rename_axis(None)):
-        with pytest.raises(ValueError, match="must have an index that is called as"):
+        with pytest.raises(ValueError, match="must have the axes"):
             Check.equal(ours, other)
     with pytest.raises(TypeError, match="must be a Series, not a DataFrame"):
         Check.at_least(SCORES.to_pandas(), 0)
+
+
+def test_numbers_along_other_axes_are_not_held_against_each_other():
+    """All would be against all: members against others that were not measured."""
+    seeds, shares = SCORES.isel(p_cot=0), SCORES["p_cot"]
+    for check in (Check.within, Check.at_least):
+        extra = (1.0,) if check == Check.within else ()
+        with pytest.raises(ValueError, match=r"axes.* not \[\['seed'\], \['p_cot'\]\]"):
+            check(seeds, shares, *extra)
+        assert check(SCORES, shares - 10, *(20 * e for e in extra)).holds
 
 
 def test_members_that_only_one_side_has_are_not_left_out():

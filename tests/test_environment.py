@@ -265,6 +265,7 @@ def test_own_code_that_changed_is_told(tmp_path, monkeypatch, capsys):
     file.write_text(OWN + "\n# another reward\n")
     assert train(experiment, tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: steps from 3 on are of other code of your own: ")
     assert f"own_code.walk_of_mine is '{digest}' there" in line
     file.write_text(OWN + "\n# a third one\n")
     assert train(experiment, tmp_path / "run")

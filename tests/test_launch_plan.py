@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from flax.core import FrozenDict
 from small_runs import train, walk, walks
@@ -20,12 +21,14 @@ from small_sweeps import (
     typed,
 )
 
-from launch import status, sweep
+from launch import local, status, sweep
 from launch.engines import settings_of
 from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
+from launch.rows import last_accuracy
 from parity_jax.axes import member_labels
-from parity_jax.runs import curves
+from parity_jax.metrics import Mean
+from parity_jax.runs import RunDirectory, curves
 from parity_jax.runs.files import read_json
 from parity_jax.runs.sweep import Sweep, SweepDirectory
 
@@ -472,3 +475,26 @@ def test_a_job_that_will_be_refused_is_before_any_is_launched(tmp_path):
         code, _, told = typed(sweep, *command)
         assert code == 2 and "axes.ridge=(0.01,): is read by no run" in told, told
         assert not workdir.exists()
+
+
+def test_no_launcher_works_beside_another_whatever_its_engine(tmp_path):
+    """Nor writes a sweep.json that the jobs of the other would read."""
+    workdir = tmp_path / "sweep"
+    assert planned(workdir, "--grid=seed=0") == ["walks"]
+    before = (workdir / "sweep.json").read_text()
+    with local.held(SweepDirectory(workdir)):
+        code, _, told = swept(workdir, PLAN, "--grid=seed=0,1")
+    assert code == 1 and "in use by" in told, told
+    assert (workdir / "sweep.json").read_text() == before
+
+
+def test_the_accuracy_of_a_job_is_of_its_last_run(tmp_path):
+    """None where its members all diverged; another run's says nothing of it."""
+    run = {name: RunDirectory(tmp_path / name) for name in "ab"}
+    for name, accuracy in (("a", (3.0, 1.0)), ("b", (0.0, 0.0))):
+        run[name].path.mkdir()
+        count = 1.0 if name == "a" else 0.0
+        mean = Mean(np.array(accuracy), np.full(2, 4 * count))
+        run[name].metrics.append("eval", 0, 0.0, {"greedy/accuracy": mean})
+    assert last_accuracy([run["a"]]) == 0.5
+    assert last_accuracy([run["a"], run["b"]]) is None

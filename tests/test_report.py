@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 from tiny import tiny_experiment
 
 from parity_jax.analysis import Check, Claim
-from parity_jax.analysis.claims import write_claims
+from parity_jax.analysis.claims import plain_claims, write_claims
 from parity_jax.analysis.legend import LEGEND, SECTIONS
 from parity_jax.analysis.plots import pictures_of
 from parity_jax.analysis.report import entries as report_entries
@@ -23,7 +23,13 @@ from parity_jax.analysis.report import gather
 from parity_jax.analysis.report.entries import SweepEntry, provenance
 from parity_jax.analysis.report.figures import MAX_SVG
 from parity_jax.analysis.report.text import sweep_table
-from parity_jax.analysis.report.words import expected, order, summary, tolerance
+from parity_jax.analysis.report.words import (
+    expected,
+    order,
+    short_number,
+    summary,
+    tolerance,
+)
 from parity_jax.cli import main
 from parity_jax.runs import ExperimentDirectory, resolve
 from parity_jax.runs.files import read_json, write_json
@@ -243,6 +249,30 @@ def test_claims_stand_in_the_section_of_the_legend(run_dir, tmp_path, say):
     found = [line.split(" | ")[0][2:] for line in lines if " | as it was | " in line]
     assert found == ["C1", "C11", "M1", "T1-long", "noise-accuracy", "toy"]
     assert len(LEGEND) == sum(map(len, SECTIONS.values()))  # an id stands once
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.99998, "0.99998"),
+        (0.98996, "0.98996"),
+        (0.984375, "0.9844"),
+        (0.5, "0.5"),
+        (1.0, "1"),
+        (10000.4, "10000.4"),
+        (123456.0, "123456"),
+        (None, "none"),
+    ],
+)
+def test_no_number_is_told_as_the_bound_that_it_misses(number, text):
+    assert short_number(number) == text
+
+
+def test_more_checks_than_fit_keep_their_relations():
+    checks = {f"a{i}": Check.at_least(0.9, 0.8 - i / 100) for i in range(4)}
+    checks |= {f"b{i}": Check.at_most(0.1, 0.2 + i / 100) for i in range(4)}
+    (claim,) = plain_claims([Claim.of("C1", **checks)])
+    assert expected(claim) == "at least, at most: 0.2 to 0.8"
 
 
 def test_claims_do_not_count_twice_and_a_place_is_looked_at_first(

@@ -86,14 +86,15 @@ class Check:
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     """Both with labels if one has them: numbers without are of its members, in order.
 
-    ValueError if they are not as many, and are no single number either.
+    ValueError if they are not as many, and are no single number either, or are along
+    other axes: all would be held against all.
     """
     if hasattr(a, "to_xarray") or hasattr(b, "to_xarray"):
         a, b = _of_pandas(a), _of_pandas(b)
-        named = [{*x.dims} for x in (a, b) if isinstance(x, xr.DataArray)]
-        if len(named) == 2 and not (named[0] <= named[1] or named[1] <= named[0]):
-            told = "must have an index that is called as the other's, not"
-            raise ValueError(f"{told} {[sorted(map(str, x)) for x in named]}")
+    named = [{*x.dims} for x in (a, b) if isinstance(x, xr.DataArray)]
+    if len(named) == 2 and not (named[0] <= named[1] or named[1] <= named[0]):
+        told = "must have the axes (of pandas: an index) of the other, or some, not"
+        raise ValueError(f"{told} {[sorted(map(str, x)) for x in named]}")
 
     def labelled(numbers: Any, like: Any) -> Any:
         if isinstance(numbers, np.ma.MaskedArray):  # what is masked does not exist

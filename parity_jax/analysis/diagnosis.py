@@ -206,7 +206,9 @@ def judge(
             f"(P(long) below {p_long.high:.2g})."
         )
     if not short.count or long.low <= short.high:
-        return "nothing", f"RL has nothing to amplify: {rates}."
+        overlap = short.count and short.low <= long.high
+        told = ", as far as these samples tell" * bool(overlap)
+        return "nothing", f"RL has nothing to amplify{told}: {rates}."
     if long.value >= SOLVED:
         return "solve", f"RL will lengthen and solve: {rates}."
     return "lengthen", (

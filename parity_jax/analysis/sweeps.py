@@ -53,6 +53,7 @@ class _Part(NamedTuple):
 
     data: xr.Dataset
     run: ResolvedRun
+    end: int  # its last step
 
 
 def _parts(
@@ -68,7 +69,8 @@ def _parts(
         if all(ends) or not only_finished:
             data = load_metrics(home.run(run).path, split).reset_coords("sequences")
             part = data.expand_dims(_fields(sweep, job))
-            found.append(_Part(part, home.run(run).read_config()))
+            files = home.run(run)
+            found.append(_Part(part, files.read_config(), files.trained_steps()))
     return found
 
 
@@ -76,7 +78,7 @@ def _merged(parts: Sequence[_Part]) -> xr.Dataset:
     """All in one. xarray would repeat what lacks an axis at every value of it."""
     axes = dict.fromkeys(axis for part in parts for axis in part.run.axes)
     whole = []
-    for data, run in parts:
+    for data, run, _ in parts:
         own = {axis: [_number(run, axis)] for axis in axes if axis not in run.axes}
         scores = data.drop_vars("sequences").expand_dims(own)
         whole.append(scores.assign(sequences=data["sequences"]))
@@ -134,8 +136,8 @@ def _values(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _end(part: _Part) -> xr.Dataset:
-    """The scores at the end, before which a run ends whose members all diverged."""
-    is_whole = int(part.data["step"][-1]) == part.run.schedule.num_steps
+    """The scores where the run ended, which is before its last step if none went on."""
+    is_whole = int(part.data["step"][-1]) == part.end
     return last(part.data).where(is_whole)
 
 

@@ -27,7 +27,6 @@ from parity_jax.config import (
     require,
     to_dict,
 )
-from parity_jax.config.compare import Difference
 from parity_jax.experiment import Experiment
 from parity_jax.hosts import any_of, is_first, meet
 from parity_jax.models.huggingface import HfFolder, is_hf_folder
@@ -227,6 +226,7 @@ def left_to_do(
             check_settings(directory.read_lineage())
         elif run.parent.path:
             check_start(name, run, directory, {each: runs[each] for each in left})
+            check_same_start(name, run, {each: runs[each] for each in trained}, home)
         check_writable("workdir", directory.path)
         left.append(name)
     return left
@@ -242,20 +242,43 @@ def check_home(runs: Mapping[str, ResolvedRun], home: ExperimentDirectory) -> li
 
 
 def check_same_parent(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
-    """ConfigError if a run has started from something else than it would now."""
+    """ConfigError if a run started from other parameters than its parent has now; says
+    so where that cannot be told, or its parent has gone on.
+    """
     where = run.parent.sibling or run.parent.path
     if is_of_another_parent(run, directory):
         allowed = f"{directory.path} {OTHER_PARENT}"
         raise ConfigError(f"runs.{name}.parent", where, allowed)
     was, now = directory.read_lineage().parent, end_of_parent(run, directory)
-    if was is not None and is_pruned(parent_of(run, directory), was.step):
-        told = f"its parent, {where}, has no checkpoint of step"
+    if was is None:
+        return
+    if is_pruned(parent_of(run, directory), was.step):
+        told = f"the parent of {name}, {where}, has no checkpoint of step"
         told += f" {listed(was.step)} any more and cannot be compared"
         Report(name).warn(told)
-    if was is not None and now is not None:
-        allowed = f"{directory.path} started from step {was.step[0]} of its parent,"
-        allowed += f" which ends at {now} now; parent_step={was.step[0]} says so"
-        require(was.step == (now,), f"runs.{name}.parent", where, allowed)
+    elif now is not None and was.step != (now,):
+        told = f"{name} started from step {listed(was.step)} of its parent, {where}"
+        Report(name).warn(f"{told}, which ends at {now} now")
+
+
+def check_same_start(
+    name: str,
+    run: ResolvedRun,
+    others: Mapping[str, ResolvedRun],
+    home: ExperimentDirectory,
+) -> None:
+    """ConfigError for the last step of a parent elsewhere, if that was another one when
+    other runs of the experiment, which have trained, started from it.
+    """
+    now = end_of_parent(run, home.run(name))
+    for other, trained in others.items():
+        if now is None or trained.parent != run.parent:
+            continue
+        was = home.run(other).read_lineage().parent
+        if was is not None and was.step != (now,):
+            told = f"ends at step {now} now, and {other} started from step"
+            told += f" {listed(was.step)} of it: name one with parent_step"
+            raise ConfigError(f"runs.{name}.parent", run.parent.path, told)
 
 
 def is_pruned(parent: RunDirectory, steps: Collection[int]) -> bool:
@@ -316,7 +339,7 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
     found = [
         d
         for d in differences(to_dict(there), to_dict(run))
-        if not d.path.startswith(FREE) and not is_said_now(d, run, directory)
+        if not d.path.startswith(FREE)
     ]
     where = f"{directory.path} holds another configuration"
     if found:
@@ -335,14 +358,6 @@ def check_past(name: str, run: ResolvedRun, directory: RunDirectory) -> None:
         directory.verified_finish()  # or its files only say that it is further
     allowed = f"{directory.path} is at step {trained} already"
     require(steps >= trained, f"runs.{name}.num_steps", steps, allowed)
-
-
-def is_said_now(found: Difference, run: ResolvedRun, directory: RunDirectory) -> bool:
-    """Whether it is the step of a parent elsewhere, whose last one was meant then."""
-    if found.path != "parent.step" or found.old != -1 or run.parent.sibling:
-        return False
-    parent = directory.read_lineage().parent
-    return parent is not None and parent.step == (found.new,)
 
 
 def field_of(name: str, path: str) -> str:

@@ -80,10 +80,11 @@ class Training:
                 seconds += time.monotonic() - started
                 step = max(step, 0) + num_steps
                 self.check_members(step, states, "a step of it")
-            shown = self.record(target, states, metrics, seconds)
+            stopped_P = self.tell_stopped(states, stopped_P)
+            is_end = bool(stopped_P.all())
+            shown = self.record(target, states, metrics, seconds, is_end=is_end)
             step = recorded = target
             metrics = self.population.no_metrics()
-            stopped_P = self.tell_stopped(states, stopped_P)
             if stopped_P.all() or step in self.schedule.saved_steps():
                 self.save(step, states, {}, recorded)
             self.report.update(step, shown)
@@ -112,17 +113,20 @@ class Training:
         metrics: Metrics,
         seconds: float,
         known: Collection[str] = (),
+        is_end: bool = False,
     ) -> Metrics:
         """Write the metrics of the steps until this one, and its evaluation.
 
         known   what of them is written already: "train", "eval"
+        is_end  no member goes on from here, wherever the run was to end
         """
         shown: Metrics = {}
         metrics = on_host(metrics)
         if step > 0 and "train" not in known:
             self.metrics_file.append("train", step, seconds, metrics)
             shown |= metrics
-        if self.schedule.is_evaluated(step) and "eval" not in known:
+        is_due = self.schedule.is_evaluated(step) or is_end
+        if is_due and "eval" not in known:
             started = time.monotonic()
             scores = jax.block_until_ready(self.population.scores(states))
             scores = on_host(scores)

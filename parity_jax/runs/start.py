@@ -67,8 +67,12 @@ def start(
     for part in ("population", "mesh"):
         was, is_now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
         found += differences(was, is_now, part)
-    if found:
-        text = lines_of(found)
+    own_code = [d for d in found if d.path.startswith("own_code.")]
+    if own_code:
+        text = f"{own.step + 1} on are of other code of your own: {lines_of(own_code)}"
+        warn(f"steps from {text}")
+    if elsewhere := [d for d in found if d not in own_code]:
+        text = lines_of(elsewhere)
         warn(f"continuing elsewhere than before, so not bit for bit: {text}")
     states, metrics = restored(own, program)
     meet("all have read what the run was")

@@ -7,6 +7,7 @@ from typing import Any
 from parity_jax.config import number_text
 
 NOTHING = "none"
+SLIGHT = 0.05  # of numbers that are told whole
 MAX_PARTS = 6  # of a cell; of more checks the range is told
 
 Claim = dict[str, Any]  # as claims.json has it
@@ -32,11 +33,14 @@ def value_text(value: float | str | None) -> str:
 
 
 def short_number(value: float | None) -> str:
-    """Four digits, but whole numbers whole."""
+    """Four digits, but whole numbers whole; six of what is nearly a shorter number."""
     if value is None:
         return NOTHING
     is_whole = float(value).is_integer() or abs(value) >= 10_000
-    return f"{value:.0f}" if is_whole else f"{value:.4g}"
+    if is_whole:
+        return f"{value:.0f}" if abs(value - round(value)) < SLIGHT else f"{value:.1f}"
+    text = f"{value:.4g}"
+    return f"{value:.6g}" if float(text) == float(f"{value:.2g}") else text
 
 
 def number_range(values: list[float | None]) -> str:
@@ -88,8 +92,10 @@ def over_checks(claim: Claim, name: str, told: Callable[[str | None, Any], str])
         return next(iter(checks)) or NOTHING
     if len(checks) > MAX_PARTS:
         numbers = [x for v in value.values() for x in numbers_in(v)]
-        kinds = {*relation.values()}
-        return told(kinds.pop() if len(kinds) == 1 else None, number_range(numbers))
+        kinds = sorted({*relation.values()})
+        if len(kinds) == 1 or name != "expected":
+            return told(kinds[0] if len(kinds) == 1 else None, number_range(numbers))
+        return f"{', '.join(kinds)}: {number_range(numbers)}"
     parts = [f"{common(names)} {text}" for text, names in checks.items() if text]
     return "; ".join(parts)
 

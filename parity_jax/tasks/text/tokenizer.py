@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from parity_jax.config import ConfigError, expanded, require
@@ -100,9 +101,18 @@ class Tokenizer:
             allowed = "must be a text that UTF-8 can hold"
             raise ConfigError("text", text, allowed) from None
         except Exception as error:  # the package raises nothing more special
-            told = f"some text has no tokens: {error}"
-            raise ConfigError("tokenizer.folder", "", told) from None
+            bad = next(text for text in texts if not self.takes(text))
+            allowed = f"has no tokens in tokenizer.folder: {error}"
+            raise ConfigError("text", shorten(bad, 80), allowed) from None
         return [encoding.ids for encoding in found]
+
+    def takes(self, text: str) -> bool:
+        """Whether a text has tokens."""
+        try:
+            self._inner.encode(text)
+        except Exception:  # the package raises nothing more special
+            return False
+        return True
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included, and of unknown ones `<id>`.
