@@ -394,12 +394,19 @@ def test_a_damaged_parent_is_told_before_other_stages_train(first, tmp_path):
         forecast(experiment, [], print)
 
 
-def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path):
+def test_a_child_that_has_trained_needs_its_parent_no_more(first, tmp_path, capsys):
     experiment = walks(child=walk(str(first)))
     train(experiment, tmp_path / "whole")
     train_until(2, experiment, tmp_path / "run")
     first.rename(tmp_path / "gone")
+    capsys.readouterr()
     train(experiment, tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line
+        == f"warning: the parent of child, {first}, has no checkpoint of step "
+        + ("4 any more and cannot be compared")
+    )
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert digests(tmp_path / "run" / "child").keys() == {0, 2, 4}
 

@@ -26,6 +26,7 @@ from parity_jax.models import LinearConfig, TransformerConfig, gpt2, mistral
 from parity_jax.optim import OptimizerConfig
 from parity_jax.population import PopulationConfig
 from parity_jax.runs import ResolvedRun, resolve
+from parity_jax.runs.forecast import check_files
 from parity_jax.stages import (
     LinearPretrainConfig,
     LinearStarConfig,
@@ -422,7 +423,8 @@ IMPOSSIBLE = {
 def test_runs_that_cannot_be(name):
     experiment, field, allowed = IMPOSSIBLE[name]
     with pytest.raises(ConfigError) as info:
-        resolve(experiment)
+        runs = resolve(experiment)
+        check_files(runs, [*runs], None)
     assert info.value.name == field and allowed in str(info.value)
 
 

@@ -232,6 +232,25 @@ def test_checkpoints_of_a_run_that_had_ended_stay_when_it_grows(tmp_path):
     assert train(walks(run=newest), place) and run.saved_steps() == [12, 14]
 
 
+def test_a_parent_can_grow_whose_end_no_schedule_names_any_more(tmp_path):
+    """Where it ended is a checkpoint of it, which is kept."""
+    first = walk(checkpoint_every=0)
+    assert train(walks(first=first, child=walk("first")), tmp_path)
+    longer = dataclasses.replace(first, num_steps=7)
+    grown = walks(first=longer, child=walk("first", parent_step=4), new=walk("first"))
+    assert train(grown, tmp_path)
+    late = walks(**grown.runs, late=walk("first", parent_step=4))
+    assert train(late, tmp_path)
+    assert RunDirectory(tmp_path / "first").saved_steps() == [0, 4, 7]
+    assert train(walks(first=first), tmp_path / "other")
+    newest = dataclasses.replace(longer, max_to_keep=1)
+    told = r"child\.parent_step=4: must be a checkpoint of the parent: 7"
+    with pytest.raises(ConfigError, match=told):
+        train(
+            walks(first=newest, child=walk("first", parent_step=4)), tmp_path / "other"
+        )
+
+
 @pytest.mark.parametrize("name", ["reopen", "write_lineage", "write_config"])
 def test_a_kill_as_a_run_grows_loses_no_checkpoint(tmp_path, monkeypatch, name):
     write = getattr(RunDirectory, name)

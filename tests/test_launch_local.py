@@ -186,6 +186,14 @@ def test_scales_and_values_that_are_text_stay_apart(tmp_path):
             home.read()
 
 
+def test_a_job_without_a_record_is_left_out_with_a_word(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "sweep")
+    shutil.rmtree(workdir / "num_bits=5" / "run")
+    assert load_sweep(workdir, "run")["num_bits"].values.tolist() == [4]
+    told = "1 of 3 jobs have no record of run yet and are left out: num_bits=5"
+    assert capsys.readouterr().err == f"warning: {workdir}: {told}\n"
+
+
 def test_members_that_never_were_are_not_told(tmp_path, capsys):
     """Where a job has an axis, others have a number; one diverged, one is not done."""
     rates, fields = (1e-3, 2e-3), ("a", "b", "c")

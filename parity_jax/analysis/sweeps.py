@@ -1,6 +1,7 @@
 """Sweeps: the runs of many experiments as one labelled dataset, a table, a figure."""
 
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +28,11 @@ CONFIG = "config"  # the dimension of several experiments' files
 def load_sweep(directory: str | Path, run: str, split: str = "eval") -> xr.Dataset:
     """Metrics of one run in all jobs, with dimensions (*swept fields, *axes, step).
 
-    Fields have their short names (`num_bits`); what no job has measured yet is NaN. A
-    number that is an axis in some jobs only has one value on it in the others. The
-    coordinate `sequences` may depend on swept fields. ConfigError for a directory, run
-    or split that is not one, RunError if nothing is there.
+    Fields have their short names (`num_bits`). A job without a record of it is left
+    out, with a warning; what others have not measured yet is NaN. A number that is an
+    axis in some jobs only has one value on it in the others. The coordinate `sequences`
+    may depend on swept fields. ConfigError for a directory, run or split that is not
+    one, RunError if nothing is there.
     """
     names = _run_names(_opened(directory)[1])
     if run not in names:
@@ -40,6 +42,14 @@ def load_sweep(directory: str | Path, run: str, split: str = "eval") -> xr.Datas
     parts = _parts(directory, run, split)
     if not parts:
         raise RunError(f"{directory}: no job has a record of {run} yet")
+    home, sweep = _opened(directory)
+    its = [job for job in sweep.jobs if run in job.steps]
+    files = {job.name: home.experiment(job).run(run).metrics for job in its}
+    missing = [name for name, file in files.items() if file.last(split) is None]
+    if missing:
+        told = f"{len(missing)} of {len(its)} jobs have no record of {run} yet"
+        text = f"{told} and are left out: {', '.join(missing)}"
+        print(f"warning: {directory}: {text}", file=sys.stderr)
     return _merged(parts)
 
 

@@ -60,6 +60,7 @@ from parity_jax.runs.start import (
     check_reached,
     end_of_parent,
     is_of_another_parent,
+    kept_as_it_grows,
     parent_of,
     start,
     steps_of_parent,
@@ -282,8 +283,8 @@ def check_same_start(
 
 
 def is_pruned(parent: RunDirectory, steps: Collection[int]) -> bool:
-    """Whether a run that is there has not all of the checkpoints."""
-    return parent.has_config() and not {*steps} <= {*parent.saved_steps()}
+    """Whether a run has not all of the checkpoints, or is gone."""
+    return not {*steps} <= {*parent.saved_steps()}
 
 
 OTHER_PARENT = "started from other parameters than its parent has now"
@@ -412,8 +413,9 @@ def check_start(
         there, schedule = parent.saved_steps(), before[sibling].schedule
         newest = max(there, default=-1)  # records may be further: it was killed then
         to_come = [s for s in schedule.saved_steps() if s > newest]
-        saved = sorted({*there, *to_come})
-        check_steps(name, run, {*run.parent_steps}, saved)
+        to_stay = {*schedule.kept_steps({*there, *to_come})}
+        to_stay |= kept_as_it_grows(before[sibling], parent)
+        check_steps(name, run, {*run.parent_steps}, sorted(to_stay))
         return
     if not sibling and is_hf_folder(parent.path):
         check_folder(name, run, HfFolder(parent.path))
@@ -438,7 +440,8 @@ def check_start(
     is_ready = parent.read_finished() is not None or wanted <= {*saved}
     allowed = "is not finished; parent_step can name one of its checkpoints: "
     require(is_ready, field, where, allowed + listed(saved))
-    check_parent(name, run, parent.read_config(), where, wanted, saved)
+    check_parent(name, run, parent.read_config(), where)
+    check_steps(name, run, wanted, saved)
     with parent.saved() as checkpoints:
         for step in sorted(wanted):
             checkpoints.read(step)  # whole: other stages may train before it is used

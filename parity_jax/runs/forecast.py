@@ -18,6 +18,7 @@ from parity_jax.runs.execute import Recorded, Rehearse, check_start, left_to_do
 from parity_jax.runs.resolve import (
     Parts,
     ResolvedRun,
+    check_planned,
     in_own_code,
     make_program,
     parts_of,
@@ -69,7 +70,9 @@ def check_files(
     if home is not None:
         return left_to_do(runs, home, names)
     for name in names:
-        if runs[name].parent.path and not runs[name].parent.sibling:
+        if runs[name].parent.sibling:
+            check_planned(name, runs[name], runs[runs[name].parent.sibling])
+        elif runs[name].parent.path:
             elsewhere = RunDirectory(Path(runs[name].parent.path))
             check_start(name, runs[name], elsewhere, {})
     return names

@@ -150,10 +150,7 @@ def resolve(experiment: Experiment) -> dict[str, ResolvedRun]:
         )
         check(name, config, run)
         if run.parent.sibling:
-            parent = resolved[run.parent.sibling]
-            saved = parent.schedule.kept_steps(parent.schedule.saved_steps())
-            wanted = {*run.parent_steps}
-            check_parent(name, run, parent, config.parent, wanted, saved)
+            check_parent(name, run, resolved[run.parent.sibling], config.parent)
         resolved[name] = run
     check_judges(resolved.values())
     return resolved
@@ -279,10 +276,8 @@ def check_parent(
     run: ResolvedRun,
     parent: ResolvedRun,
     parent_name: str,
-    wanted: Collection[int],
-    saved: Sequence[int],
 ) -> None:
-    """ConfigError unless every member has a parent, at a step that was saved."""
+    """ConfigError unless every member has a parent, of the same task and model."""
     found = [
         d
         for part in ("task", "model")
@@ -291,9 +286,14 @@ def check_parent(
         )
     ]
     require(not found, f"runs.{name}.parent", parent_name, lines_of(found))
-    check_steps(name, run, wanted, saved)
     with under(f"runs.{name}"):
         parent_index(run.labels, run.hypers, parent.axes, run.parent.member)
+
+
+def check_planned(name: str, run: ResolvedRun, parent: ResolvedRun) -> None:
+    """ConfigError unless a parent that begins anew will have the steps saved."""
+    saved = parent.schedule.kept_steps(parent.schedule.saved_steps())
+    check_steps(name, run, {*run.parent_steps}, saved)
 
 
 def check_steps(

@@ -61,9 +61,7 @@ def start(
     lineage, now = directory.read_lineage(), this_process(run.own_modules)
     found = differences(plain(lineage.last_process), plain(now))
     before = directory.read_config()
-    kept: tuple[int, ...] = ()
-    if own.step == before.schedule.num_steps < run.schedule.num_steps:
-        kept = before.schedule.kept_steps(directory.saved_steps())  # others start there
+    kept = sorted(kept_as_it_grows(run, directory))
     for part in ("population", "mesh"):
         was, is_now = to_dict(getattr(before, part)), to_dict(getattr(run, part))
         found += differences(was, is_now, part)
@@ -82,6 +80,19 @@ def start(
     directory.write_config(run)
     note = f"continuing at step {own.step}"
     return states, metrics, own.step, own.recorded, note
+
+
+def kept_as_it_grows(run: ResolvedRun, directory: RunDirectory) -> set[int]:
+    """Checkpoints that stay, whatever the schedule of now names: those that a run had
+    when it ended, before it goes on; others may start from them.
+    """
+    if run.schedule.max_to_keep or not directory.has_lineage():
+        return set()
+    before, there = directory.read_config().schedule, directory.saved_steps()
+    kept = directory.read_lineage().kept & {*there}
+    if there and there[-1] == before.num_steps < run.schedule.num_steps:
+        kept |= {*before.kept_steps(there)}
+    return kept
 
 
 def begin(run: ResolvedRun, directory: RunDirectory, lineage: Lineage) -> None:
