@@ -434,10 +434,13 @@ def test_a_parent_whose_members_were_renamed_is_refused(whole, tmp_path, seeds):
     with pytest.raises(RunError) as info:
         train(experiment, tmp_path / "child")
     assert not (tmp_path / "child").exists()
-    with pytest.raises(RunError, match=r"is of another run: axes\.seed is"):
+    with pytest.raises(RunError, match=r"finished\.json: damaged: "):
         open_snapshot(RunDirectory(parent), 4)
     (parent / "finished.json").unlink()
-    with pytest.raises(RunError, match=r"is of another run: axes\.seed is"):
+    told = r"is of another run: axes\.seed is"
+    with pytest.raises(RunError, match=told):
+        open_snapshot(RunDirectory(parent), 4)
+    with pytest.raises(RunError, match=told):
         train(experiment, tmp_path / "child")
     assert "\n" not in str(info.value)
 

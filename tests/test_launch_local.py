@@ -400,12 +400,9 @@ def test_a_job_that_is_killed_is_told(tmp_path):
     assert states(workdir) == {"walks": "running"}
     whole = (workdir / "sweep.json").read_bytes()
     other = [*LONG, "--config.runs.other.hypers.learning_rate=0.5"]
-    for second, code, said in (
-        (other, 1, "jobs: in use by process"),
-        ([*other, "--engine=none"], 2, "=0.5: must stay as it is while job walks is r"),
-    ):
+    for second in (other, [*other, "--engine=none"]):
         ended, _, told = swept(workdir, *second)
-        assert ended == code and said in told.replace("'", ""), told
+        assert ended == 1 and "jobs: in use by process" in told, told
         assert (workdir / "sweep.json").read_bytes() == whole
     os.kill(record.read().process, signal.SIGKILL)
     said = process.communicate()[0]

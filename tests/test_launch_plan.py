@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from small_sweeps import (
 
 from launch import local, status, sweep
 from launch.engines import settings_of
+from launch.job import Life, Record, now
 from launch.plan import lacking, parse_grid
 from launch.queue import numbers, ranges
 from launch.rows import last_accuracy
@@ -498,3 +500,24 @@ def test_the_accuracy_of_a_job_is_of_its_last_run(tmp_path):
         run[name].metrics.append("eval", 0, 0.0, {"greedy/accuracy": mean})
     assert last_accuracy([run["a"]]) == 0.5
     assert last_accuracy([run["a"], run["b"]]) is None
+
+
+def test_a_job_that_runs_stays_the_job_that_it_is(tmp_path):
+    """As one that a queue started, beside which no launcher works."""
+    workdir = tmp_path / "sweep"
+    assert planned(workdir) == ["walks"]
+    home = SweepDirectory(workdir)
+    record, before = Record(home, home.read().jobs[0]), contents_of(workdir)
+    with record.locked():
+        here = (socket.gethostname(), os.getpid(), "", now())
+        record.write(Life(1, *here, step=0, idle=0))
+        change = "--config.runs.other.hypers.learning_rate=0.5"
+        code, _, told = swept(workdir, PLAN, change)
+    assert code == 2 and "=0.5: must stay as it is while job walks is running" in (
+        told.replace("'", "")
+    )
+    assert contents_of(workdir) == before
+
+
+def contents_of(workdir):
+    return (workdir / "sweep.json").read_bytes()
