@@ -479,6 +479,7 @@ def execute(
         report.line(f"{name}: {members}, {note}")
         files = (checkpoints, directory.metrics)
         kind = kind_of(type(run.stage))
+        meet("what the run is now is written")
         kept = () if run.schedule.max_to_keep else directory.read_lineage().kept
         training = Training(kind, run.schedule, program, *files, report, kept)
         with closing(report), followed(log if is_first() else (), run, directory):
