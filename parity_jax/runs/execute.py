@@ -253,7 +253,7 @@ def check_same_parent(name: str, run: ResolvedRun, directory: RunDirectory) -> N
     was, now = directory.read_lineage().parent, end_of_parent(run, directory)
     if was is None:
         return
-    if is_pruned(parent_of(run, directory), was.step):
+    if lacks_any(parent_of(run, directory), was.step):
         told = f"the parent of {name}, {where}, has no checkpoint of step"
         told += f" {listed(was.step)} any more and cannot be compared"
         Report(name).warn(told)
@@ -282,7 +282,7 @@ def check_same_start(
             raise ConfigError(f"runs.{name}.parent", run.parent.path, told)
 
 
-def is_pruned(parent: RunDirectory, steps: Collection[int]) -> bool:
+def lacks_any(parent: RunDirectory, steps: Collection[int]) -> bool:
     """Whether a run has not all of the checkpoints, or is gone."""
     return not {*steps} <= {*parent.saved_steps()}
 
@@ -409,7 +409,7 @@ def check_start(
 ) -> None:
     """ConfigError unless the parent is there, or is among those run before."""
     sibling, parent = run.parent.sibling, parent_of(run, directory)
-    if sibling in before:  # what it will have was checked, but for what is past
+    if sibling in before:  # what it has, and what it will have saved
         there, schedule = parent.saved_steps(), before[sibling].schedule
         newest = max(there, default=-1)  # records may be further: it was killed then
         to_come = [s for s in schedule.saved_steps() if s > newest]
